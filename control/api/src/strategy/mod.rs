@@ -1,0 +1,130 @@
+//! What is special about a kind, as hooks around the generic path.
+//!
+//! The generic path of a write is: decode and check fields by schema, apply static defaults, `default`,
+//! `prepare_for_create` or `prepare_for_update`, generic metadata checks, `validate` or `validate_update`, admission, store.
+
+use serde_json::Value;
+
+use crate::resource::Subresource;
+use crate::status::{ApiError, FieldError};
+
+/// What a hook may know beyond the objects: who asks, when, and the cluster's shape.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The user's name.
+    pub user: String,
+    /// The user's groups.
+    pub groups: Vec<String>,
+    /// Now, as RFC 3339 with seconds: `2026-01-02T15:04:05Z`.
+    pub now: String,
+    /// Whether nothing will be stored.
+    pub dry_run: bool,
+}
+
+/// A column of the table that `kubectl get` prints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Column {
+    /// Its heading, such as `Ready`.
+    pub name: String,
+    /// `string`, `integer`, `number`, `boolean` or `date`.
+    pub kind: String,
+    /// `name` for the first column, else empty.
+    pub format: String,
+    /// What it shows.
+    pub description: String,
+    /// 0 always, 1 for `-o wide` only.
+    pub priority: i32,
+}
+
+/// The hooks of a kind. Every method has the behaviour of a kind without anything special.
+///
+/// Objects are JSON values that have passed the schema. A validation returns every mistake, not the first.
+pub trait Strategy: Send + Sync + 'static {
+    /// Defaults that depend on other fields.
+    fn default(&self, _object: &mut Value) {}
+
+    /// Clears what a client may not set (status), sets `generation` and the like.
+    fn prepare_for_create(&self, _ctx: &Context, _object: &mut Value) {}
+
+    /// Carries over what this request may not change: the status in an update of the object, all but the status in an
+    /// update of `status`; raises `metadata.generation` where the spec changed.
+    fn prepare_for_update(
+        &self,
+        _ctx: &Context,
+        _subresource: Option<Subresource>,
+        _object: &mut Value,
+        _old: &Value,
+    ) {
+    }
+
+    /// Mistakes in a new object.
+    fn validate(&self, _object: &Value) -> Vec<FieldError> {
+        Vec::new()
+    }
+
+    /// Mistakes in a changed object.
+    fn validate_update(
+        &self,
+        _subresource: Option<Subresource>,
+        object: &Value,
+        _old: &Value,
+    ) -> Vec<FieldError> {
+        self.validate(object)
+    }
+
+    /// Warnings for the client (`Warning` headers).
+    fn warnings(&self, _object: &Value) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// The grace period of a deletion in seconds, for kinds that are deleted gracefully (pods); `None` for the rest.
+    ///
+    /// `requested` is `DeleteOptions.gracePeriodSeconds`.
+    fn graceful_deletion_seconds(&self, _object: &Value, _requested: Option<i64>) -> Option<i64> {
+        None
+    }
+
+    /// Whether an update may create (`PUT` on a name that does not exist).
+    fn allow_create_on_update(&self) -> bool {
+        false
+    }
+
+    /// Whether an update must carry a resourceVersion.
+    fn require_resource_version(&self) -> bool {
+        false
+    }
+
+    /// The fields that `fieldSelector` may name beside `metadata.name` and `metadata.namespace`, with this object's values.
+    fn selectable_fields(&self, _object: &Value) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
+    /// The names of the fields that [`Strategy::selectable_fields`] returns.
+    fn selectable_field_names(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// The columns of its table.
+    fn columns(&self) -> Vec<Column> {
+        crate::table::default_columns()
+    }
+
+    /// The cells of one row, one for each of [`Strategy::columns`]; `now` is for ages.
+    fn cells(&self, object: &Value, now: jiff::Timestamp) -> Vec<Value> {
+        crate::table::default_cells(object, now)
+    }
+
+    /// The `scale` subresource of an object as an `autoscaling/v1` Scale, for kinds that have one.
+    fn scale(&self, _object: &Value) -> Option<Value> {
+        None
+    }
+
+    /// Applies a Scale to the object.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` for a negative number of replicas.
+    fn set_scale(&self, _object: &mut Value, _scale: &Value) -> Result<(), ApiError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,142 @@
+//! A revisioned key-value store in etcd's model: keys, values, `create_revision`,
+//! `mod_revision`, compare-and-swap transactions, ranges, watches from a revision, compaction.
+//!
+//! One trait, [`Store`], and one back end so far: redb in a file.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+/// A point in the store's history: grows by one with each committed transaction.
+pub type Revision = u64;
+
+/// One key and its value as of some revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyValue {
+    /// The key, such as `/registry/pods/default/web-0`.
+    pub key: String,
+    /// The value's bytes.
+    pub value: Bytes,
+    /// The revision in which the key was created last.
+    pub create_revision: Revision,
+    /// The revision in which the value was written last.
+    pub mod_revision: Revision,
+}
+
+/// What a transaction asks of one key before it changes anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Compare {
+    /// The key does not exist.
+    Absent(String),
+    /// The key exists and was last written in this revision.
+    ModRevision(String, Revision),
+}
+
+/// One change of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Writes a value.
+    Put(String, Bytes),
+    /// Removes a key; a key that is not there is no error.
+    Delete(String),
+}
+
+/// What became of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TxnOutcome {
+    /// All compares held; the changes are durable in this revision.
+    Committed(Revision),
+    /// A compare did not hold; this is what each compared key holds now, in the order of the compares.
+    Conflict(Vec<Option<KeyValue>>),
+}
+
+/// One change, as watchers see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A key was written; `previous` is what it held before, `None` if it was created.
+    Put {
+        /// The key and its new value.
+        kv: KeyValue,
+        /// What it held before.
+        previous: Option<KeyValue>,
+    },
+    /// A key was removed in revision `revision`.
+    Delete {
+        /// What it held before.
+        previous: KeyValue,
+        /// The revision of the removal.
+        revision: Revision,
+    },
+}
+
+/// One page of a range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// The keys and values, sorted by key.
+    pub kvs: Vec<KeyValue>,
+    /// Whether there is more behind the last key.
+    pub more: bool,
+    /// The store's revision that the page shows.
+    pub revision: Revision,
+}
+
+/// Why the store refused.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The revision asked for is compacted away: read anew (HTTP 410).
+    #[error("revision {asked} is compacted; the oldest is {oldest}")]
+    Compacted {
+        /// The revision asked for.
+        asked: Revision,
+        /// The oldest that is still there.
+        oldest: Revision,
+    },
+    /// The disk is full; nothing was written, reads go on (HTTP 507 or 500 with the cause).
+    #[error("no space left to write")]
+    NoSpace {
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// The back end failed.
+    #[error("{what}")]
+    Backend {
+        /// What was tried, on what.
+        what: String,
+        /// Why it failed.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The store is closed.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// etcd's model, as far as Kubernetes uses it.
+///
+/// A transaction is durable when `txn` returns `Committed`; events reach watchers only after that, in the order of
+/// their revisions.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// The newest revision.
+    fn revision(&self) -> Revision;
+
+    /// What `key` holds now.
+    async fn get(&self, key: &str) -> Result<Option<KeyValue>, StoreError>;
+
+    /// Keys from `start` on, below `end`, at most `limit` (0 for all), as of now.
+    async fn range(&self, start: &str, end: &str, limit: usize) -> Result<Range, StoreError>;
+
+    /// Applies all of `ops` in one revision if all of `compares` hold, else none.
+    async fn txn(&self, compares: Vec<Compare>, ops: Vec<Op>) -> Result<TxnOutcome, StoreError>;
+
+    /// All changes to keys that start with `prefix`, in revisions after `after`; each message is one revision's changes.
+    ///
+    /// The channel closes when the watcher falls too far behind or the store closes; the watcher then starts anew.
+    async fn watch(
+        &self,
+        prefix: &str,
+        after: Revision,
+    ) -> Result<mpsc::Receiver<(Revision, Vec<Event>)>, StoreError>;
+
+    /// Forgets history before `revision`; the present stays whole.
+    async fn compact(&self, revision: Revision) -> Result<(), StoreError>;
+}

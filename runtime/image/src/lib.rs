@@ -1,0 +1,1 @@
+//! Pull, content store, unpacking, snapshots and garbage collection of images.

@@ -1,0 +1,1 @@
+//! One pod's network: namespace, veth pair, bridge and addresses.

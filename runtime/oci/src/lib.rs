@@ -1,0 +1,1 @@
+//! OCI container lifecycle library and the knarr-oci program.

@@ -1,0 +1,1 @@
+//! One tiny process per pod, parent of its containers.

@@ -1,0 +1,1 @@
+//! Boots whole machines under QEMU and runs Knarr in them.
