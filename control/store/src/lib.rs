@@ -3,9 +3,16 @@
 //!
 //! One trait, [`Store`], and one back end so far: redb in a file.
 
+mod embedded;
+mod history;
+mod record;
+mod writer;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
+
+pub use embedded::RedbStore;
 
 /// A point in the store's history: grows by one with each committed transaction.
 pub type Revision = u64;
@@ -67,6 +74,16 @@ pub enum Event {
         /// The revision of the removal.
         revision: Revision,
     },
+}
+
+impl Event {
+    /// The key that changed.
+    pub fn key(&self) -> &str {
+        match self {
+            Event::Put { kv, .. } => &kv.key,
+            Event::Delete { previous, .. } => &previous.key,
+        }
+    }
 }
 
 /// One page of a range.

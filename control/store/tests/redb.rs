@@ -1,0 +1,298 @@
+//! The redb back end against etcd's model: transactions, ranges, watches, restarts, a full disk.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use knarr_store::{Compare, Event, KeyValue, Op, RedbStore, Store, StoreError, TxnOutcome};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use proptest::prelude::*;
+
+fn open(dir: &Path) -> RedbStore {
+    RedbStore::open(&dir.join("state.redb")).unwrap()
+}
+
+fn put(key: &str, value: &str) -> Op {
+    Op::Put(key.to_owned(), Bytes::copy_from_slice(value.as_bytes()))
+}
+
+async fn commit(store: &RedbStore, compares: Vec<Compare>, ops: Vec<Op>) -> u64 {
+    match store.txn(compares, ops).await.unwrap() {
+        TxnOutcome::Committed(revision) => revision,
+        TxnOutcome::Conflict(found) => panic!("conflict with {found:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_compare_that_does_not_hold_changes_nothing_and_tells_what_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let first = commit(
+        &store,
+        vec![Compare::Absent("/a".into())],
+        vec![put("/a", "1")],
+    )
+    .await;
+    let second = commit(
+        &store,
+        vec![Compare::ModRevision("/a".into(), first)],
+        vec![put("/a", "2")],
+    )
+    .await;
+    assert_eq!(second, first + 1);
+
+    let outcome = store
+        .txn(
+            vec![
+                Compare::ModRevision("/a".into(), first),
+                Compare::Absent("/b".into()),
+            ],
+            vec![put("/a", "3"), put("/b", "3")],
+        )
+        .await
+        .unwrap();
+    let there = KeyValue {
+        key: "/a".into(),
+        value: Bytes::from_static(b"2"),
+        create_revision: first,
+        mod_revision: second,
+    };
+    assert_eq!(
+        outcome,
+        TxnOutcome::Conflict(vec![Some(there.clone()), None])
+    );
+    assert_eq!(store.get("/a").await.unwrap(), Some(there));
+    assert_eq!(store.get("/b").await.unwrap(), None);
+    assert_eq!(store.revision(), second);
+}
+
+#[tokio::test]
+async fn a_range_pages_in_the_order_of_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    for key in ["/p/c", "/p/a", "/q/a", "/p/b"] {
+        commit(&store, vec![], vec![put(key, key)]).await;
+    }
+    let page = store.range("/p/", "/p0", 2).await.unwrap();
+    assert_eq!(
+        page.kvs
+            .iter()
+            .map(|kv| kv.key.as_str())
+            .collect::<Vec<_>>(),
+        ["/p/a", "/p/b"]
+    );
+    assert!(page.more);
+    assert_eq!(page.revision, store.revision());
+    let rest = store.range("/p/b\0", "/p0", 2).await.unwrap();
+    assert_eq!(
+        rest.kvs
+            .iter()
+            .map(|kv| kv.key.as_str())
+            .collect::<Vec<_>>(),
+        ["/p/c"]
+    );
+    assert!(!rest.more);
+}
+
+#[tokio::test]
+async fn a_watch_sees_each_change_of_its_prefix_once_and_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let start = store.revision();
+    let a = commit(&store, vec![], vec![put("/p/a", "1"), put("/q/x", "1")]).await;
+    let mut watch = store.watch("/p/", start).await.unwrap();
+    commit(&store, vec![], vec![put("/q/x", "2")]).await;
+    let gone = commit(&store, vec![], vec![Op::Delete("/p/a".into())]).await;
+
+    let (revision, events) = watch.recv().await.unwrap();
+    assert_eq!(revision, a);
+    assert!(
+        matches!(&events[..], [Event::Put { kv, previous: None }] if kv.key == "/p/a"),
+        "{events:?}"
+    );
+    let (revision, events) = watch.recv().await.unwrap();
+    assert_eq!(revision, gone);
+    assert!(
+        matches!(&events[..], [Event::Delete { previous, revision }] if previous.value == "1" && *revision == gone),
+        "{events:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_watch_from_a_compacted_revision_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let old = commit(&store, vec![], vec![put("/a", "1")]).await;
+    let new = commit(&store, vec![], vec![put("/a", "2")]).await;
+    store.compact(new).await.unwrap();
+    assert!(matches!(
+        store.watch("/", old - 1).await,
+        Err(StoreError::Compacted { asked, .. }) if asked == old - 1
+    ));
+    store.watch("/", new).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_writers_that_create_one_key_one_wins() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(open(dir.path()));
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..64 {
+        let store = store.clone();
+        tasks.spawn(async move {
+            let compares = vec![Compare::Absent("/one".into())];
+            store
+                .txn(compares, vec![put("/one", &n.to_string())])
+                .await
+                .unwrap()
+        });
+    }
+    let outcomes = tasks.join_all().await;
+    let won = outcomes
+        .iter()
+        .filter(|o| matches!(o, TxnOutcome::Committed(_)))
+        .count();
+    assert_eq!(won, 1, "{outcomes:?}");
+}
+
+#[test]
+fn a_full_disk_refuses_writes_serves_reads_and_recovers() {
+    // A thread of its own, so that the small file system is seen by nobody else and dies with it.
+    std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS).unwrap();
+        mount(
+            None::<&str>,
+            "/",
+            None::<&str>,
+            MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+            None::<&str>,
+        )
+        .unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        mount(
+            Some("knarr"),
+            dir.path(),
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some("size=32m"),
+        )
+        .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let store = open(dir.path());
+            let value = "x".repeat(1 << 20);
+            let mut written = 0;
+            let refused = loop {
+                match store
+                    .txn(vec![], vec![put(&format!("/{written}"), &value)])
+                    .await
+                {
+                    Ok(_) => written += 1,
+                    Err(error) => break error,
+                }
+                assert!(written < 64, "32 MiB took 64 MiB");
+            };
+            assert!(matches!(refused, StoreError::NoSpace { .. }), "{refused:?}");
+            for n in 0..written {
+                assert_eq!(
+                    store
+                        .get(&format!("/{n}"))
+                        .await
+                        .unwrap()
+                        .unwrap()
+                        .value
+                        .len(),
+                    value.len()
+                );
+            }
+            // Somebody else's file fills the rest: even the write of one byte is refused.
+            std::fs::write(dir.path().join("ballast"), vec![0; 64 << 20]).unwrap_err();
+            let refused = store
+                .txn(vec![], vec![put("/small", "1")])
+                .await
+                .unwrap_err();
+            assert!(matches!(refused, StoreError::NoSpace { .. }), "{refused:?}");
+            assert_eq!(store.get("/small").await.unwrap(), None);
+            std::fs::remove_file(dir.path().join("ballast")).unwrap();
+            for n in 0..written {
+                commit(&store, vec![], vec![Op::Delete(format!("/{n}"))]).await;
+            }
+            let room = commit(&store, vec![], vec![put("/again", &value)]).await;
+            assert_eq!(
+                store.get("/again").await.unwrap().unwrap().mod_revision,
+                room
+            );
+        });
+    })
+    .join()
+    .unwrap();
+}
+
+/// One step of the model test.
+#[derive(Clone, Debug)]
+enum Step {
+    Put(u8, u8),
+    Delete(u8),
+    CompareAndPut(u8, u8),
+    Reopen,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..6u8, any::<u8>()).prop_map(|(k, v)| Step::Put(k, v)),
+        2 => (0..6u8).prop_map(Step::Delete),
+        2 => (0..6u8, any::<u8>()).prop_map(|(k, v)| Step::CompareAndPut(k, v)),
+        1 => Just(Step::Reopen),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_store_holds_what_a_map_would(steps in proptest::collection::vec(step(), 1..40)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let mut store = open(dir.path());
+            let mut model: BTreeMap<String, (Vec<u8>, u64, u64)> = BTreeMap::new();
+            let mut revision = store.revision();
+            for step in steps {
+                match step {
+                    Step::Put(k, v) | Step::CompareAndPut(k, v) => {
+                        let key = format!("/{k}");
+                        let old = model.get(&key).cloned();
+                        let compares = match (&step, &old) {
+                            (Step::CompareAndPut(..), Some((_, _, m))) => vec![Compare::ModRevision(key.clone(), *m)],
+                            (Step::CompareAndPut(..), None) => vec![Compare::Absent(key.clone())],
+                            _ => vec![],
+                        };
+                        revision += 1;
+                        assert_eq!(commit(&store, compares, vec![Op::Put(key.clone(), vec![v].into())]).await, revision);
+                        let create = old.map_or(revision, |(_, c, _)| c);
+                        model.insert(key, (vec![v], create, revision));
+                    }
+                    Step::Delete(k) => {
+                        let key = format!("/{k}");
+                        revision += u64::from(model.remove(&key).is_some());
+                        assert_eq!(commit(&store, vec![], vec![Op::Delete(key)]).await, revision);
+                    }
+                    Step::Reopen => {
+                        drop(store);
+                        store = open(dir.path());
+                    }
+                }
+                let all = store.range("/", "0", 0).await.unwrap();
+                assert_eq!(all.revision, revision);
+                let seen: BTreeMap<_, _> = all.kvs.into_iter()
+                    .map(|kv| (kv.key, (kv.value.to_vec(), kv.create_revision, kv.mod_revision)))
+                    .collect();
+                assert_eq!(seen, model);
+            }
+        });
+    }
+}
