@@ -1,6 +1,6 @@
 //! The one thread that writes: it gathers the transactions that wait, commits them with one fsync, and tells everybody.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -24,7 +24,7 @@ pub(crate) struct Request {
 }
 
 /// Runs until every handle of the store is gone.
-pub(crate) fn run(shared: &Arc<Shared>, path: &PathBuf, mut requests: mpsc::Receiver<Request>) {
+pub(crate) fn run(shared: &Arc<Shared>, path: &Path, mut requests: mpsc::Receiver<Request>) {
     let mut group = Vec::new();
     while requests.blocking_recv_many(&mut group, GROUP) > 0 {
         match commit(shared, path, &group) {
@@ -82,10 +82,10 @@ impl Failure {
 
 type Committed = (Vec<TxnOutcome>, Vec<(Revision, Vec<Event>)>);
 
-fn commit(shared: &Shared, path: &PathBuf, group: &[Request]) -> Result<Committed, Failure> {
+fn commit(shared: &Shared, path: &Path, group: &[Request]) -> Result<Committed, Failure> {
     check_space(path, group)?;
     let redb = |source: redb::Error| Failure::Redb {
-        path: path.clone(),
+        path: path.to_owned(),
         source,
     };
     let database = shared.database.read();
@@ -101,7 +101,7 @@ fn commit(shared: &Shared, path: &PathBuf, group: &[Request]) -> Result<Committe
     Ok((outcomes, batches))
 }
 
-fn check_space(path: &PathBuf, group: &[Request]) -> Result<(), Failure> {
+fn check_space(path: &Path, group: &[Request]) -> Result<(), Failure> {
     let payload: usize = group
         .iter()
         .flat_map(|request| &request.ops)
@@ -213,7 +213,7 @@ fn apply(
 }
 
 /// After a failed write redb refuses everything until the file is opened again.
-fn reopen_if_broken(shared: &Shared, path: &PathBuf) {
+fn reopen_if_broken(shared: &Shared, path: &Path) {
     let broken = match shared.database.read().begin_read() {
         Ok(_) => shared.database.read().begin_write().map(drop).is_err(),
         Err(_) => true,
