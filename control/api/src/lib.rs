@@ -1,5 +1,6 @@
 //! The API server.
 
+pub mod pki;
 pub mod resource;
 pub mod status;
 pub mod strategy;

@@ -53,11 +53,18 @@ impl FieldError {
 
     /// A value outside a fixed set.
     pub fn not_supported(field: impl Into<String>, value: &Value, supported: &[&str]) -> Self {
-        let list = supported.iter().map(|s| format!("{s:?}")).collect::<Vec<_>>().join(", ");
+        let list = supported
+            .iter()
+            .map(|s| format!("{s:?}"))
+            .collect::<Vec<_>>()
+            .join(", ");
         Self {
             reason: "FieldValueNotSupported",
             field: field.into(),
-            message: format!("Unsupported value: {}: supported values: {list}", render(value)),
+            message: format!(
+                "Unsupported value: {}: supported values: {list}",
+                render(value)
+            ),
         }
     }
 
@@ -81,7 +88,11 @@ impl FieldError {
 }
 
 fn with_detail(what: &str, detail: &str) -> String {
-    if detail.is_empty() { what.to_owned() } else { format!("{what}: {detail}") }
+    if detail.is_empty() {
+        what.to_owned()
+    } else {
+        format!("{what}: {detail}")
+    }
 }
 
 fn render(value: &Value) -> String {
@@ -105,10 +116,22 @@ pub struct ApiError {
 impl ApiError {
     /// An error without details.
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: Value::Null }
+        Self {
+            code,
+            reason,
+            message: message.into(),
+            details: Value::Null,
+        }
     }
 
-    fn named(code: u16, reason: &'static str, group: &str, kind: &str, name: &str, message: String) -> Self {
+    fn named(
+        code: u16,
+        reason: &'static str,
+        group: &str,
+        kind: &str,
+        name: &str,
+        message: String,
+    ) -> Self {
         let mut details = json!({ "kind": kind });
         if !name.is_empty() {
             details["name"] = name.into();
@@ -116,7 +139,12 @@ impl ApiError {
         if !group.is_empty() {
             details["group"] = group.into();
         }
-        Self { code, reason, message, details }
+        Self {
+            code,
+            reason,
+            message,
+            details,
+        }
     }
 
     /// 404: no such object. `plural` and `group` name the resource.
@@ -129,7 +157,11 @@ impl ApiError {
     pub fn no_such_path() -> Self {
         Self {
             details: json!({}),
-            ..Self::new(404, "NotFound", "the server could not find the requested resource")
+            ..Self::new(
+                404,
+                "NotFound",
+                "the server could not find the requested resource",
+            )
         }
     }
 
@@ -141,8 +173,10 @@ impl ApiError {
 
     /// 409: the object changed meanwhile, or a precondition failed.
     pub fn conflict(group: &str, plural: &str, name: &str, detail: &str) -> Self {
-        let message =
-            format!("Operation cannot be fulfilled on {} {name:?}: {detail}", qualified(plural, group));
+        let message = format!(
+            "Operation cannot be fulfilled on {} {name:?}: {detail}",
+            qualified(plural, group)
+        );
         Self::named(409, "Conflict", group, plural, name, message)
     }
 
@@ -155,7 +189,11 @@ impl ApiError {
                 lines.push(line);
             }
         }
-        let list = if lines.len() == 1 { lines[0].clone() } else { format!("[{}]", lines.join(", ")) };
+        let list = if lines.len() == 1 {
+            lines[0].clone()
+        } else {
+            format!("[{}]", lines.join(", "))
+        };
         let message = format!("{} {name:?} is invalid: {list}", qualified(kind, group));
         let mut error = Self::named(422, "Invalid", group, kind, name, message);
         error.details["causes"] = errors
@@ -180,7 +218,10 @@ impl ApiError {
         let message = if name.is_empty() {
             format!("{} is forbidden: {detail}", qualified(plural, group))
         } else {
-            format!("{} {name:?} is forbidden: {detail}", qualified(plural, group))
+            format!(
+                "{} {name:?} is forbidden: {detail}",
+                qualified(plural, group)
+            )
         };
         Self::named(403, "Forbidden", group, plural, name, message)
     }
@@ -257,5 +298,9 @@ impl ApiError {
 
 /// `plural`, or `plural.group` outside the core group.
 fn qualified(plural: &str, group: &str) -> String {
-    if group.is_empty() { plural.to_owned() } else { format!("{plural}.{group}") }
+    if group.is_empty() {
+        plural.to_owned()
+    } else {
+        format!("{plural}.{group}")
+    }
 }
