@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::ipam::PoolError;
 use crate::link::{self, LinkError, Netlink};
 use crate::netns::{self, NetnsError};
-use crate::network::{Inner, PodNetwork, PortMapping};
+use crate::network::{Inner, PortMapping};
 use crate::records::{Record, RecordError};
 use crate::rules::{self, RulesError};
 use crate::sysctl::{self, SysctlError};
@@ -80,32 +80,8 @@ pub enum DetachError {
     Thread(#[source] NetnsError),
 }
 
-/// See [`crate::Network::attach`].
-pub(crate) fn attach(
-    inner: &Inner,
-    sandbox: &str,
-    pin: &Path,
-    ports: Vec<PortMapping>,
-) -> Result<PodNetwork, AttachError> {
-    let record = reserve(inner, sandbox, pin, ports)?;
-    match build(inner, &record) {
-        Ok(()) => Ok(record.pod_network()),
-        Err(err) => {
-            if let Err(undo) = detach(inner, sandbox) {
-                // The record stays, and `gc` or another `detach` tries again.
-                tracing::warn!(
-                    sandbox,
-                    error = &undo as &dyn std::error::Error,
-                    "a failed attach left something behind"
-                );
-            }
-            Err(err)
-        }
-    }
-}
-
-/// Takes an address and writes the record, before anything is made.
-fn reserve(
+/// The first step of [`crate::Network::attach`]: takes an address and writes the record, before anything is made.
+pub(crate) fn reserve(
     inner: &Inner,
     sandbox: &str,
     pin: &Path,
@@ -137,11 +113,20 @@ fn reserve(
     Ok(record)
 }
 
-fn build(inner: &Inner, record: &Record) -> Result<(), AttachError> {
+/// The second step of [`crate::Network::attach`]. It leaves the calling thread in the pod's namespace, whatever comes of it,
+/// so what fails here must be undone on another thread.
+pub(crate) fn build(inner: &Inner, record: &Record) -> Result<(), AttachError> {
     let ip = *record.ips.first().expect("reserve gives an address");
+    if !record.ports.is_empty() {
+        // The table is a function of all records, so concurrent changes must not overtake each other.
+        let state = inner.state.lock();
+        rules::set_host_ports(&inner.config, state.sandboxes.values())
+            .map_err(AttachError::Rules)?;
+    }
     let netlink = Netlink::new().map_err(AttachError::Link)?;
     let host = netlink.socket().map_err(AttachError::Link)?;
     netns::unshare_pinned(&record.netns).map_err(AttachError::Netns)?;
+    // From here on, new sockets, programs and /proc/sys/net are the pod's.
     sysctl::prepare_pod().map_err(AttachError::Sysctl)?;
     let inside = netlink.socket().map_err(AttachError::Link)?;
     let pod = File::open(&record.netns).map_err(|source| AttachError::OpenPin {
@@ -153,13 +138,7 @@ fn build(inner: &Inner, record: &Record) -> Result<(), AttachError> {
             link::add_pair(&host, inner.bridge, &record.interface, ip, pod.as_fd()).await?;
             link::configure_pod(&inside, ip, inner.gateway).await
         })
-        .map_err(AttachError::Link)?;
-    if record.ports.is_empty() {
-        return Ok(());
-    }
-    // The table is a function of all records, so concurrent changes must not overtake each other.
-    let state = inner.state.lock();
-    rules::set_host_ports(&inner.config, state.sandboxes.values()).map_err(AttachError::Rules)
+        .map_err(AttachError::Link)
 }
 
 /// See [`crate::Network::detach`].
@@ -215,7 +194,10 @@ pub(crate) fn gc(inner: &Inner, keep: &BTreeSet<String>) -> Result<Vec<String>, 
     for name in ports {
         let known = {
             let state = inner.state.lock();
-            state.sandboxes.values().any(|record| record.interface == name)
+            state
+                .sandboxes
+                .values()
+                .any(|record| record.interface == name)
         };
         if !known {
             netlink
@@ -233,8 +215,10 @@ fn is_file_name(id: &str) -> bool {
 
 /// A name of 15 characters, the most an interface may have, from 44 bits of a hash (FNV-1a) of the sandbox id.
 fn interface_name(sandbox: &str) -> String {
-    let hash = sandbox.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = sandbox
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
     format!("veth{:011x}", hash >> 20)
 }

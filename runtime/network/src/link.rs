@@ -153,7 +153,11 @@ async fn set_gateway(
     gateway: IpAddr,
     prefix: u8,
 ) -> Result<(), LinkError> {
-    let mut addresses = handle.address().get().set_link_index_filter(index).execute();
+    let mut addresses = handle
+        .address()
+        .get()
+        .set_link_index_filter(index)
+        .execute();
     let mut there = false;
     let mut others = Vec::new();
     while let Some(message) = addresses
@@ -161,10 +165,14 @@ async fn set_gateway(
         .await
         .map_err(failed("list addresses"))?
     {
-        let Some(ip) = message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Address(ip) => Some(*ip),
-            _ => None,
-        }) else {
+        let Some(ip) = message
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                AddressAttribute::Address(ip) => Some(*ip),
+                _ => None,
+            })
+        else {
             continue;
         };
         if ip == gateway && message.header.prefix_len == prefix {
@@ -193,7 +201,7 @@ async fn set_gateway(
     Ok(())
 }
 
-/// Makes `eth0` in the namespace `pod` and `name` outside as an open port of the bridge, both up.
+/// Makes `eth0` in the namespace `pod` and `name` outside as a port of the bridge, up.
 pub(crate) async fn add_pair(
     host: &Handle,
     bridge: Bridge,
@@ -201,15 +209,13 @@ pub(crate) async fn add_pair(
     ip: IpAddr,
     pod: BorrowedFd<'_>,
 ) -> Result<(), LinkError> {
-    let mut peer = LinkMessageBuilder::<LinkUnspec>::new()
+    // Not up yet: the kernel refuses that (`ENOTCONN`) until both halves know each other.
+    let peer = LinkMessageBuilder::<LinkUnspec>::new()
         .name("eth0")
         .mtu(bridge.mtu)
         .address(hardware_address(ip))
         .setns_by_fd(pod.as_raw_fd())
-        .up()
         .build();
-    // The kernel wants the same flags in both halves of the request.
-    peer.header.interface_family = Default::default();
     let message = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
         .name(name)
         .mtu(bridge.mtu)
@@ -237,7 +243,7 @@ pub(crate) async fn add_pair(
         .map_err(failed(format!("set {name} to hairpin mode")))
 }
 
-/// Inside a pod: `lo` up, the address on `eth0`, the default route through `gateway`.
+/// Inside a pod: both interfaces up, the address on `eth0`, the default route through `gateway`.
 pub(crate) async fn configure_pod(
     pod: &Handle,
     ip: IpAddr,
@@ -256,6 +262,11 @@ pub(crate) async fn configure_pod(
         })?
         .header
         .index;
+    pod.link()
+        .change(LinkUnspec::new_with_index(eth0).up().build())
+        .execute()
+        .await
+        .map_err(failed("set eth0 up"))?;
     let host_prefix = IpNet::from(ip).prefix_len();
     pod.address()
         .add(eth0, ip, host_prefix)
@@ -315,10 +326,13 @@ pub(crate) async fn ports(host: &Handle, bridge: Bridge) -> Result<Vec<String>, 
         let on_bridge = link
             .attributes
             .contains(&LinkAttribute::Controller(bridge.index));
-        let name = link.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::IfName(name) => Some(name.clone()),
-            _ => None,
-        });
+        let name = link
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name.clone()),
+                _ => None,
+            });
         if let (true, Some(name)) = (on_bridge, name) {
             names.push(name);
         }
@@ -351,22 +365,30 @@ async fn outside_mtu(handle: &Handle) -> Result<Option<u32>, LinkError> {
         let is_default = route.header.destination_prefix_length == 0
             && route.header.table == RouteHeader::RT_TABLE_MAIN;
         if is_default && outside.is_none() {
-            outside = route.attributes.iter().find_map(|attribute| match attribute {
-                RouteAttribute::Oif(index) => Some(*index),
-                _ => None,
-            });
+            outside = route
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    RouteAttribute::Oif(index) => Some(*index),
+                    _ => None,
+                });
         }
     }
     let Some(index) = outside else {
         return Ok(None);
     };
     let mut links = handle.link().get().match_index(index).execute();
-    let link = links.try_next().await.map_err(failed("look up the outside interface"))?;
+    let link = links
+        .try_next()
+        .await
+        .map_err(failed("look up the outside interface"))?;
     Ok(link.and_then(|link| {
-        link.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::Mtu(mtu) => Some(*mtu),
-            _ => None,
-        })
+        link.attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                LinkAttribute::Mtu(mtu) => Some(*mtu),
+                _ => None,
+            })
     }))
 }
 

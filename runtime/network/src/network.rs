@@ -164,14 +164,25 @@ impl Network {
         ports: &[PortMapping],
     ) -> Result<PodNetwork, AttachError> {
         let inner = Arc::clone(&self.inner);
-        let sandbox = sandbox.to_owned();
+        let id = sandbox.to_owned();
         let pin = netns.to_owned();
         let ports = ports.to_vec();
-        netns::on_thread("network-attach", move || {
-            attach::attach(&inner, &sandbox, &pin, ports)
+        let (record, built) = netns::on_thread("network-attach", move || {
+            let record = attach::reserve(&inner, &id, &pin, ports)?;
+            let built = attach::build(&inner, &record);
+            Ok((record, built))
         })
         .await
-        .map_err(AttachError::Thread)?
+        .map_err(AttachError::Thread)??;
+        let Err(err) = built else {
+            return Ok(record.pod_network());
+        };
+        if let Err(undo) = self.detach(sandbox).await {
+            // The record stays, and `gc` or another `detach` tries again.
+            let error = &undo as &dyn std::error::Error;
+            tracing::warn!(sandbox, error, "a failed attach left something behind");
+        }
+        Err(err)
     }
 
     /// Removes all that `attach` made for a sandbox; nothing to do is success.

@@ -105,7 +105,10 @@ impl Records {
         let mut sandboxes = BTreeMap::new();
         for entry in fs::read_dir(&sandboxes_dir).map_err(read_error(&sandboxes_dir))? {
             let path = entry.map_err(read_error(&sandboxes_dir))?.path();
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("");
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or("");
             let Some(sandbox) = name.strip_suffix(".json") else {
                 // A temporary file of a write that never ended.
                 fs::remove_file(&path).map_err(write_error(&path))?;
@@ -141,7 +144,11 @@ impl Records {
     pub fn write(&self, sandbox: &str, record: &Record) -> Result<(), RecordError> {
         let bytes = serde_json::to_vec(record).expect("a record has only string keys");
         replace(&self.path(sandbox), &bytes)?;
-        let last = record.ips.first().map(IpAddr::to_string).unwrap_or_default();
+        let last = record
+            .ips
+            .first()
+            .map(IpAddr::to_string)
+            .unwrap_or_default();
         replace(&self.dir.join("last-address"), last.as_bytes())
     }
 
@@ -202,7 +209,10 @@ mod tests {
             records.remove("a").unwrap();
         }
         let (_, found) = Records::open(dir.path()).unwrap();
-        assert_eq!(found.sandboxes, BTreeMap::from([("b".to_owned(), record("10.42.0.3"))]));
+        assert_eq!(
+            found.sandboxes,
+            BTreeMap::from([("b".to_owned(), record("10.42.0.3"))])
+        );
         assert_eq!(found.last, Some("10.42.0.3".parse().unwrap()));
     }
 
@@ -219,6 +229,9 @@ mod tests {
     fn one_process_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let _first = Records::open(dir.path()).unwrap();
-        assert!(matches!(Records::open(dir.path()), Err(RecordError::Locked { .. })));
+        assert!(matches!(
+            Records::open(dir.path()),
+            Err(RecordError::Locked { .. })
+        ));
     }
 }

@@ -4,7 +4,6 @@
 //! host ports comes or goes. Each time the whole table is replaced in one transaction: it has a few fixed
 //! rules and one element for each host port.
 
-use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
@@ -44,9 +43,9 @@ pub(crate) fn set_host_ports<'a>(
 
 /// The whole table as a script, which replaces an older one.
 fn render<'a>(config: &NetworkConfig, pods: impl Iterator<Item = &'a Record>) -> String {
-    let mut any = String::new();
-    let mut one = String::new();
-    let mut hairpin = String::new();
+    let mut any = Vec::new();
+    let mut one = Vec::new();
+    let mut hairpin = Vec::new();
     for record in pods {
         let Some(pod) = record.ips.iter().find(|ip| ip.is_ipv4()) else {
             continue;
@@ -59,21 +58,20 @@ fn render<'a>(config: &NetworkConfig, pods: impl Iterator<Item = &'a Record>) ->
             };
             let from = format!("{protocol} . {}", port.host_port);
             let to = format!("{pod} . {}", port.container_port);
-            let written = match port.host_ip {
+            match port.host_ip {
                 Some(IpAddr::V4(ip)) if !ip.is_unspecified() => {
-                    writeln!(one, "    add element inet knarr_network ports_of {{ {ip} . {from} : {to} }}")
+                    one.push(format!("{ip} . {from} : {to}"));
                 }
                 // A port on an IPv6 address leads nowhere as long as pods have none.
-                Some(IpAddr::V6(ip)) if !ip.is_unspecified() => Ok(()),
-                _ => writeln!(any, "    add element inet knarr_network ports {{ {from} : {to} }}"),
-            };
-            written.expect("a string takes everything");
+                Some(IpAddr::V6(ip)) if !ip.is_unspecified() => {}
+                _ => any.push(format!("{from} : {to}")),
+            }
         }
         if !record.ports.is_empty() {
-            writeln!(hairpin, "    add element inet knarr_network hairpin {{ {pod} . {pod} }}")
-                .expect("a string takes everything");
+            hairpin.push(format!("{pod} . {pod}"));
         }
     }
+    let (any, one, hairpin) = (elements(&any), elements(&one), elements(&hairpin));
     let NetworkConfig {
         pod_cidr,
         cluster_cidr,
@@ -85,10 +83,10 @@ fn render<'a>(config: &NetworkConfig, pods: impl Iterator<Item = &'a Record>) ->
 delete table inet knarr_network
 table inet knarr_network {{
     # Host ports on all addresses of the node, and on one of them.
-    map ports {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
-    map ports_of {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
+    map ports {{ type inet_proto . inet_service : ipv4_addr . inet_service; {any}}}
+    map ports_of {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; {one}}}
     # Pods that may reach themselves through a port of the node.
-    set hairpin {{ type ipv4_addr . ipv4_addr; }}
+    set hairpin {{ type ipv4_addr . ipv4_addr; {hairpin}}}
 
     # The bridge's route_localnet must not open the node's 127.0.0.1 to pods.
     chain guard {{
@@ -114,8 +112,16 @@ table inet knarr_network {{
         ip saddr {pod_cidr} ip daddr != {{ {cluster_cidr}, 224.0.0.0/4, 255.255.255.255 }} masquerade fully-random
     }}
 }}
-{any}{one}{hairpin}"#
+"#
     )
+}
+
+/// The elements of a set as part of its definition; an empty list is no valid one.
+fn elements(list: &[String]) -> String {
+    if list.is_empty() {
+        return String::new();
+    }
+    format!("elements = {{ {} }}; ", list.join(", "))
 }
 
 fn nft(script: &str) -> Result<(), RulesError> {
