@@ -1,1 +1,44 @@
 //! Pull, content store, unpacking, snapshots and garbage collection of images.
+//!
+//! ```text
+//! registry --pull--> partial --verify--> blobs --unpack, verify--> layers --overlayfs--> a container's rootfs
+//! file -----import-----------------------^                         index: names -> image
+//! ```
+//!
+//! Everything is in one directory ([`StoreConfig::dir`]) that several processes may have open at once: changes of the index
+//! happen under a lock, content gets its name only once it is whole and verified, and what is being written is locked by
+//! its writer, so that the next opener can tell a crashed writer's leavings from work in progress.
+//!
+//! Reading order: [`digest`](Digest) and [`reference`](Reference), `layout` (what is where), `content` (blobs), `unpack`
+//! (hostile archives), `layers`, `index`, `store` ([`ImageStore`]), `import`, `pull`, `snapshot`.
+
+#![forbid(unsafe_code)]
+
+mod content;
+mod digest;
+mod error;
+mod files;
+mod import;
+mod index;
+mod layers;
+mod layout;
+mod manifest;
+mod reference;
+mod snapshot;
+mod store;
+mod unpack;
+
+pub use content::ContentError;
+pub use digest::{Digest, DigestError};
+pub use error::FileError;
+pub use import::ImportError;
+pub use index::IndexError;
+pub use layers::LayerError;
+pub use manifest::ManifestError;
+pub use reference::{InvalidName, InvalidReference, Reference};
+pub use snapshot::{Rootfs, Snapshot, SnapshotError};
+pub use store::{
+    Collected, Image, ImageStore, OpenError, ReadError, RemoveError, Removed, StoreConfig,
+    Watermarks,
+};
+pub use unpack::{UnpackError, UnpackLimits};

@@ -1,0 +1,514 @@
+//! Images from files: OCI layouts and docker archives, as directories or (compressed) tar archives.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use tempfile::TempDir;
+
+use crate::content::ContentError;
+use crate::digest::{Digest, DigestError};
+use crate::error::{At, FileError};
+use crate::files;
+use crate::index::{Entry, IndexError};
+use crate::layers::LayerError;
+use crate::manifest::{self, Blob, Document, Manifest, ManifestError};
+use crate::reference::{InvalidReference, Reference};
+use crate::store::{Image, ImageStore, ReadError};
+use crate::unpack;
+
+/// Why images could not be imported.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// A file could not be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The archive could not be read.
+    #[error("read the archive")]
+    Archive(#[source] io::Error),
+    /// Neither an OCI layout nor a docker archive.
+    #[error("neither an OCI layout (index.json) nor a docker archive (manifest.json)")]
+    NoImages,
+    /// Its table of contents makes no sense.
+    #[error("parse {name}")]
+    Malformed {
+        /// `index.json` or `manifest.json`.
+        name: &'static str,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// Its table of contents has a digest that is none.
+    #[error("in index.json")]
+    Digest(#[source] DigestError),
+    /// Something that its table of contents names is not there.
+    #[error("{name} is missing")]
+    Missing {
+        /// The file in the layout or archive.
+        name: String,
+    },
+    /// An image has a name that is none.
+    #[error(transparent)]
+    Reference(#[from] InvalidReference),
+    /// A blob is not what its digest says.
+    #[error(transparent)]
+    Content(#[from] ContentError),
+    /// A manifest cannot be used.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// A layer cannot be unpacked.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+    /// The index could not be read or written.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// An imported image could not be read back.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// A name was given for several images.
+    #[error("one name was given, and there are {count} images")]
+    OneName {
+        /// How many images there are.
+        count: usize,
+    },
+}
+
+/// The files of a layout or archive, on disk.
+struct Files {
+    by_name: BTreeMap<String, PathBuf>,
+    /// Whether the files are ours to move.
+    ours: Option<TempDir>,
+}
+
+/// `manifest.json` of a docker archive.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DockerImage {
+    config: String,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    layers: Vec<String>,
+}
+
+/// `index.json` of an OCI layout, as far as it matters here.
+#[derive(Deserialize)]
+struct LayoutIndex {
+    manifests: Vec<LayoutEntry>,
+}
+
+#[derive(Deserialize)]
+struct LayoutEntry {
+    digest: String,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+}
+
+/// An image that is about to get into the index.
+pub(crate) struct Found {
+    pub(crate) manifest: Manifest,
+    /// Beside configuration and layers: the manifest and the lists that led to it.
+    pub(crate) documents: BTreeSet<Digest>,
+    pub(crate) tags: BTreeSet<String>,
+    pub(crate) digests: BTreeSet<String>,
+}
+
+impl ImageStore {
+    /// Imports all images of an OCI layout directory, or of a file with one or with a docker archive.
+    ///
+    /// `name` replaces the name that the image has there.
+    ///
+    /// # Errors
+    ///
+    /// The file is unreadable, something is missing in it or is not what its digest says.
+    pub fn import_path(
+        &self,
+        path: &Path,
+        name: Option<&Reference>,
+    ) -> Result<Vec<Image>, ImportError> {
+        if fs::metadata(path).at("stat", path)?.is_dir() {
+            let mut by_name = BTreeMap::new();
+            list_files(path, "", &mut by_name)?;
+            let files = Files {
+                by_name,
+                ours: None,
+            };
+            let _busy = self.busy()?;
+            return self.import_files(&files, name);
+        }
+        self.import(File::open(path).at("open", path)?, name)
+    }
+
+    /// As [`ImageStore::import_path`], from a stream.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn import(
+        &self,
+        archive: impl Read,
+        name: Option<&Reference>,
+    ) -> Result<Vec<Image>, ImportError> {
+        let _busy = self.busy()?;
+        let work = self.inner.layout.work();
+        let dir = tempfile::Builder::new()
+            .prefix("import-")
+            .tempdir_in(&work)
+            .at("make a directory in", &work)?;
+        let lock = File::open(dir.path()).at("open", dir.path())?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockShared).at("lock", dir.path())?;
+        let files = self.extract(archive, dir)?;
+        self.import_files(&files, name)
+    }
+
+    /// Writes the archive's files under names of ours; its own are only kept in mind.
+    fn extract(&self, archive: impl Read, dir: TempDir) -> Result<Files, ImportError> {
+        let limit = self.inner.config.limits.bytes;
+        let archive = unpack::decompress(archive).map_err(ImportError::Archive)?;
+        let mut archive = tar::Archive::new(archive.take(limit));
+        let mut by_name = BTreeMap::new();
+        let mut links = Vec::new();
+        for (count, entry) in archive.entries().map_err(ImportError::Archive)?.enumerate() {
+            let mut entry = entry.map_err(ImportError::Archive)?;
+            let name = plain_name(&entry.path().map_err(ImportError::Archive)?);
+            match entry.header().entry_type() {
+                tar::EntryType::Regular | tar::EntryType::Continuous => {
+                    let path = dir.path().join(count.to_string());
+                    let mut file = File::create(&path).at("create", &path)?;
+                    copy(&mut entry, &mut file, &path)?;
+                    by_name.insert(name, path);
+                }
+                // Older archives have equal layers once, and links to them.
+                tar::EntryType::Symlink | tar::EntryType::Link => {
+                    let target = entry.link_name().map_err(ImportError::Archive)?;
+                    if let Some(target) = target {
+                        links.push((name, target.into_owned()));
+                    }
+                }
+                _ => {}
+            }
+        }
+        for (name, target) in links {
+            let beside = Path::new(&name).parent().unwrap_or(Path::new(""));
+            for target in [plain_name(&beside.join(&target)), plain_name(&target)] {
+                if let Some(path) = by_name.get(&target).cloned() {
+                    by_name.insert(name.clone(), path);
+                    break;
+                }
+            }
+        }
+        Ok(Files {
+            by_name,
+            ours: Some(dir),
+        })
+    }
+
+    fn import_files(
+        &self,
+        files: &Files,
+        name: Option<&Reference>,
+    ) -> Result<Vec<Image>, ImportError> {
+        let docker = match files.by_name.get("manifest.json") {
+            Some(path) => Some(parse::<Vec<DockerImage>>("manifest.json", path)?),
+            None => None,
+        };
+        let mut found = match files.by_name.get("index.json") {
+            Some(path) => self.from_layout(files, &parse("index.json", path)?)?,
+            None => Vec::new(),
+        };
+        // `docker save` writes both; whichever has names is the better source.
+        if let Some(docker) = docker
+            && found.iter().all(|image| image.tags.is_empty())
+        {
+            found = self.from_docker(files, docker)?;
+        }
+        if found.is_empty() {
+            return Err(ImportError::NoImages);
+        }
+        if let Some(name) = name {
+            if found.len() > 1 {
+                return Err(ImportError::OneName { count: found.len() });
+            }
+            found[0].tags = name.tagged().into_iter().collect();
+            found[0].digests = BTreeSet::from([name.with_digest(&found[0].manifest.digest)]);
+        }
+        found.into_iter().map(|image| self.finish(image)).collect()
+    }
+
+    fn from_layout(&self, files: &Files, index: &LayoutIndex) -> Result<Vec<Found>, ImportError> {
+        let mut images: Vec<Found> = Vec::new();
+        for entry in &index.manifests {
+            let mut documents = BTreeSet::new();
+            let mut digest: Digest = entry.digest.parse().map_err(ImportError::Digest)?;
+            let top = digest.clone();
+            let manifest = loop {
+                self.take(files, &digest)?;
+                documents.insert(digest.clone());
+                let text = self.inner.content.read(&digest, manifest::LIMIT)?;
+                match Document::parse(&digest, &text)? {
+                    Document::Image(manifest) => break manifest,
+                    Document::List(_) if documents.len() > 3 => {
+                        return Err(ManifestError::Nested { digest })?;
+                    }
+                    Document::List(blob) => digest = blob.digest,
+                }
+            };
+            self.take(files, &manifest.config.digest)?;
+            for layer in &manifest.layers {
+                self.take(files, &layer.digest)?;
+            }
+            let mut image = Found {
+                manifest,
+                documents,
+                tags: BTreeSet::new(),
+                digests: BTreeSet::new(),
+            };
+            if let Some(reference) = layout_name(&entry.annotations)? {
+                image.tags.extend(reference.tagged());
+                image.digests.insert(reference.with_digest(&top));
+            }
+            // The same image under several names.
+            match images
+                .iter_mut()
+                .find(|other| other.manifest == image.manifest)
+            {
+                Some(other) => {
+                    other.tags.extend(image.tags);
+                    other.digests.extend(image.digests);
+                    other.documents.extend(image.documents);
+                }
+                None => images.push(image),
+            }
+        }
+        Ok(images)
+    }
+
+    fn from_docker(
+        &self,
+        files: &Files,
+        images: Vec<DockerImage>,
+    ) -> Result<Vec<Found>, ImportError> {
+        let mut found = Vec::new();
+        for image in images {
+            let config = self.take_named(files, &image.config)?;
+            let mut layers = Vec::new();
+            for layer in &image.layers {
+                layers.push(self.take_named(files, layer)?);
+            }
+            let (digest, text) = synthesize(&config, &layers);
+            self.inner.content.put(&text)?;
+            let mut tags = BTreeSet::new();
+            for tag in image.repo_tags.unwrap_or_default() {
+                tags.extend(tag.parse::<Reference>()?.tagged());
+            }
+            found.push(Found {
+                documents: BTreeSet::from([digest.clone()]),
+                manifest: Manifest {
+                    digest,
+                    config,
+                    layers,
+                },
+                tags,
+                digests: BTreeSet::new(),
+            });
+        }
+        Ok(found)
+    }
+
+    /// Brings a blob of an OCI layout into the content store.
+    fn take(&self, files: &Files, digest: &Digest) -> Result<(), ImportError> {
+        if self.inner.content.has(digest) {
+            return Ok(());
+        }
+        let actual = self.take_named(files, &format!("blobs/sha256/{}", digest.hex()))?;
+        if actual.digest != *digest {
+            return Err(ContentError::Mismatch {
+                expected: digest.clone(),
+                actual: actual.digest,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Brings a file into the content store, under whatever digest it has.
+    fn take_named(&self, files: &Files, name: &str) -> Result<Blob, ImportError> {
+        let path = files.by_name.get(&plain_name(Path::new(name)));
+        let path = path.ok_or_else(|| ImportError::Missing {
+            name: name.to_owned(),
+        })?;
+        // Another name may have had the same content, which is then where it belongs already.
+        let mut file = File::open(path).at("open", path)?;
+        let (digest, size) = Digest::of_reader(&file).at("read", path)?;
+        if self.inner.content.has(&digest) {
+            return Ok(Blob { digest, size });
+        }
+        let mut partial = self.inner.content.partial(&digest)?;
+        if files.ours.is_some() {
+            partial.discard()?;
+            // A second name, so that links in the archive still find the first.
+            let beside = path.with_extension("taken");
+            fs::hard_link(path, &beside).at("link to", &beside)?;
+            self.inner.content.adopt(&beside, &digest)?;
+        } else {
+            partial.rewind(0)?;
+            io::Seek::rewind(&mut file).at("seek in", path)?;
+            copy(&mut file, &mut partial.file, path)?;
+            partial.finish()?;
+        }
+        Ok(Blob { digest, size })
+    }
+
+    /// Unpacks all layers of an image whose blobs are there, and puts it into the index.
+    pub(crate) fn finish(&self, found: Found) -> Result<Image, ImportError> {
+        let manifest = &found.manifest;
+        let text = self
+            .inner
+            .content
+            .read(&manifest.config.digest, manifest::LIMIT)?;
+        let (_, diff_ids) = manifest.config(&text)?;
+        let pairs: Vec<_> = manifest.layers.iter().zip(&diff_ids).collect();
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        std::thread::scope(|scope| {
+            let work = || -> Result<(), LayerError> {
+                loop {
+                    let i = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    let Some((blob, diff_id)) = pairs.get(i) else {
+                        return Ok(());
+                    };
+                    self.inner.layers.unpack(&blob.digest, diff_id)?;
+                }
+            };
+            let workers: Vec<_> = (0..threads.min(pairs.len()))
+                .map(|_| scope.spawn(work))
+                .collect();
+            workers.into_iter().try_for_each(|worker| {
+                worker
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+        })?;
+        self.register(found, diff_ids)
+    }
+
+    /// Puts an image into the index whose blobs and layers are all there.
+    pub(crate) fn register(&self, found: Found, layers: Vec<Digest>) -> Result<Image, ImportError> {
+        let Found {
+            manifest,
+            mut documents,
+            tags,
+            digests,
+        } = found;
+        let id = manifest.config.digest.clone();
+        let mut size = manifest.config.size;
+        for diff_id in layers.iter().collect::<BTreeSet<_>>() {
+            size += self.inner.layers.size(diff_id)?;
+        }
+        documents.insert(id.clone());
+        for layer in manifest.layers {
+            size += layer.size;
+            documents.insert(layer.digest);
+        }
+        let entry = Entry {
+            manifest: manifest.digest,
+            layers,
+            blobs: documents,
+            size,
+            tags,
+            digests,
+        };
+        let known = self.inner.index.update(|index| {
+            index.add(id.clone(), entry);
+            index.images[&id].clone()
+        })?;
+        self.touch(&id);
+        Ok(self.image(&id, &known)?)
+    }
+}
+
+/// A manifest for an image that came without one.
+fn synthesize(config: &Blob, layers: &[Blob]) -> (Digest, Vec<u8>) {
+    let descriptor = |media_type: &str, blob: &Blob| serde_json::json!({ "mediaType": media_type, "digest": blob.digest, "size": blob.size });
+    let layers: Vec<_> = layers
+        .iter()
+        .map(|layer| descriptor("application/vnd.docker.image.rootfs.diff.tar", layer))
+        .collect();
+    let text = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+        "config": descriptor("application/vnd.docker.container.image.v1+json", config),
+        "layers": layers,
+    });
+    let text = text.to_string().into_bytes();
+    (Digest::of(&text), text)
+}
+
+/// The name of an image in a layout: containerd's annotation has it whole, the standard one may have only a tag.
+fn layout_name(
+    annotations: &BTreeMap<String, String>,
+) -> Result<Option<Reference>, InvalidReference> {
+    if let Some(name) = annotations.get("io.containerd.image.name") {
+        return Ok(Some(name.parse()?));
+    }
+    match annotations.get("org.opencontainers.image.ref.name") {
+        Some(name) if name.contains(['/', ':']) => Ok(Some(name.parse()?)),
+        _ => Ok(None),
+    }
+}
+
+fn parse<T: for<'de> Deserialize<'de>>(name: &'static str, path: &Path) -> Result<T, ImportError> {
+    let file = File::open(path).at("open", path)?;
+    let mut text = Vec::new();
+    file.take(manifest::LIMIT)
+        .read_to_end(&mut text)
+        .at("read", path)?;
+    serde_json::from_slice(&text).map_err(|source| ImportError::Malformed { name, source })
+}
+
+/// A path as a key: no `.`, no `..`, no leading slash. It is never used to open anything.
+fn plain_name(path: &Path) -> String {
+    use std::path::Component;
+    let mut parts: Vec<std::borrow::Cow<'_, str>> = Vec::new();
+    for component in path.components() {
+        match component {
+            Component::Normal(part) => parts.push(part.to_string_lossy()),
+            Component::ParentDir => {
+                parts.pop();
+            }
+            _ => {}
+        }
+    }
+    parts.join("/")
+}
+
+/// The regular files below a directory. Links are not followed: a layout has none.
+fn list_files(
+    dir: &Path,
+    prefix: &str,
+    files: &mut BTreeMap<String, PathBuf>,
+) -> Result<(), FileError> {
+    for name in files::names_in(dir)? {
+        let path = dir.join(&name);
+        let below = format!("{prefix}{name}");
+        let kind = fs::symlink_metadata(&path).at("stat", &path)?;
+        // `blobs/sha256/<hex>` is as deep as it gets.
+        if kind.is_dir() && prefix.matches('/').count() < 3 {
+            list_files(&path, &format!("{below}/"), files)?;
+        } else if kind.is_file() {
+            files.insert(below, path);
+        }
+    }
+    Ok(())
+}
+
+fn copy(from: &mut impl Read, to: &mut File, path: &Path) -> Result<(), ImportError> {
+    let mut buffer = vec![0; 128 * 1024];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(n) => io::Write::write_all(to, &buffer[..n]).at("write", path)?,
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+            Err(err) => return Err(ImportError::Archive(err)),
+        }
+    }
+}

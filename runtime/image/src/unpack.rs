@@ -1,0 +1,168 @@
+//! Turns one layer's archive into a directory that overlayfs can use as a lower layer.
+//!
+//! The archive is hostile until proven otherwise: every path is resolved inside the layer's root by descriptor
+//! ([`tree`]), what it may use of disk, names and memory is bounded ([`meter`]), and the caller gets the digest of the
+//! uncompressed archive to compare before it uses anything.
+//!
+//! Source: OCI image specification, layer.md; Linux, filesystems/overlayfs.rst.
+
+mod entry;
+mod meter;
+mod tree;
+
+use std::io::{self, BufReader, Read};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use meter::Meter;
+
+/// What one layer may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnpackLimits {
+    /// Bytes of its archive once it is uncompressed. Default: 64 GiB, more than any image in use.
+    pub bytes: u64,
+    /// Names in it. Default: 2,000,000.
+    pub entries: u64,
+}
+
+impl Default for UnpackLimits {
+    fn default() -> Self {
+        Self {
+            bytes: 64 << 30,
+            entries: 2_000_000,
+        }
+    }
+}
+
+/// What came out of an archive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Unpacked {
+    /// The digest of the uncompressed archive.
+    pub(crate) diff_id: Digest,
+    /// Its length.
+    pub(crate) bytes: u64,
+}
+
+/// Why a layer could not be unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum UnpackError {
+    /// The archive ends early, or is no tar archive, or its compression is damaged.
+    #[error("read the archive")]
+    Archive(#[source] io::Error),
+    /// The archive is longer than allowed.
+    #[error("the layer has over {limit} bytes")]
+    TooManyBytes {
+        /// The most that is accepted.
+        limit: u64,
+    },
+    /// The archive has more entries than allowed.
+    #[error("the layer has over {limit} entries")]
+    TooManyEntries {
+        /// The most that is accepted.
+        limit: u64,
+    },
+    /// A path leads out of the root, or is none.
+    #[error("the layer has the path {path:?}, which leads out of it")]
+    Escape {
+        /// The path.
+        path: String,
+    },
+    /// An entry of a type that no image has.
+    #[error("{path:?} in the layer has unknown type {kind:#x}")]
+    UnknownType {
+        /// The path.
+        path: PathBuf,
+        /// The type, as in the archive.
+        kind: u8,
+    },
+    /// An entry that could not be made.
+    #[error("unpack {path:?}")]
+    Entry {
+        /// Its path in the layer.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl UnpackError {
+    /// Whether the archive itself is at fault, so that another copy of it may help.
+    pub fn is_corrupt(&self) -> bool {
+        !matches!(self, Self::Entry { .. })
+    }
+}
+
+/// Unpacks the archive, compressed or not, into the empty directory `root`.
+pub(crate) fn unpack(
+    archive: impl Read,
+    root: OwnedFd,
+    limits: UnpackLimits,
+) -> Result<Unpacked, UnpackError> {
+    let meter = Meter::new(
+        decompress(archive).map_err(UnpackError::Archive)?,
+        limits.bytes,
+    );
+    let mut archive = tar::Archive::new(meter.reader());
+    let mut writer = entry::Writer::new(root);
+    let mut count = 0;
+    let run = || -> Result<(), UnpackError> {
+        meter.allow_header();
+        let mut entries = archive.entries().map_err(UnpackError::Archive)?;
+        loop {
+            meter.allow_header();
+            let Some(entry) = entries.next() else {
+                break;
+            };
+            let mut entry = entry.map_err(UnpackError::Archive)?;
+            count += 1;
+            if count > limits.entries {
+                return Err(UnpackError::TooManyEntries {
+                    limit: limits.entries,
+                });
+            }
+            meter.allow_all();
+            writer.write(&mut entry)?;
+            // What the writer left of it, so that the next header is all that `next` reads.
+            io::copy(&mut entry, &mut io::sink()).map_err(UnpackError::Archive)?;
+        }
+        // Some archives go on after their end mark; the digest counts every byte.
+        meter.allow_all();
+        io::copy(&mut meter.reader(), &mut io::sink()).map_err(UnpackError::Archive)?;
+        writer.finish()
+    };
+    let result = run();
+    drop(archive);
+    if meter.is_exhausted() {
+        return Err(UnpackError::TooManyBytes {
+            limit: limits.bytes,
+        });
+    }
+    result?;
+    let (diff_id, bytes) = meter.finish();
+    Ok(Unpacked { diff_id, bytes })
+}
+
+/// Undoes gzip or zstd compression, told by the first bytes: media types are often wrong.
+pub(crate) fn decompress<'a>(archive: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+    let mut archive = BufReader::with_capacity(128 * 1024, archive);
+    let mut magic = [0; 4];
+    let mut length = 0;
+    while length < magic.len() {
+        match archive.read(&mut magic[length..])? {
+            0 => break,
+            n => length += n,
+        }
+    }
+    let archive = io::Cursor::new(magic).take(length as u64).chain(archive);
+    Ok(match magic {
+        [0x1f, 0x8b, ..] => Box::new(BufReader::with_capacity(
+            128 * 1024,
+            flate2::read::MultiGzDecoder::new(archive),
+        )),
+        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::stream::read::Decoder::new(archive)?),
+        _ => Box::new(archive),
+    })
+}
