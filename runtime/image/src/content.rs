@@ -105,6 +105,11 @@ impl Content {
         files::sync_dir(&self.layout.blobs())
     }
 
+    /// Removes a blob that turned out useless.
+    pub(crate) fn forget(&self, digest: &Digest) -> Result<(), FileError> {
+        files::remove_all(&self.layout.blob(digest))
+    }
+
     /// Continues or begins a blob; waits while another process or task is at it.
     pub(crate) fn partial(&self, digest: &Digest) -> Result<Partial, FileError> {
         let path = self.layout.partial(digest);

@@ -213,14 +213,14 @@ impl ImageStore {
             None => None,
         };
         let mut found = match files.by_name.get("index.json") {
-            Some(path) => self.from_layout(files, &parse("index.json", path)?)?,
+            Some(path) => self.read_layout(files, &parse("index.json", path)?)?,
             None => Vec::new(),
         };
         // `docker save` writes both; whichever has names is the better source.
         if let Some(docker) = docker
             && found.iter().all(|image| image.tags.is_empty())
         {
-            found = self.from_docker(files, docker)?;
+            found = self.read_docker(files, docker)?;
         }
         if found.is_empty() {
             return Err(ImportError::NoImages);
@@ -235,7 +235,7 @@ impl ImageStore {
         found.into_iter().map(|image| self.finish(image)).collect()
     }
 
-    fn from_layout(&self, files: &Files, index: &LayoutIndex) -> Result<Vec<Found>, ImportError> {
+    fn read_layout(&self, files: &Files, index: &LayoutIndex) -> Result<Vec<Found>, ImportError> {
         let mut images: Vec<Found> = Vec::new();
         for entry in &index.manifests {
             let mut documents = BTreeSet::new();
@@ -283,7 +283,7 @@ impl ImageStore {
         Ok(images)
     }
 
-    fn from_docker(
+    fn read_docker(
         &self,
         files: &Files,
         images: Vec<DockerImage>,
@@ -388,11 +388,11 @@ impl ImageStore {
                     .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             })
         })?;
-        self.register(found, diff_ids)
+        Ok(self.register(found, diff_ids)?)
     }
 
     /// Puts an image into the index whose blobs and layers are all there.
-    pub(crate) fn register(&self, found: Found, layers: Vec<Digest>) -> Result<Image, ImportError> {
+    pub(crate) fn register(&self, found: Found, layers: Vec<Digest>) -> Result<Image, ReadError> {
         let Found {
             manifest,
             mut documents,
@@ -402,7 +402,7 @@ impl ImageStore {
         let id = manifest.config.digest.clone();
         let mut size = manifest.config.size;
         for diff_id in layers.iter().collect::<BTreeSet<_>>() {
-            size += self.inner.layers.size(diff_id)?;
+            size += self.inner.layers.size(diff_id).map_err(IndexError::from)?;
         }
         documents.insert(id.clone());
         for layer in manifest.layers {
@@ -422,7 +422,7 @@ impl ImageStore {
             index.images[&id].clone()
         })?;
         self.touch(&id);
-        Ok(self.image(&id, &known)?)
+        self.image(&id, &known)
     }
 }
 

@@ -23,6 +23,7 @@ mod index;
 mod layers;
 mod layout;
 mod manifest;
+mod pull;
 mod reference;
 mod snapshot;
 mod store;
@@ -35,6 +36,7 @@ pub use import::ImportError;
 pub use index::IndexError;
 pub use layers::LayerError;
 pub use manifest::ManifestError;
+pub use pull::{Auth, PullError};
 pub use reference::{InvalidName, InvalidReference, Reference};
 pub use snapshot::{Rootfs, Snapshot, SnapshotError};
 pub use store::{

@@ -93,6 +93,8 @@ pub(crate) struct Directories {
     pub(crate) upper: PathBuf,
     pub(crate) work: PathBuf,
     pub(crate) rootfs: PathBuf,
+    /// A lower layer for an image that has none.
+    empty: PathBuf,
 }
 
 impl Directories {
@@ -101,6 +103,7 @@ impl Directories {
             upper: dir.join("upper"),
             work: dir.join("work"),
             rootfs: dir.join("rootfs"),
+            empty: dir.join("empty"),
         }
     }
 }
@@ -152,7 +155,7 @@ fn copy_root_attributes(lowers: &[PathBuf], upper: &Path) -> Result<(), FileErro
 pub(crate) fn remove(dir: &Path) -> Result<(), SnapshotError> {
     let dirs = Directories::of(dir);
     unmount_all(&dirs.rootfs)?;
-    for path in [&dirs.rootfs, &dirs.upper, &dirs.work] {
+    for path in [&dirs.rootfs, &dirs.upper, &dirs.work, &dirs.empty] {
         files::remove_all(path)?;
     }
     Ok(())
@@ -191,7 +194,7 @@ fn mount_overlay(dirs: &Directories, lowers: &[PathBuf]) -> Result<(), SnapshotE
     // An image without layers: overlayfs demands one.
     let empty;
     let lowers = if lowers.is_empty() {
-        empty = [dirs.work.join("empty")];
+        empty = [dirs.empty.clone()];
         files::make_private_dir(&empty[0])?;
         &empty[..]
     } else {

@@ -134,7 +134,6 @@ pub(crate) fn unpack(
         writer.finish()
     };
     let result = run();
-    drop(archive);
     if meter.is_exhausted() {
         return Err(UnpackError::TooManyBytes {
             limit: limits.bytes,

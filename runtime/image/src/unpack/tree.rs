@@ -87,7 +87,7 @@ impl Tree {
 
     fn open(&self, path: &Path) -> io::Result<OwnedFd> {
         if path.as_os_str().is_empty() {
-            return Ok(self.root.try_clone()?);
+            return self.root.try_clone();
         }
         Ok(rustix::fs::openat2(
             &*self.root,
