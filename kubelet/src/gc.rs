@@ -1,0 +1,105 @@
+//! What is left behind: directories and logs of pods that no longer exist, and images that nobody uses.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::ctx::Ctx;
+use crate::runtime::{RuntimeError, chain};
+use crate::volumes;
+
+/// How often unused images are looked for.
+const IMAGE_INTERVAL: Duration = Duration::from_secs(300);
+/// Above this share of the disk, unused images go, …
+const HIGH_PERCENT: u64 = 85;
+/// … until it is below this one.
+const LOW_PERCENT: u64 = 80;
+/// The least age of an image that goes.
+const MIN_IMAGE_AGE: Duration = Duration::from_secs(120);
+
+/// Removes directories, logs and log links of pods that are not `known`.
+pub(crate) fn orphaned_directories(ctx: &Ctx, known: impl Fn(&str) -> bool) {
+    for (uid, path) in entries(&ctx.config.node_dir.join("pods")) {
+        if !known(&uid)
+            && let Err(error) = volumes::remove_pod_dir(&path)
+        {
+            tracing::warn!(error = chain(&error), "remove an orphaned pod directory");
+        }
+    }
+    for (name, path) in entries(&ctx.config.log_root.join("pods")) {
+        // Other kubelets' pods may log here too, so only what has our form and no owner goes.
+        let Some(uid) = name.rsplit('_').next() else { continue };
+        if !known(uid)
+            && let Err(error) = fs::remove_dir_all(&path)
+        {
+            tracing::warn!(%error, path = %path.display(), "remove orphaned logs");
+        }
+    }
+    for (_, path) in entries(&ctx.config.log_root.join("containers")) {
+        // A link to a log that is gone.
+        if path.is_symlink()
+            && !path.exists()
+            && let Err(error) = fs::remove_file(&path)
+        {
+            tracing::warn!(%error, path = %path.display(), "remove an orphaned log link");
+        }
+    }
+}
+
+fn entries(directory: &Path) -> Vec<(String, std::path::PathBuf)> {
+    let Ok(list) = fs::read_dir(directory) else { return Vec::new() };
+    list.flatten().map(|e| (e.file_name().to_string_lossy().into_owned(), e.path())).collect()
+}
+
+/// Removes unused images whenever the disk gets full.
+pub(crate) async fn images(ctx: Arc<Ctx>) {
+    let mut ticks = tokio::time::interval(IMAGE_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut unused_since: std::collections::HashMap<String, SystemTime> = std::collections::HashMap::new();
+    loop {
+        ticks.tick().await;
+        match collect(&ctx, &mut unused_since).await {
+            Ok(()) => {}
+            Err(error) => tracing::warn!(error = chain(&error), "collect unused images"),
+        }
+    }
+}
+
+/// How full the node's disk is, in percent.
+fn used_percent(path: &Path) -> Option<u64> {
+    let stat = nix::sys::statvfs::statvfs(path).ok()?;
+    let total = stat.blocks() as u64;
+    (total > 0).then(|| 100 - 100 * stat.blocks_available() as u64 / total)
+}
+
+async fn collect(
+    ctx: &Ctx,
+    unused_since: &mut std::collections::HashMap<String, SystemTime>,
+) -> Result<(), RuntimeError> {
+    let disk = || used_percent(&ctx.config.node_dir).unwrap_or(0);
+    let used: HashSet<String> =
+        ctx.runtime.list_containers().await?.into_iter().map(|c| c.config.image_id).collect();
+    let images = ctx.runtime.list_images().await?;
+    let now = SystemTime::now();
+    unused_since.retain(|id, _| !used.contains(id) && images.iter().any(|i| i.id == *id));
+    for image in images.iter().filter(|i| !used.contains(&i.id)) {
+        unused_since.entry(image.id.clone()).or_insert(now);
+    }
+    if disk() < HIGH_PERCENT {
+        return Ok(());
+    }
+    let mut candidates: Vec<(&String, &SystemTime)> = unused_since.iter().collect();
+    candidates.sort_by_key(|(_, since)| **since);
+    for (id, since) in candidates {
+        if disk() < LOW_PERCENT {
+            break;
+        }
+        if now.duration_since(*since).unwrap_or_default() >= MIN_IMAGE_AGE {
+            ctx.runtime.remove_image(id).await?;
+            tracing::info!(image = id, "removed an unused image");
+        }
+    }
+    Ok(())
+}

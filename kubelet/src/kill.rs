@@ -1,0 +1,109 @@
+//! Stopping containers: hooks, grace, signals.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use futures::future::join_all;
+use k8s_openapi::api::core::v1::Pod;
+use knarr_engine::types::{ContainerState, ContainerStatus, SandboxId};
+use tokio::time::Instant;
+
+use crate::ctx::Ctx;
+use crate::events::Severity;
+use crate::hooks;
+use crate::memory::Observed;
+use crate::pod::{self, Kind};
+use crate::runtime::{RuntimeError, chain};
+
+/// What a container gets after its preStop hook, however long that took.
+const MIN_GRACE_AFTER_HOOK: Duration = Duration::from_secs(2);
+
+/// Stops one container: preStop hook, then its stop signal, then SIGKILL when `grace` is over.
+pub(crate) async fn container(
+    ctx: &Ctx,
+    pod: &Pod,
+    status: &ContainerStatus,
+    pod_ip: Option<IpAddr>,
+    message: String,
+    grace: Duration,
+) -> Result<(), RuntimeError> {
+    let name = &status.config.name;
+    ctx.events.pod(pod, Some(name), Severity::Normal, "Killing", message);
+    let mut left = grace;
+    let spec = pod::find_container(pod::spec(pod), name).map(|(c, _)| c);
+    let hook = spec.as_ref().and_then(|c| Some((c, c.lifecycle.as_ref()?.pre_stop.as_ref()?)));
+    if let Some((spec, hook)) = hook {
+        let start = Instant::now();
+        match tokio::time::timeout(grace, hooks::run(ctx, spec, &status.id, pod_ip, hook)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(message)) => {
+                ctx.events.pod(pod, Some(name), Severity::Warning, "FailedPreStopHook", format!("PreStopHook failed: {message}"));
+            }
+            Err(_) => tracing::info!(container = name, "preStop hook did not end within the grace period"),
+        }
+        left = grace.saturating_sub(start.elapsed()).max(MIN_GRACE_AFTER_HOOK);
+    }
+    match ctx.runtime.stop_container(&status.id, left).await {
+        Err(RuntimeError::NotFound { .. }) => Ok(()),
+        other => other,
+    }
+}
+
+/// Stops all containers of the pod, then its sandboxes.
+///
+/// Sidecars outlive the others and stop in the reverse of their order, within the same grace period.
+pub(crate) async fn pod(ctx: &Ctx, pod: &Pod, observed: &Observed, grace: Duration) -> Result<(), RuntimeError> {
+    let deadline = Instant::now() + grace;
+    let pod_ip = observed.sandboxes.first().and_then(|s| s.ips.first().copied());
+    let spec = pod::spec(pod);
+    let sidecars: Vec<&str> = pod::init_containers(spec)
+        .filter(|(_, kind)| *kind == Kind::Sidecar)
+        .map(|(c, _)| c.name.as_str())
+        .collect();
+    let running = |status: &&ContainerStatus| status.state == ContainerState::Running;
+    let stop = |status: ContainerStatus| async move {
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
+        let message = format!("Stopping container {}", status.config.name);
+        container(ctx, pod, &status, pod_ip, message, left.min(grace)).await
+    };
+    let others = observed.containers.iter().filter(running);
+    let others = others.filter(|c| !sidecars.contains(&c.config.name.as_str()));
+    for result in join_all(others.cloned().map(stop)).await {
+        result?;
+    }
+    for name in sidecars.iter().rev() {
+        for status in observed.history(name).filter(running) {
+            stop(status.clone()).await?;
+        }
+    }
+    for sandbox in &observed.sandboxes {
+        stop_sandbox(ctx, &sandbox.id).await?;
+    }
+    Ok(())
+}
+
+async fn stop_sandbox(ctx: &Ctx, id: &SandboxId) -> Result<(), RuntimeError> {
+    match ctx.runtime.stop_sandbox(id).await {
+        Err(RuntimeError::NotFound { .. }) => Ok(()),
+        other => other,
+    }
+}
+
+/// Removes what is left of the pod in the runtime; logs and says whether all of it went.
+pub(crate) async fn remove(ctx: &Ctx, observed: &Observed) -> bool {
+    let mut clean = true;
+    let mut note = |what: &str, result: Result<(), RuntimeError>| match result {
+        Ok(()) | Err(RuntimeError::NotFound { .. }) => {}
+        Err(error) => {
+            clean = false;
+            tracing::warn!(what, error = chain(&error), "remove");
+        }
+    };
+    for container in &observed.containers {
+        note("container", ctx.runtime.remove_container(&container.id).await);
+    }
+    for sandbox in &observed.sandboxes {
+        note("sandbox", ctx.runtime.remove_sandbox(&sandbox.id).await);
+    }
+    clean
+}

@@ -1,0 +1,3 @@
+//! Container logs on the node.
+
+pub(crate) mod line;
