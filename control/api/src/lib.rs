@@ -5,3 +5,7 @@ pub mod resource;
 pub mod status;
 pub mod strategy;
 pub mod table;
+pub mod discovery;
+pub mod kinds;
+pub mod patch;
+pub mod schema;

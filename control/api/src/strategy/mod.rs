@@ -3,7 +3,25 @@
 //! The generic path of a write is: decode and check fields by schema, apply static defaults, `default`,
 //! `prepare_for_create` or `prepare_for_update`, generic metadata checks, `validate` or `validate_update`, admission, store.
 
+mod certificate;
+mod cluster;
+mod common;
+mod config;
+mod event;
+mod network;
+mod pod;
+pub mod validation;
+mod workload;
+
 use serde_json::Value;
+
+pub use certificate::CertificateSigningRequest;
+pub use cluster::{Lease, Namespace, Node, ServiceAccount};
+pub use config::{ConfigMap, Secret};
+pub use event::{Event, convert_event};
+pub use network::{EndpointSlice, Endpoints, Service};
+pub use pod::{Pod, admit_service_account, qos_class};
+pub use workload::{Deployment, ReplicaSet};
 
 use crate::resource::Subresource;
 use crate::status::{ApiError, FieldError};
@@ -128,3 +146,8 @@ pub trait Strategy: Send + Sync + 'static {
         Ok(())
     }
 }
+
+/// A kind without anything special.
+pub struct Plain;
+
+impl Strategy for Plain {}

@@ -1,0 +1,97 @@
+//! Reads `src/schema/facts.txt`.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+/// What is known of one field beyond its schema.
+#[derive(Clone, Debug, Default)]
+pub struct Field {
+    pub name: String,
+    /// `atomic`, `set`, `map` or empty.
+    pub list: String,
+    /// The keys of a list of type `map`.
+    pub keys: Vec<String>,
+    pub strategy: String,
+    pub merge_key: String,
+    /// `=JSON` where only a missing field gets it, `?JSON` where a zero value does too.
+    pub default: String,
+}
+
+/// All facts, by definition.
+pub struct Facts(BTreeMap<String, Vec<Field>>);
+
+/// One line is `type field word…`; the words are `atomic`, `set`, `map=k1,k2`, `merge[=key]`, `strategy=…`, `=default` and `?default`.
+pub fn parse(text: &str) -> Facts {
+    let mut all: BTreeMap<String, Vec<Field>> = BTreeMap::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let mut words = line.split_whitespace();
+        let (Some(kind), Some(names)) = (words.next(), words.next()) else { continue };
+        let words: Vec<&str> = words.collect();
+        for kind in kind.split('|') {
+            for name in names.split('|') {
+                let fields = all.entry(full_name(kind)).or_default();
+                let index = fields.iter().position(|f| f.name == name).unwrap_or_else(|| {
+                    fields.push(Field { name: name.into(), ..Field::default() });
+                    fields.len() - 1
+                });
+                words.iter().for_each(|word| fields[index].add(word, line));
+            }
+        }
+    }
+    Facts(all)
+}
+
+fn full_name(kind: &str) -> String {
+    match kind.strip_prefix("meta.") {
+        Some(rest) => format!("io.k8s.apimachinery.pkg.apis.meta.{rest}"),
+        None => format!("io.k8s.api.{kind}"),
+    }
+}
+
+impl Field {
+    fn add(&mut self, word: &str, line: &str) {
+        if word.starts_with('=') || word.starts_with('?') {
+            serde_json::from_str::<Value>(&word[1..])
+                .ok()
+                .filter(|value| !value.is_null())
+                .or_else(|| word[1..].starts_with('@').then_some(Value::Null))
+                .unwrap_or_else(|| panic!("a default of facts.txt is not JSON: {line}"));
+            self.default = word.into();
+        } else if let Some(keys) = word.strip_prefix("map=") {
+            self.list = "map".into();
+            self.keys = keys.split(',').map(str::to_owned).collect();
+        } else if let Some(key) = word.strip_prefix("merge=") {
+            self.merge_key = key.into();
+            if self.strategy.is_empty() {
+                self.strategy = "merge".into();
+            }
+        } else if let Some(strategy) = word.strip_prefix("strategy=") {
+            self.strategy = strategy.into();
+        } else {
+            match word {
+                "atomic" | "set" => self.list = word.into(),
+                "merge" => self.strategy = "merge".into(),
+                _ => panic!("facts.txt has an unknown word {word:?}: {line}"),
+            }
+        }
+    }
+}
+
+impl Facts {
+    pub fn field(&self, definition: &str, field: &str) -> Field {
+        let found = self.0.get(definition).and_then(|fields| fields.iter().find(|f| f.name == field));
+        found.cloned().unwrap_or_default()
+    }
+
+    /// Every fact must be about a field that exists, so that a typo or a field that Kubernetes drops is seen.
+    pub fn check(&self, definitions: &Map<String, Value>) -> BTreeMap<String, Vec<Field>> {
+        for (name, fields) in &self.0 {
+            for field in fields {
+                let known = definitions.get(name).and_then(|d| d["properties"].get(&field.name));
+                assert!(known.is_some(), "facts.txt names {name}.{}, which does not exist", field.name);
+            }
+        }
+        self.0.clone()
+    }
+}

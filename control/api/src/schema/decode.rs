@@ -1,0 +1,378 @@
+//! Request bodies to checked objects, in kube-apiserver's words.
+//!
+//! Sources: apiserver `endpoints/handlers/{create,rest}.go` (transformDecodeError), apimachinery
+//! `runtime/serializer/json`, sigs.k8s.io/json and Go's encoding/json for the words.
+
+use base64::Engine as _;
+use serde_json::Value;
+
+use super::json::{self, join};
+use super::{Schemas, Shape, TypeId, quantity};
+use crate::resource::GroupVersionKind;
+use crate::status::ApiError;
+
+/// The text format of a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `application/json`
+    Json,
+    /// `application/yaml`
+    Yaml,
+}
+
+/// What to do about unknown and duplicate fields (the query parameter `fieldValidation`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FieldValidation {
+    /// Drop them silently.
+    Ignore,
+    /// Drop them, with warnings.
+    Warn,
+    /// Refuse the request.
+    Strict,
+}
+
+/// A checked object.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decoded {
+    /// The object, with `apiVersion` and `kind`.
+    pub object: Value,
+    /// For `Warning` headers.
+    pub warnings: Vec<String>,
+}
+
+pub fn decode(
+    schemas: &Schemas,
+    gvk: &GroupVersionKind,
+    body: &[u8],
+    format: Format,
+    mode: FieldValidation,
+) -> Result<Decoded, ApiError> {
+    let parsed = match format {
+        Format::Json => json::parse(body).map_err(|err| syntax_error(&err, body)),
+        Format::Yaml => parse_yaml(body),
+    };
+    let (object, duplicates) = parsed.map_err(|reason| unrecognized(gvk, &reason, body))?;
+    finish(schemas, gvk, object, duplicates, mode, body)
+}
+
+pub fn check(
+    schemas: &Schemas,
+    gvk: &GroupVersionKind,
+    object: Value,
+    mode: FieldValidation,
+) -> Result<Decoded, ApiError> {
+    finish(schemas, gvk, object, Vec::new(), mode, b"")
+}
+
+fn finish(
+    schemas: &Schemas,
+    gvk: &GroupVersionKind,
+    mut object: Value,
+    duplicates: Vec<String>,
+    mode: FieldValidation,
+    body: &[u8],
+) -> Result<Decoded, ApiError> {
+    check_kind(schemas, gvk, &object, body)?;
+    let mut walk = Walk { schemas, unknown: Vec::new() };
+    if let Some(id) = schemas.find(gvk) {
+        let mut path = Path::default();
+        walk.object(id, &mut object, &mut path).map_err(|reason| cannot_be_handled(gvk, &reason))?;
+    }
+    object["apiVersion"] = gvk.api_version().into();
+    object["kind"] = gvk.kind.as_str().into();
+
+    let mut mistakes: Vec<String> = duplicates.iter().map(|path| format!("duplicate field {path:?}")).collect();
+    mistakes.extend(walk.unknown.iter().map(|path| format!("unknown field {path:?}")));
+    let warnings = match mode {
+        FieldValidation::Ignore => Vec::new(),
+        FieldValidation::Warn => mistakes,
+        FieldValidation::Strict if mistakes.is_empty() => mistakes,
+        FieldValidation::Strict => {
+            let reason = format!("strict decoding error: {}", mistakes.join(", "));
+            return Err(cannot_be_handled(gvk, &reason));
+        }
+    };
+    Ok(Decoded { object, warnings })
+}
+
+/// A missing kind or apiVersion is that of the request's path; a wrong one is refused.
+fn check_kind(schemas: &Schemas, gvk: &GroupVersionKind, object: &Value, body: &[u8]) -> Result<(), ApiError> {
+    let Some(fields) = object.as_object() else {
+        let reason = format!(
+            "couldn't get version/kind; json parse error: json: cannot unmarshal {} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}",
+            go_kind(object)
+        );
+        return Err(unrecognized(gvk, &reason, body));
+    };
+    let text = |name: &str| match fields.get(name) {
+        None | Some(Value::Null) => Ok(""),
+        Some(Value::String(text)) => Ok(text.as_str()),
+        Some(other) => {
+            let reason = format!(
+                "couldn't get version/kind; json parse error: json: cannot unmarshal {} into Go struct field .{name} of type string",
+                go_kind(other)
+            );
+            Err(unrecognized(gvk, &reason, body))
+        }
+    };
+    let (api_version, kind) = (text("apiVersion")?, text("kind")?);
+    let wanted = gvk.api_version();
+    let version = if api_version.is_empty() { &wanted } else { api_version };
+    let kind = if kind.is_empty() { &gvk.kind } else { kind };
+    if version == wanted && kind == gvk.kind {
+        return Ok(());
+    }
+    let (group, version_only) = version.split_once('/').unwrap_or(("", version));
+    let found = GroupVersionKind {
+        group: group.to_owned(),
+        version: version_only.to_owned(),
+        kind: kind.to_owned(),
+    };
+    if schemas.find(&found).is_none() {
+        return Err(ApiError::bad_request(format!(
+            "{kind} in version {version_only:?} cannot be handled as a {}: no kind {kind:?} is registered for version {version:?} in scheme \"pkg/api/legacyscheme/scheme.go:30\"",
+            gvk.kind
+        )));
+    }
+    if version != wanted {
+        return Err(ApiError::bad_request(format!(
+            "the API version in the data ({version}) does not match the expected API version ({wanted})"
+        )));
+    }
+    Err(ApiError::bad_request(format!(
+        "{kind} in version {version_only:?} cannot be handled as a {}: converting ({}.{kind}) to ({}.{}): unknown conversion",
+        gvk.kind,
+        version_only,
+        if group.is_empty() { "core" } else { group.split('.').next().unwrap_or(group) },
+        gvk.kind
+    )))
+}
+
+fn parse_yaml(body: &[u8]) -> Result<(Value, Vec<String>), String> {
+    let text = std::str::from_utf8(body).map_err(|_| "yaml: invalid UTF-8".to_owned())?;
+    serde_saphyr::from_str::<Value>(text)
+        .map(|value| (value, Vec::new()))
+        .map_err(|err| format!("error converting YAML to JSON: yaml: {err}"))
+}
+
+fn syntax_error(err: &serde_json::Error, body: &[u8]) -> String {
+    let what = if body.is_empty() || err.is_eof() {
+        "unexpected end of JSON input".to_owned()
+    } else {
+        let at = body.split(|b| *b == b'\n').nth(err.line().saturating_sub(1)).unwrap_or_default();
+        match at.get(err.column().saturating_sub(1)) {
+            Some(byte) if byte.is_ascii_graphic() => {
+                format!("invalid character '{}' looking for beginning of value", *byte as char)
+            }
+            _ => err.to_string(),
+        }
+    };
+    format!("couldn't get version/kind; json parse error: {what}")
+}
+
+fn unrecognized(gvk: &GroupVersionKind, reason: &str, body: &[u8]) -> ApiError {
+    ApiError::bad_request(format!(
+        "the object provided is unrecognized (must be of type {}): {reason} ({})",
+        gvk.kind,
+        summary(body)
+    ))
+}
+
+/// The beginning of a body as kube-apiserver shows it: text if it looks like JSON, else hexadecimal.
+fn summary(body: &[u8]) -> String {
+    let Some(first) = body.first() else { return "<empty>".to_owned() };
+    let head = &body[..body.len().min(30)];
+    let shown = if *first == b'{' { String::from_utf8_lossy(head).into_owned() } else { hex::encode(head) };
+    if body.len() > 30 { format!("{shown} ...") } else { shown }
+}
+
+fn cannot_be_handled(gvk: &GroupVersionKind, reason: &str) -> ApiError {
+    ApiError::bad_request(format!(
+        "{} in version {:?} cannot be handled as a {}: {reason}",
+        gvk.kind, gvk.version, gvk.kind
+    ))
+}
+
+/// Where a walk is: the path with indices for unknown fields, and Go's words for type errors.
+#[derive(Default)]
+struct Path {
+    json: String,
+    go: Vec<&'static str>,
+    owner: &'static str,
+}
+
+struct Walk<'a> {
+    schemas: &'a Schemas,
+    unknown: Vec<String>,
+}
+
+impl Walk<'_> {
+    /// Checks the fields of an object and drops unknown ones, nulls, and empty lists and maps that Go would omit.
+    fn object(&mut self, id: TypeId, value: &mut Value, path: &mut Path) -> Result<(), String> {
+        let schemas = self.schemas;
+        let kind = schemas.get(id);
+        let Value::Object(fields) = value else { return Err(mismatch(value, kind.go_type(), path)) };
+        let (length, outer) = (path.json.len(), std::mem::replace(&mut path.owner, kind.go_name()));
+        let mut failure = None;
+        fields.retain(|name, value| {
+            if failure.is_some() {
+                return true;
+            }
+            let Some(field) = kind.field(name) else {
+                self.unknown.push(join(&path.json, name));
+                return false;
+            };
+            if value.is_null() {
+                return false;
+            }
+            if !path.json.is_empty() {
+                path.json.push('.');
+            }
+            path.json.push_str(name);
+            path.go.push(field.name);
+            failure = self.shape(&field.shape, value, path).err();
+            path.go.pop();
+            path.json.truncate(length);
+            match value {
+                Value::Array(items) if items.is_empty() => field.required,
+                Value::Object(fields) if fields.is_empty() => {
+                    field.required || !matches!(field.shape, Shape::Map(_))
+                }
+                _ => true,
+            }
+        });
+        path.owner = outer;
+        failure.map_or(Ok(()), Err)
+    }
+
+    fn shape(&mut self, shape: &Shape, value: &mut Value, path: &mut Path) -> Result<(), String> {
+        if value.is_null() {
+            // Only inside lists and maps, where Go leaves the zero value.
+            *value = zero(shape);
+            return Ok(());
+        }
+        let length = path.json.len();
+        match (shape, &mut *value) {
+            (Shape::Object(id), _) => return self.object(*id, value, path),
+            (Shape::List(item), Value::Array(items)) => {
+                for (index, value) in items.iter_mut().enumerate() {
+                    path.json.push_str(&format!("[{index}]"));
+                    self.shape(item, value, path)?;
+                    path.json.truncate(length);
+                }
+                return Ok(());
+            }
+            (Shape::Map(of), Value::Object(fields)) => {
+                for (name, value) in fields {
+                    path.json = join(&path.json, name);
+                    self.shape(of, value, path)?;
+                    path.json.truncate(length);
+                }
+                return Ok(());
+            }
+            (Shape::Any, _) => return Ok(()),
+            _ => {}
+        }
+        scalar(shape, value, path, self.schemas)
+    }
+}
+
+/// Checks a scalar, and brings it to the form that Kubernetes stores.
+fn scalar(shape: &Shape, value: &mut Value, path: &Path, schemas: &Schemas) -> Result<(), String> {
+    match (shape, &*value) {
+        (Shape::String, Value::String(_)) | (Shape::Bool, Value::Bool(_)) | (Shape::Number, Value::Number(_)) => {}
+        (Shape::Int32, Value::Number(n)) if n.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) => {}
+        (Shape::Int64, Value::Number(n)) if n.is_i64() => {}
+        (Shape::IntOrString, Value::String(_)) => {}
+        (Shape::IntOrString, Value::Number(n)) if n.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) => {}
+        (Shape::IntOrString, other) => {
+            return Err(format!("json: cannot unmarshal {} into Go value of type int32", go_literal(other)));
+        }
+        (Shape::Bytes, Value::String(text)) => {
+            let text: String = text.chars().filter(|c| !matches!(c, '\r' | '\n')).collect();
+            base64::engine::general_purpose::STANDARD.decode(&text).map_err(|err| {
+                let at = match err {
+                    base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
+                    base64::DecodeError::InvalidLength(length) => length / 4 * 4,
+                    base64::DecodeError::InvalidPadding => text.len(),
+                };
+                format!("illegal base64 data at input byte {at}")
+            })?;
+            *value = text.into();
+        }
+        (Shape::Quantity, Value::String(text)) => *value = quantity::canonical(text)?.into(),
+        (Shape::Quantity, Value::Number(number)) => *value = quantity::canonical(&number.to_string())?.into(),
+        (Shape::Quantity, _) => return Err(quantity::WRONG_FORMAT.to_owned()),
+        (Shape::Time | Shape::MicroTime, Value::String(text)) => {
+            let form = if *shape == Shape::Time { "%Y-%m-%dT%H:%M:%SZ" } else { "%Y-%m-%dT%H:%M:%S.%6fZ" };
+            let layout = if *shape == Shape::Time { "2006-01-02T15:04:05Z07:00" } else { "2006-01-02T15:04:05.000000Z07:00" };
+            let time: jiff::Timestamp = text.parse().map_err(|_| {
+                format!("parsing time {text:?} as {layout:?}: cannot parse {text:?} as \"2006\"")
+            })?;
+            *value = time.strftime(form).to_string().into();
+        }
+        (Shape::Time | Shape::MicroTime, other) => {
+            return Err(format!("json: cannot unmarshal {} into Go value of type string", go_literal(other)));
+        }
+        _ => return Err(mismatch(value, &go_type(shape, schemas), path)),
+    }
+    Ok(())
+}
+
+fn zero(shape: &Shape) -> Value {
+    match shape {
+        Shape::String | Shape::Bytes => "".into(),
+        Shape::Int32 | Shape::Int64 | Shape::Number | Shape::IntOrString => 0.into(),
+        Shape::Bool => false.into(),
+        Shape::Quantity => "0".into(),
+        Shape::Object(_) | Shape::Map(_) => Value::Object(serde_json::Map::new()),
+        Shape::List(_) => Value::Array(Vec::new()),
+        Shape::Time | Shape::MicroTime | Shape::Any => Value::Null,
+    }
+}
+
+fn mismatch(value: &Value, into: &str, path: &Path) -> String {
+    let what = go_literal(value);
+    if path.go.is_empty() {
+        return format!("json: cannot unmarshal {what} into Go value of type {into}");
+    }
+    format!("json: cannot unmarshal {what} into Go struct field {}.{} of type {into}", path.owner, path.go.join("."))
+}
+
+/// Go's word for a JSON value; numbers are shown where they are the right kind but do not fit.
+fn go_literal(value: &Value) -> String {
+    match value {
+        Value::Number(number) if !number.is_i64() => format!("number {number}"),
+        other => go_kind(other).to_owned(),
+    }
+}
+
+fn go_kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+fn go_type(shape: &Shape, schemas: &Schemas) -> String {
+    match shape {
+        Shape::String => "string".into(),
+        Shape::Int32 => "int32".into(),
+        Shape::Int64 => "int64".into(),
+        Shape::Number => "float64".into(),
+        Shape::Bool => "bool".into(),
+        Shape::Time => "v1.Time".into(),
+        Shape::MicroTime => "v1.MicroTime".into(),
+        Shape::Bytes => "[]uint8".into(),
+        Shape::Quantity => "resource.Quantity".into(),
+        Shape::IntOrString => "intstr.IntOrString".into(),
+        Shape::Any => "interface {}".into(),
+        Shape::Object(id) => schemas.get(*id).go_type().into(),
+        Shape::List(item) => format!("[]{}", go_type(item, schemas)),
+        Shape::Map(of) => format!("map[string]{}", go_type(of, schemas)),
+    }
+}

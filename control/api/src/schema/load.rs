@@ -1,0 +1,133 @@
+//! Unpacks the table of types that build.rs makes.
+
+use std::collections::HashMap;
+use std::io::Read as _;
+
+use super::{Field, FieldDefault, ListType, Rule, Schemas, Shape, Type, TypeId};
+
+static TABLE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/types.z"));
+
+pub fn builtin() -> Schemas {
+    let mut text = String::new();
+    flate2::read::DeflateDecoder::new(TABLE)
+        .read_to_string(&mut text)
+        .expect("build.rs wrote valid deflated text");
+    parse(Box::leak(text.into_boxed_str()))
+}
+
+/// Lines starting with `T` open a type; the lines up to the next are its fields.
+fn parse(text: &'static str) -> Schemas {
+    let mut ids = HashMap::new();
+    let mut kinds = HashMap::new();
+    for line in text.lines().filter(|line| line.starts_with("T\t")) {
+        let mut words = line.split('\t').skip(1);
+        let mut word = || words.next().unwrap_or_default();
+        let (name, group, version, kind) = (word(), word(), word(), word());
+        let id = TypeId(u32::try_from(ids.len()).expect("few types"));
+        ids.insert(name, id);
+        if !kind.is_empty() {
+            kinds.insert((group, version, kind), id);
+        } else if name == "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions" {
+            kinds.insert(("", "v1", "DeleteOptions"), id);
+        }
+    }
+    let mut types: Vec<Type> = Vec::with_capacity(ids.len());
+    let mut fields = Vec::new();
+    let mut name = "";
+    for line in text.lines().chain(["T\t"]) {
+        if let Some(head) = line.strip_prefix("T\t") {
+            if !name.is_empty() {
+                fields.sort_by(|a: &Field, b: &Field| a.name.cmp(b.name));
+                types.push(Type { name, fields: std::mem::take(&mut fields).into_boxed_slice() });
+            }
+            name = head.split('\t').next().unwrap_or_default();
+        } else {
+            fields.push(field(line, &ids));
+        }
+    }
+    Schemas { types, kinds }
+}
+
+fn field(line: &'static str, ids: &HashMap<&'static str, TypeId>) -> Field {
+    let mut words = line.split('\t');
+    let mut word = || words.next().unwrap_or_default();
+    let (name, shape_word, required, list, keys) = (word(), word(), word(), word(), word());
+    let (strategy, merge_key, default) = (word(), word(), word());
+    Field {
+        name,
+        shape: shape(shape_word, ids),
+        required: required == "r",
+        list: match list {
+            "m" => ListType::Map,
+            "s" => ListType::Set,
+            _ => ListType::Atomic,
+        },
+        keys: keys.split(',').filter(|key| !key.is_empty()).collect(),
+        merge: strategy.split(',').any(|s| s == "merge"),
+        retain_keys: strategy.split(',').any(|s| s == "retainKeys"),
+        merge_key,
+        default: default_of(default),
+    }
+}
+
+fn shape(word: &str, ids: &HashMap<&'static str, TypeId>) -> Shape {
+    if let Some(item) = word.strip_prefix("[]") {
+        return Shape::List(Box::new(shape(item, ids)));
+    }
+    if let Some(value) = word.strip_prefix("{}") {
+        return Shape::Map(Box::new(shape(value, ids)));
+    }
+    if let Some(name) = word.strip_prefix('@') {
+        return ids.get(name).map_or(Shape::Any, |id| Shape::Object(*id));
+    }
+    match word {
+        "s" => Shape::String,
+        "i" => Shape::Int32,
+        "l" => Shape::Int64,
+        "n" => Shape::Number,
+        "b" => Shape::Bool,
+        "t" => Shape::Time,
+        "m" => Shape::MicroTime,
+        "y" => Shape::Bytes,
+        "q" => Shape::Quantity,
+        "o" => Shape::IntOrString,
+        _ => Shape::Any,
+    }
+}
+
+fn default_of(word: &str) -> FieldDefault {
+    let Some(mode) = word.chars().next() else { return FieldDefault::None };
+    let text = &word[1..];
+    let rule = match text {
+        "@imagePullPolicy" => Some(Rule::ImagePullPolicy),
+        "@emptyDir" => Some(Rule::EmptyDir),
+        "@targetPort" => Some(Rule::TargetPort),
+        "@rollingUpdate" => Some(Rule::RollingUpdate),
+        "@subjectGroup" => Some(Rule::SubjectGroup),
+        _ => None,
+    };
+    if let Some(rule) = rule {
+        return FieldDefault::Rule(rule);
+    }
+    let value = serde_json::from_str(text).expect("build.rs checked the defaults");
+    if mode == '?' { FieldDefault::Zero(value) } else { FieldDefault::Missing(value) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reference_of_the_table_is_known() {
+        let schemas = builtin();
+        let pod = &schemas.types[schemas.kinds[&("", "v1", "Pod")].0 as usize];
+        let spec = pod.field("spec").expect("a pod has a spec");
+        let Shape::Object(id) = spec.shape else { panic!("spec is {:?}", spec.shape) };
+        let spec = schemas.get(id);
+        assert_eq!(spec.go_type(), "v1.PodSpec");
+        let containers = spec.field("containers").expect("containers");
+        assert!(containers.merge && containers.required && containers.list == ListType::Map);
+        assert_eq!(containers.merge_key, "name");
+        assert!(spec.field("volumes").expect("volumes").retain_keys);
+    }
+}

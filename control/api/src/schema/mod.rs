@@ -1,0 +1,229 @@
+//! Schemas: what a kind's fields are, how they merge and what they default to.
+//!
+//! Reading order: this file (the model), `load` (from the table that build.rs makes), `decode` (bodies to checked objects),
+//! `defaults`, `json` (text to values, noticing duplicates), `quantity`. Merging is in [`crate::patch`].
+
+mod decode;
+mod defaults;
+mod json;
+mod load;
+pub mod quantity;
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+pub use decode::{Decoded, FieldValidation, Format};
+
+use crate::resource::GroupVersionKind;
+use crate::status::ApiError;
+
+/// The schemas of a set of kinds.
+///
+/// The built-in ones borrow every string from one text that lives as long as the process.
+#[derive(Debug, Default)]
+pub struct Schemas {
+    types: Vec<Type>,
+    kinds: HashMap<(&'static str, &'static str, &'static str), TypeId>,
+}
+
+/// Names a [`Type`] of its [`Schemas`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TypeId(u32);
+
+/// A type with named fields: a Go struct.
+#[derive(Debug)]
+pub struct Type {
+    /// The definition's name: `io.k8s.api.core.v1.PodSpec`.
+    pub name: &'static str,
+    /// Its fields, sorted by name.
+    pub fields: Box<[Field]>,
+}
+
+/// A field of a [`Type`].
+#[derive(Debug)]
+pub struct Field {
+    /// Its name in JSON.
+    pub name: &'static str,
+    /// What it holds.
+    pub shape: Shape,
+    /// Whether the schema requires it, so that an empty value of it is kept.
+    pub required: bool,
+    /// How several appliers share its items, for a list.
+    pub list: ListType,
+    /// The keys of its items, for a list of type map.
+    pub keys: Box<[&'static str]>,
+    /// Whether a strategic merge patch merges the list rather than replaces it.
+    pub merge: bool,
+    /// Whether a strategic merge patch may say which keys remain.
+    pub retain_keys: bool,
+    /// The key by which a strategic merge patch finds items; empty for lists of scalars.
+    pub merge_key: &'static str,
+    /// What it is when absent.
+    pub default: FieldDefault,
+}
+
+/// What a field, an item of a list or a value of a map holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// A string.
+    String,
+    /// A 32-bit integer.
+    Int32,
+    /// A 64-bit integer.
+    Int64,
+    /// A number.
+    Number,
+    /// `true` or `false`.
+    Bool,
+    /// A time in RFC 3339, with seconds.
+    Time,
+    /// A time in RFC 3339, with microseconds.
+    MicroTime,
+    /// Bytes in base64.
+    Bytes,
+    /// A quantity such as `1500m`.
+    Quantity,
+    /// A 32-bit integer or a string.
+    IntOrString,
+    /// Anything, kept as it is.
+    Any,
+    /// A type of its own.
+    Object(TypeId),
+    /// A list.
+    List(Box<Shape>),
+    /// A map from strings.
+    Map(Box<Shape>),
+}
+
+/// How the items of a list are told apart (`x-kubernetes-list-type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListType {
+    /// Not at all: the list changes as a whole.
+    Atomic,
+    /// By their value.
+    Set,
+    /// By their keys.
+    Map,
+}
+
+/// The default of a field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FieldDefault {
+    /// None.
+    None,
+    /// This, where the field is missing.
+    Missing(Value),
+    /// This, where the field is missing or zero: in Kubernetes' types it is no pointer.
+    Zero(Value),
+    /// A rule that looks at the object around the field.
+    Rule(Rule),
+}
+
+/// A default that depends on the object that holds the field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// `Always` for images without a tag or with `latest`, else `IfNotPresent`.
+    ImagePullPolicy,
+    /// A volume without a source is an empty directory.
+    EmptyDir,
+    /// A service's target port is its port.
+    TargetPort,
+    /// Parameters of a rolling update exist where the type asks for one.
+    RollingUpdate,
+    /// The API group of an RBAC subject by its kind.
+    SubjectGroup,
+}
+
+impl Schemas {
+    /// The schemas of the built-in kinds, unpacked at first use.
+    pub fn builtin() -> &'static Self {
+        static BUILTIN: OnceLock<Schemas> = OnceLock::new();
+        BUILTIN.get_or_init(load::builtin)
+    }
+
+    /// The type of a kind.
+    pub fn find(&self, gvk: &GroupVersionKind) -> Option<TypeId> {
+        // The keys are 'static, the question is not: compare by hand only where a hash cannot.
+        let key: (&str, &str, &str) = (&gvk.group, &gvk.version, &gvk.kind);
+        self.kinds.get(&key).copied()
+    }
+
+    /// A type by its id.
+    pub fn get(&self, id: TypeId) -> &Type {
+        &self.types[id.0 as usize]
+    }
+
+    /// Reads a request's body as an object of the kind `gvk`.
+    ///
+    /// Checks types, drops nulls and unknown fields, brings quantities and times to their canonical form, fills in
+    /// `kind` and `apiVersion`. Unknown and duplicate fields are refused, reported or passed over, as `mode` says.
+    ///
+    /// # Errors
+    ///
+    /// 400 in kube-apiserver's words.
+    pub fn decode(
+        &self,
+        gvk: &GroupVersionKind,
+        body: &[u8],
+        format: Format,
+        mode: FieldValidation,
+    ) -> Result<Decoded, ApiError> {
+        decode::decode(self, gvk, body, format, mode)
+    }
+
+    /// As [`Schemas::decode`], of an object that is parsed already (the result of a patch).
+    ///
+    /// # Errors
+    ///
+    /// 400 in kube-apiserver's words.
+    pub fn check(
+        &self,
+        gvk: &GroupVersionKind,
+        object: Value,
+        mode: FieldValidation,
+    ) -> Result<Decoded, ApiError> {
+        decode::check(self, gvk, object, mode)
+    }
+
+    /// Fills in the defaults of every field of the object.
+    pub fn apply_defaults(&self, gvk: &GroupVersionKind, object: &mut Value) {
+        if let Some(id) = self.find(gvk) {
+            defaults::apply(self, id, object);
+        }
+    }
+
+    /// Applies a strategic merge patch.
+    ///
+    /// # Errors
+    ///
+    /// 400 for a patch with wrong directives.
+    pub fn strategic_merge(
+        &self,
+        gvk: &GroupVersionKind,
+        original: &Value,
+        patch: &Value,
+    ) -> Result<Value, ApiError> {
+        crate::patch::strategic::merge(self, self.find(gvk), original, patch)
+    }
+}
+
+impl Type {
+    /// A field by its name.
+    pub fn field(&self, name: &str) -> Option<&Field> {
+        self.fields.binary_search_by(|field| field.name.cmp(name)).ok().map(|index| &self.fields[index])
+    }
+
+    /// The name of the Go type without its package: `PodSpec`.
+    pub fn go_name(&self) -> &'static str {
+        self.name.rsplit('.').next().unwrap_or(self.name)
+    }
+
+    /// The name of the Go type with its package: `v1.PodSpec`.
+    pub fn go_type(&self) -> &'static str {
+        let mut dots = self.name.rmatch_indices('.');
+        dots.next();
+        dots.next().map_or(self.name, |(index, _)| &self.name[index + 1..])
+    }
+}

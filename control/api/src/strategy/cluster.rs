@@ -1,0 +1,225 @@
+//! Namespaces, nodes, leases, service accounts.
+
+use serde_json::{Value, json};
+
+use super::common::{self, object_at, selectable, text};
+use super::validation::{Errors, dns_label, items};
+use super::{Column, Context, Strategy};
+use crate::resource::Subresource;
+use crate::status::FieldError;
+use crate::table;
+
+/// Namespaces.
+pub struct Namespace;
+
+/// Nodes.
+pub struct Node;
+
+/// Leases.
+pub struct Lease;
+
+/// Service accounts.
+pub struct ServiceAccount;
+
+const NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
+impl Strategy for Namespace {
+    fn default(&self, object: &mut Value) {
+        let name = object["metadata"]["name"].clone();
+        if !text(&name).is_empty() {
+            object_at(&mut object["metadata"], "labels").insert(NAME_LABEL.to_owned(), name);
+        }
+    }
+
+    fn prepare_for_create(&self, _: &Context, object: &mut Value) {
+        object["status"] = json!({ "phase": "Active" });
+        let finalizers = &mut object["spec"]["finalizers"];
+        if !items(finalizers).any(|(_, name)| name == "kubernetes") {
+            let list = finalizers.as_array().cloned().unwrap_or_default();
+            *finalizers = list.into_iter().chain(["kubernetes".into()]).collect();
+        }
+    }
+
+    fn prepare_for_update(&self, _: &Context, sub: Option<Subresource>, object: &mut Value, old: &Value) {
+        match sub {
+            Some(Subresource::Status) => common::keep(object, old, "spec"),
+            Some(Subresource::Finalize) => common::keep(object, old, "status"),
+            _ => {
+                common::keep(object, old, "status");
+                // Only `finalize` may change them.
+                object["spec"]["finalizers"] = old["spec"]["finalizers"].clone();
+            }
+        }
+    }
+
+    fn validate(&self, object: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::default();
+        let name = text(&object["metadata"]["name"]);
+        errors.invalid("metadata.name", name, if name.is_empty() { Vec::new() } else { dns_label(name) });
+        errors.0
+    }
+
+    fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
+        vec![("status.phase", selectable(object, &["status", "phase"]))]
+    }
+
+    fn selectable_field_names(&self) -> &'static [&'static str] {
+        &["status.phase"]
+    }
+
+    fn columns(&self) -> Vec<Column> {
+        table::columns("Name Status Age")
+    }
+
+    fn cells(&self, object: &Value, now: jiff::Timestamp) -> Vec<Value> {
+        vec![table::name(object), text(&object["status"]["phase"]).into(), table::age(object, now)]
+    }
+}
+
+const ROLE: &str = "node-role.kubernetes.io/";
+
+impl Strategy for Node {
+    fn default(&self, object: &mut Value) {
+        let status = &mut object["status"];
+        if status["allocatable"].is_null() && status["capacity"].is_object() {
+            status["allocatable"] = status["capacity"].clone();
+        }
+    }
+
+    fn prepare_for_update(&self, _: &Context, sub: Option<Subresource>, object: &mut Value, old: &Value) {
+        if sub == Some(Subresource::Status) {
+            common::keep(object, old, "spec");
+        } else {
+            common::keep(object, old, "status");
+        }
+    }
+
+    fn validate(&self, object: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::default();
+        for (index, taint) in items(&object["spec"]["taints"]) {
+            let at = format!("spec.taints[{index}]");
+            let key = text(&taint["key"]);
+            errors.invalid(&format!("{at}.key"), key, super::validation::qualified_name(key));
+            let value = text(&taint["value"]);
+            errors.invalid(&format!("{at}.value"), value, super::validation::label_value(value));
+            errors.one_of(format!("{at}.effect"), &taint["effect"], &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
+            let same = |other: &Value| other["key"] == taint["key"] && other["effect"] == taint["effect"];
+            if items(&object["spec"]["taints"]).take(index).any(|(_, other)| same(other)) {
+                errors.0.push(FieldError::duplicate(at, taint));
+            }
+        }
+        for (index, cidr) in items(&object["spec"]["podCIDRs"]) {
+            if text(cidr).parse::<ipnet::IpNet>().is_err() {
+                errors.add(format!("spec.podCIDRs[{index}]"), cidr, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
+            }
+        }
+        errors.0
+    }
+
+    fn validate_update(&self, _: Option<Subresource>, object: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = self.validate(object);
+        let changed = |field: &str| {
+            let (old, new) = (&old["spec"][field], &object["spec"][field]);
+            !old.is_null() && old != new && *old != json!([]) && *old != ""
+        };
+        if changed("podCIDRs") {
+            errors.push(FieldError::forbidden("spec.podCIDRs", "node updates may not change podCIDR except from \"\" to valid"));
+        }
+        if changed("providerID") {
+            errors.push(FieldError::forbidden("spec.providerID", "node updates may not change providerID except from \"\" to valid"));
+        }
+        errors
+    }
+
+    fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
+        vec![("spec.unschedulable", (object["spec"]["unschedulable"] == true).to_string())]
+    }
+
+    fn selectable_field_names(&self) -> &'static [&'static str] {
+        &["spec.unschedulable"]
+    }
+
+    fn columns(&self) -> Vec<Column> {
+        table::columns(
+            "Name Status Roles Age Version Internal-IP* External-IP* OS-Image* Kernel-Version* Container-Runtime*",
+        )
+    }
+
+    fn cells(&self, object: &Value, now: jiff::Timestamp) -> Vec<Value> {
+        let status = &object["status"];
+        let ready = items(&status["conditions"]).find(|(_, c)| c["type"] == "Ready");
+        let mut states = vec![match ready {
+            Some((_, condition)) if condition["status"] == "True" => "Ready",
+            Some(_) => "NotReady",
+            None => "Unknown",
+        }];
+        if object["spec"]["unschedulable"] == true {
+            states.push("SchedulingDisabled");
+        }
+        let mut roles: Vec<&str> = Vec::new();
+        for (key, value) in object["metadata"]["labels"].as_object().into_iter().flatten() {
+            if let Some(role) = key.strip_prefix(ROLE).filter(|role| !role.is_empty()) {
+                roles.push(role);
+            } else if key == "kubernetes.io/role" && !text(value).is_empty() {
+                roles.push(text(value));
+            }
+        }
+        roles.sort_unstable();
+        roles.dedup();
+        let address = |kind: &str| {
+            let found = items(&status["addresses"]).find(|(_, a)| a["type"] == kind);
+            found.map_or("<none>", |(_, address)| text(&address["address"])).to_owned()
+        };
+        let info = |field: &str| match text(&status["nodeInfo"][field]) {
+            "" => "<unknown>".to_owned(),
+            value => value.to_owned(),
+        };
+        vec![
+            table::name(object),
+            states.join(",").into(),
+            common::none_if_empty(roles.join(",")).into(),
+            table::age(object, now),
+            text(&status["nodeInfo"]["kubeletVersion"]).into(),
+            address("InternalIP").into(),
+            address("ExternalIP").into(),
+            info("osImage").into(),
+            info("kernelVersion").into(),
+            info("containerRuntimeVersion").into(),
+        ]
+    }
+}
+
+impl Strategy for Lease {
+    fn validate(&self, object: &Value) -> Vec<FieldError> {
+        let mut errors = Errors::default();
+        let spec = &object["spec"];
+        if spec["leaseDurationSeconds"].as_i64().is_some_and(|n| n <= 0) {
+            errors.add("spec.leaseDurationSeconds", &spec["leaseDurationSeconds"], "must be greater than 0");
+        }
+        errors.not_negative("spec.leaseTransitions", &spec["leaseTransitions"]);
+        errors.0
+    }
+
+    fn allow_create_on_update(&self) -> bool {
+        true
+    }
+
+    fn columns(&self) -> Vec<Column> {
+        table::columns("Name Holder Age")
+    }
+
+    fn cells(&self, object: &Value, now: jiff::Timestamp) -> Vec<Value> {
+        vec![table::name(object), text(&object["spec"]["holderIdentity"]).into(), table::age(object, now)]
+    }
+}
+
+impl Strategy for ServiceAccount {
+    fn columns(&self) -> Vec<Column> {
+        table::columns("Name Secrets Age")
+    }
+
+    fn cells(&self, object: &Value, now: jiff::Timestamp) -> Vec<Value> {
+        let secrets = object["secrets"].as_array().map_or(0, Vec::len);
+        vec![table::name(object), secrets.into(), table::age(object, now)]
+    }
+}
