@@ -1,0 +1,700 @@
+//! What the kernel's maps hold, and what must change in them. Values in, values out.
+//!
+//! A frontend with N endpoints is one element of a `services` map (`frontend : goto lb-N`) and N elements of an `endpoints` map
+//! (`frontend . index : endpoint`). Which index an endpoint has is remembered, not derived: when one goes, the last
+//! takes its place, so that a change costs two or three elements whatever N is.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::frontend::{Audience, Endpoint, Family, Frontend, Otherwise, Place, Plan, Target};
+use crate::objects::{Protocol, ServiceKey};
+
+/// The kinds of frontend that have maps and chains of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Lane {
+    /// Whether the frontends are ports on any address of the node.
+    pub on_node: bool,
+    /// Who connects.
+    pub audience: Audience,
+    /// The address family.
+    pub family: Family,
+}
+
+impl Lane {
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let audiences = [Audience::Everyone, Audience::Outside];
+        [Family::V4, Family::V6]
+            .into_iter()
+            .flat_map(move |family| {
+                audiences.into_iter().flat_map(move |audience| {
+                    [false, true].map(|on_node| Self {
+                        on_node,
+                        audience,
+                        family,
+                    })
+                })
+            })
+    }
+
+    /// The lane of a frontend.
+    pub fn of(frontend: &Frontend) -> Self {
+        Self {
+            on_node: matches!(frontend.place, Place::Node(_)),
+            audience: frontend.audience,
+            family: frontend.place.family(),
+        }
+    }
+
+    /// What the names of its maps and chains end with: `4`, `_port4`, `_outside6`, …
+    pub fn suffix(self) -> String {
+        let outside = match self.audience {
+            Audience::Everyone => "",
+            Audience::Outside => "_outside",
+        };
+        let port = if self.on_node { "_port" } else { "" };
+        format!("{outside}{port}{}", digit(self.family))
+    }
+}
+
+/// `4` or `6`.
+pub fn digit(family: Family) -> char {
+    match family {
+        Family::V4 => '4',
+        Family::V6 => '6',
+    }
+}
+
+/// A map or set of the skeleton that we fill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Map {
+    /// Frontend to chain.
+    Services(Lane),
+    /// Frontend and index to endpoint.
+    Endpoints(Lane),
+    /// Frontends whose clients are masqueraded. (Those of audience `Everyone`.)
+    External(Lane),
+    /// Frontends whose clients are remembered, to the chain that does so.
+    Affine(Lane),
+    /// Endpoints of this node, as source and destination.
+    Hairpin(Family),
+}
+
+impl Map {
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let everyone = |lane: &Lane| lane.audience == Audience::Everyone;
+        Lane::all()
+            .flat_map(|lane| [Self::Services(lane), Self::Endpoints(lane)])
+            .chain(
+                Lane::all()
+                    .filter(everyone)
+                    .flat_map(|lane| [Self::External(lane), Self::Affine(lane)]),
+            )
+            .chain([Self::Hairpin(Family::V4), Self::Hairpin(Family::V6)])
+    }
+
+    /// Its name.
+    pub fn name(self) -> String {
+        match self {
+            Self::Services(lane) => format!("services{}", lane.suffix()),
+            Self::Endpoints(lane) => format!("endpoints{}", lane.suffix()),
+            Self::External(lane) => format!("external{}", lane.suffix()),
+            Self::Affine(lane) => format!("affine{}", lane.suffix()),
+            Self::Hairpin(family) => format!("hairpin{}", digit(family)),
+        }
+    }
+}
+
+/// A chain that rules or maps jump to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Chain {
+    /// Sends a connection to one of that many endpoints. Made when first needed, and kept.
+    Balance(Lane, u32),
+    /// Remembers the endpoint of a client for that many seconds. Made when first needed, and kept.
+    Remember(Family, u32),
+    /// Refuses a connection. Part of the skeleton.
+    Refuse,
+}
+
+impl Chain {
+    /// Its name.
+    pub fn name(self) -> String {
+        match self {
+            Self::Balance(lane, n) => format!("lb{}-{n}", lane.suffix()),
+            Self::Remember(family, seconds) => format!("remember{}-{seconds}", digit(family)),
+            Self::Refuse => "refuse".to_owned(),
+        }
+    }
+
+    /// The chain of that name, if it is one that is made when needed.
+    pub fn parse(name: &str) -> Option<Self> {
+        let (kind, number) = name.rsplit_once('-')?;
+        let number = number.parse().ok()?;
+        if let Some(suffix) = kind.strip_prefix("lb") {
+            let lane = Lane::all().find(|lane| lane.suffix() == suffix)?;
+            return Some(Self::Balance(lane, number));
+        }
+        let family = match kind.strip_prefix("remember")? {
+            "4" => Family::V4,
+            "6" => Family::V6,
+            _ => return None,
+        };
+        Some(Self::Remember(family, number))
+    }
+}
+
+/// Bytes as the kernel's registers have them: every field starts on a multiple of four.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Bytes {
+    len: u8,
+    bytes: [u8; Self::MOST],
+}
+
+impl Bytes {
+    /// IPv6 address twice.
+    const MOST: usize = 32;
+
+    fn new() -> Self {
+        Self {
+            len: 0,
+            bytes: [0; Self::MOST],
+        }
+    }
+
+    /// The bytes that the kernel gave; `None` if there are more than we ever wrote.
+    pub fn from_slice(slice: &[u8]) -> Option<Self> {
+        (slice.len() <= Self::MOST).then(|| Self::new().and(slice))
+    }
+
+    fn and(mut self, field: &[u8]) -> Self {
+        let start = usize::from(self.len);
+        self.bytes[start..start + field.len()].copy_from_slice(field);
+        self.len += u8::try_from(field.len().next_multiple_of(4)).expect("fields are short");
+        self
+    }
+
+    fn and_ip(self, ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(ip) => self.and(&ip.octets()),
+            IpAddr::V6(ip) => self.and(&ip.octets()),
+        }
+    }
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
+impl std::fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for word in self.as_slice().chunks(4) {
+            for byte in word {
+                write!(f, "{byte:02x}")?;
+            }
+            write!(f, " ")?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads fields back, in the order in which they were put.
+struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let field = *self.0.first_chunk::<N>()?;
+        self.0 = self.0.get(N.next_multiple_of(4)..)?;
+        Some(field)
+    }
+
+    fn ip(&mut self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.take().map(|o: [u8; 4]| Ipv4Addr::from(o).into()),
+            Family::V6 => self.take().map(|o: [u8; 16]| Ipv6Addr::from(o).into()),
+        }
+    }
+}
+
+/// What an element leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Data {
+    /// Nothing: the map is a set.
+    Nothing,
+    /// An endpoint's address and port.
+    Endpoint(Bytes),
+    /// A verdict: on to a chain.
+    Goto(Chain),
+    /// A verdict: drop.
+    Drop,
+}
+
+fn frontend_key(frontend: &Frontend) -> Bytes {
+    let key = match frontend.place {
+        Place::Address(ip) => Bytes::new().and_ip(ip),
+        Place::Node(_) => Bytes::new(),
+    };
+    key.and(&[frontend.protocol as u8])
+        .and(&frontend.port.to_be_bytes())
+}
+
+fn parse_frontend(lane: Lane, reader: &mut Reader<'_>) -> Option<Frontend> {
+    let place = if lane.on_node {
+        Place::Node(lane.family)
+    } else {
+        Place::Address(reader.ip(lane.family)?)
+    };
+    let [protocol] = reader.take()?;
+    Some(Frontend {
+        place,
+        protocol: Protocol::from_number(protocol)?,
+        port: u16::from_be_bytes(reader.take()?),
+        audience: lane.audience,
+    })
+}
+
+fn endpoint_key(frontend: &Frontend, index: usize) -> Bytes {
+    let index = u32::try_from(index).expect("fewer than 2^32 endpoints");
+    // `numgen` leaves its number in the byte order of the machine.
+    frontend_key(frontend).and(&index.to_ne_bytes())
+}
+
+/// The data of an endpoint in a map.
+pub fn endpoint_data(endpoint: &Endpoint) -> Bytes {
+    Bytes::new()
+        .and_ip(endpoint.ip)
+        .and(&endpoint.port.to_be_bytes())
+}
+
+fn parse_endpoint(family: Family, data: &Bytes) -> Option<Endpoint> {
+    let mut reader = Reader(data.as_slice());
+    Some(Endpoint {
+        ip: reader.ip(family)?,
+        port: u16::from_be_bytes(reader.take()?),
+    })
+}
+
+/// One entry of a client's memory: `client . frontend : endpoint`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// The address that the client connected to.
+    pub to: IpAddr,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port it connected to.
+    pub port: u16,
+    /// Where it is sent.
+    pub endpoint: Endpoint,
+}
+
+impl Memory {
+    /// Reads an element of an `affinity` map.
+    pub fn parse(family: Family, key: &[u8], data: &Bytes) -> Option<Self> {
+        let mut reader = Reader(key);
+        let _client = reader.ip(family)?;
+        Some(Self {
+            to: reader.ip(family)?,
+            protocol: Protocol::from_number(reader.take::<1>()?[0])?,
+            port: u16::from_be_bytes(reader.take()?),
+            endpoint: parse_endpoint(family, data)?,
+        })
+    }
+}
+
+/// Changes to the kernel's maps which belong together. Several for one element become one.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// For each element what it was and what it is to be.
+    elements: HashMap<(Map, Bytes), (Option<Data>, Option<Data>)>,
+    /// Frontends that lost an endpoint, or their ways: connections and memories of them may be stale.
+    pub stale: BTreeSet<Frontend>,
+}
+
+impl Changes {
+    fn put(&mut self, map: Map, key: Bytes, old: Option<Data>, new: Option<Data>) {
+        self.elements
+            .entry((map, key))
+            .and_modify(|change| change.1 = new)
+            .or_insert((old, new));
+    }
+
+    fn add(&mut self, map: Map, key: Bytes, data: Data) {
+        self.put(map, key, None, Some(data));
+    }
+
+    fn remove(&mut self, map: Map, key: Bytes, data: Data) {
+        self.put(map, key, Some(data), None);
+    }
+
+    /// Whether there is nothing to do for the maps.
+    pub fn is_empty(&self) -> bool {
+        self.elements.values().all(|(old, new)| old == new)
+    }
+
+    /// The elements to remove.
+    pub fn removed(&self) -> impl Iterator<Item = (Map, Bytes)> {
+        let changed = self.elements.iter().filter(|(_, (old, new))| old != new);
+        changed
+            .filter(|(_, (old, _))| old.is_some())
+            .map(|(at, _)| *at)
+    }
+
+    /// The elements to add, after the removals.
+    pub fn added(&self) -> impl Iterator<Item = (Map, Bytes, Data)> {
+        let changed = self.elements.iter().filter(|(_, (old, new))| old != new);
+        changed.filter_map(|((map, key), (_, new))| Some((*map, *key, (*new)?)))
+    }
+}
+
+/// One frontend as it is in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Programmed {
+    /// Whose it is; `None` for one found in the kernel and not claimed yet.
+    owner: Option<ServiceKey>,
+    /// The endpoints by index.
+    endpoints: Vec<Endpoint>,
+    otherwise: Otherwise,
+    masquerade: bool,
+    affinity: Option<u32>,
+}
+
+/// What is in the kernel's maps, and for whom.
+#[derive(Debug, Default)]
+pub struct Ruleset {
+    frontends: HashMap<Frontend, Programmed>,
+    /// The frontends that each service has, and its local addresses.
+    services: HashMap<ServiceKey, (BTreeSet<Frontend>, BTreeSet<IpAddr>)>,
+    /// Services that want a frontend which another has.
+    waiting: BTreeMap<Frontend, BTreeSet<ServiceKey>>,
+    /// How many services have an endpoint of this address on this node.
+    hairpins: HashMap<IpAddr, usize>,
+    /// Addresses found in the kernel, not claimed yet.
+    found_hairpins: BTreeSet<IpAddr>,
+}
+
+impl Ruleset {
+    /// Takes over what the kernel's maps hold. What makes no sense in there is to be removed: that is in the changes.
+    pub fn adopt(elements: impl IntoIterator<Item = (Map, Bytes, Data)>) -> (Self, Changes) {
+        let mut ruleset = Self::default();
+        let mut changes = Changes::default();
+        let mut all: HashMap<(Map, Bytes), Data> = HashMap::new();
+        let mut services: Vec<(Frontend, Data)> = Vec::new();
+        for (map, key, data) in elements {
+            all.insert((map, key), data);
+            let mut reader = Reader(key.as_slice());
+            match map {
+                Map::Services(lane) => {
+                    if let Some(frontend) = parse_frontend(lane, &mut reader) {
+                        services.push((frontend, data));
+                    }
+                }
+                Map::Hairpin(family) => {
+                    if let Some(ip) = reader.ip(family)
+                        && all.remove(&(map, key)).is_some()
+                    {
+                        ruleset.found_hairpins.insert(ip);
+                    }
+                }
+                Map::Endpoints(_) | Map::External(_) | Map::Affine(_) => {}
+            }
+        }
+        for (frontend, data) in services {
+            if let Some(programmed) = read_frontend(&frontend, data, &all) {
+                for (map, key, _) in elements_of(&frontend, &programmed) {
+                    all.remove(&(map, key));
+                }
+                ruleset.frontends.insert(frontend, programmed);
+            }
+        }
+        for ((map, key), data) in all {
+            changes.remove(map, key, data);
+        }
+        (ruleset, changes)
+    }
+
+    /// Brings one service to `plan`. Returns services that waited for a frontend which is free now: they are to be updated again.
+    pub fn update(
+        &mut self,
+        key: &ServiceKey,
+        plan: Plan,
+        changes: &mut Changes,
+    ) -> Vec<ServiceKey> {
+        let (had, local) = self.services.remove(key).unwrap_or_default();
+        let mut again = Vec::new();
+        for frontend in &had {
+            if !plan.frontends.contains_key(frontend) {
+                if let Some(old) = self.frontends.remove(frontend) {
+                    remove_frontend(frontend, &old, changes);
+                }
+                again.extend(self.waiting.remove(frontend).into_iter().flatten());
+            }
+        }
+        self.waiting.retain(|_, keys| {
+            keys.remove(key);
+            !keys.is_empty()
+        });
+        let mut has = BTreeSet::new();
+        for (frontend, target) in plan.frontends {
+            if self.set_frontend(key, frontend, target, changes) {
+                has.insert(frontend);
+            } else {
+                self.waiting
+                    .entry(frontend)
+                    .or_default()
+                    .insert(key.clone());
+            }
+        }
+        for ip in plan.local_ips.difference(&local) {
+            let count = self.hairpins.entry(*ip).or_default();
+            *count += 1;
+            if *count == 1 && !self.found_hairpins.remove(ip) {
+                let (map, key) = hairpin(*ip);
+                changes.add(map, key, Data::Nothing);
+            }
+        }
+        for ip in local.difference(&plan.local_ips) {
+            let count = self.hairpins.entry(*ip).or_default();
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.hairpins.remove(ip);
+                let (map, key) = hairpin(*ip);
+                changes.remove(map, key, Data::Nothing);
+            }
+        }
+        if !has.is_empty() || !plan.local_ips.is_empty() {
+            self.services.insert(key.clone(), (has, plan.local_ips));
+        }
+        again
+    }
+
+    /// Removes what was found in the kernel and no service claimed. To be called once every service was updated.
+    pub fn remove_unclaimed(&mut self, changes: &mut Changes) {
+        self.frontends.retain(|frontend, programmed| {
+            if programmed.owner.is_none() {
+                remove_frontend(frontend, programmed, changes);
+            }
+            programmed.owner.is_some()
+        });
+        for ip in std::mem::take(&mut self.found_hairpins) {
+            let (map, key) = hairpin(ip);
+            changes.remove(map, key, Data::Nothing);
+        }
+    }
+
+    /// The services that have anything in the kernel.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceKey> {
+        self.services.keys()
+    }
+
+    /// Who has a frontend.
+    pub fn owner(&self, frontend: &Frontend) -> Option<&ServiceKey> {
+        self.frontends.get(frontend)?.owner.as_ref()
+    }
+
+    /// The endpoints a connection to this frontend may have now; empty for a frontend which is gone.
+    pub fn endpoints(&self, frontend: &Frontend) -> &[Endpoint] {
+        self.frontends
+            .get(frontend)
+            .map_or(&[], |programmed| &programmed.endpoints)
+    }
+
+    /// Whether what a client's memory says still holds.
+    pub fn holds(&self, memory: &Memory) -> bool {
+        let family = Family::of(memory.to);
+        [Place::Address(memory.to), Place::Node(family)]
+            .into_iter()
+            .any(|place| {
+                [Audience::Everyone, Audience::Outside]
+                    .into_iter()
+                    .any(|audience| {
+                        let frontend = Frontend {
+                            place,
+                            protocol: memory.protocol,
+                            port: memory.port,
+                            audience,
+                        };
+                        self.frontends.get(&frontend).is_some_and(|p| {
+                            p.affinity.is_some() && p.endpoints.contains(&memory.endpoint)
+                        })
+                    })
+            })
+    }
+
+    /// Returns whether the service got the frontend.
+    fn set_frontend(
+        &mut self,
+        key: &ServiceKey,
+        frontend: Frontend,
+        target: Target,
+        changes: &mut Changes,
+    ) -> bool {
+        let Some(now) = self.frontends.get_mut(&frontend) else {
+            let programmed = Programmed {
+                owner: Some(key.clone()),
+                endpoints: target.endpoints.into_iter().collect(),
+                otherwise: target.otherwise,
+                masquerade: target.masquerade,
+                affinity: target.affinity,
+            };
+            for (map, key, data) in elements_of(&frontend, &programmed) {
+                changes.add(map, key, data);
+            }
+            // Flows from before the service existed went elsewhere.
+            changes.stale.insert(frontend);
+            self.frontends.insert(frontend, programmed);
+            return true;
+        };
+        match &now.owner {
+            Some(owner) if owner != key => return false,
+            Some(_) => {}
+            None => now.owner = Some(key.clone()),
+        }
+        move_endpoints(&frontend, now, target, changes);
+        true
+    }
+}
+
+/// Brings a frontend that exists to `target`, with the fewest elements.
+fn move_endpoints(
+    frontend: &Frontend,
+    now: &mut Programmed,
+    target: Target,
+    changes: &mut Changes,
+) {
+    let lane = Lane::of(frontend);
+    let endpoints = Map::Endpoints(lane);
+    let before = (verdict(lane, now), now.masquerade, now.affinity);
+    let mut missing = target.endpoints.clone();
+    let mut index = 0;
+    while index < now.endpoints.len() {
+        let endpoint = now.endpoints[index];
+        if missing.remove(&endpoint) {
+            index += 1;
+            continue;
+        }
+        changes.stale.insert(*frontend);
+        let old = Data::Endpoint(endpoint_data(&endpoint));
+        let last = now.endpoints.len() - 1;
+        let moved = now.endpoints.swap_remove(index);
+        debug_assert_eq!(moved, endpoint);
+        if index < last {
+            let into = Data::Endpoint(endpoint_data(&now.endpoints[index]));
+            changes.put(
+                endpoints,
+                endpoint_key(frontend, index),
+                Some(old),
+                Some(into),
+            );
+            changes.remove(endpoints, endpoint_key(frontend, last), into);
+        } else {
+            changes.remove(endpoints, endpoint_key(frontend, last), old);
+        }
+    }
+    for endpoint in missing {
+        let index = now.endpoints.len();
+        now.endpoints.push(endpoint);
+        let data = Data::Endpoint(endpoint_data(&endpoint));
+        changes.add(endpoints, endpoint_key(frontend, index), data);
+    }
+    now.otherwise = target.otherwise;
+    now.masquerade = target.masquerade;
+    now.affinity = target.affinity;
+    let after = (verdict(lane, now), now.masquerade, now.affinity);
+    let key = frontend_key(frontend);
+    changes.put(Map::Services(lane), key, Some(before.0), Some(after.0));
+    if frontend.audience == Audience::Outside {
+        return;
+    }
+    if before.1 != after.1 {
+        let data = |yes: bool| yes.then_some(Data::Nothing);
+        changes.put(Map::External(lane), key, data(before.1), data(after.1));
+    }
+    if before.2 != after.2 {
+        changes.stale.insert(*frontend);
+        let data = |seconds: Option<u32>| Some(Data::Goto(Chain::Remember(lane.family, seconds?)));
+        changes.put(Map::Affine(lane), key, data(before.2), data(after.2));
+    }
+}
+
+fn verdict(lane: Lane, programmed: &Programmed) -> Data {
+    match (programmed.endpoints.len(), programmed.otherwise) {
+        (0, Otherwise::Reject) => Data::Goto(Chain::Refuse),
+        (0, Otherwise::Drop) => Data::Drop,
+        (n, _) => {
+            let n = u32::try_from(n).expect("fewer than 2^32 endpoints");
+            Data::Goto(Chain::Balance(lane, n))
+        }
+    }
+}
+
+/// All elements of one frontend.
+fn elements_of(frontend: &Frontend, programmed: &Programmed) -> Vec<(Map, Bytes, Data)> {
+    let lane = Lane::of(frontend);
+    let key = frontend_key(frontend);
+    let mut elements = vec![(Map::Services(lane), key, verdict(lane, programmed))];
+    for (index, endpoint) in programmed.endpoints.iter().enumerate() {
+        let data = Data::Endpoint(endpoint_data(endpoint));
+        elements.push((Map::Endpoints(lane), endpoint_key(frontend, index), data));
+    }
+    // A frontend for the outside has a twin for everyone, which has these for both.
+    if frontend.audience == Audience::Everyone {
+        if programmed.masquerade {
+            elements.push((Map::External(lane), key, Data::Nothing));
+        }
+        if let Some(seconds) = programmed.affinity {
+            let data = Data::Goto(Chain::Remember(lane.family, seconds));
+            elements.push((Map::Affine(lane), key, data));
+        }
+    }
+    elements
+}
+
+fn remove_frontend(frontend: &Frontend, programmed: &Programmed, changes: &mut Changes) {
+    for (map, key, data) in elements_of(frontend, programmed) {
+        changes.remove(map, key, data);
+    }
+    changes.stale.insert(*frontend);
+}
+
+/// A frontend as the kernel's elements tell it; `None` if they contradict each other.
+fn read_frontend(
+    frontend: &Frontend,
+    verdict: Data,
+    all: &HashMap<(Map, Bytes), Data>,
+) -> Option<Programmed> {
+    let lane = Lane::of(frontend);
+    let (count, otherwise) = match verdict {
+        Data::Goto(Chain::Balance(of, count)) if of == lane => (count, Otherwise::Reject),
+        Data::Goto(Chain::Refuse) => (0, Otherwise::Reject),
+        Data::Drop => (0, Otherwise::Drop),
+        _ => return None,
+    };
+    let endpoints = (0..count as usize).map(|index| {
+        match all.get(&(Map::Endpoints(lane), endpoint_key(frontend, index))) {
+            Some(Data::Endpoint(data)) => parse_endpoint(lane.family, data),
+            _ => None,
+        }
+    });
+    let key = frontend_key(frontend);
+    let affinity = match all.get(&(Map::Affine(lane), key)) {
+        Some(Data::Goto(Chain::Remember(family, seconds))) if *family == lane.family => {
+            Some(*seconds)
+        }
+        Some(_) => return None,
+        None => None,
+    };
+    Some(Programmed {
+        owner: None,
+        endpoints: endpoints.collect::<Option<_>>()?,
+        otherwise,
+        masquerade: all.contains_key(&(Map::External(lane), key)),
+        affinity,
+    })
+}
+
+fn hairpin(ip: IpAddr) -> (Map, Bytes) {
+    let key = Bytes::new().and_ip(ip).and_ip(ip);
+    (Map::Hairpin(Family::of(ip)), key)
+}
