@@ -48,6 +48,8 @@ fn main() {
             extend(&mut definitions[name.as_str()]["properties"][field.name.as_str()], field);
         }
     }
+    let mut definitions = Value::Object(definitions);
+    refer_to_components(&mut definitions);
     write("definitions.z", &serde_json::to_vec(&definitions).expect("JSON serialises"));
 }
 
@@ -77,6 +79,27 @@ fn extend(property: &mut Value, field: &Field) {
     }
     if !field.merge_key.is_empty() {
         put("x-kubernetes-patch-merge-key", field.merge_key.as_str().into());
+    }
+}
+
+/// References in OpenAPI 3's form: to components, and inside `allOf` where something stands beside them.
+fn refer_to_components(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(refer_to_components),
+        Value::Object(fields) => {
+            if let Some(Value::String(reference)) = fields.get("$ref") {
+                let reference = json!({ "$ref": reference.replace(PREFIX, "#/components/schemas/") });
+                fields.remove("$ref");
+                if fields.is_empty() {
+                    *value = reference;
+                } else {
+                    fields.insert("allOf".to_owned(), json!([reference]));
+                }
+            } else {
+                fields.values_mut().for_each(refer_to_components);
+            }
+        }
+        _ => {}
     }
 }
 

@@ -7,5 +7,6 @@ pub mod strategy;
 pub mod table;
 pub mod discovery;
 pub mod kinds;
+pub mod openapi;
 pub mod patch;
 pub mod schema;
