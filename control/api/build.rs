@@ -45,12 +45,18 @@ fn main() {
     write("types.z", types(&definitions, &facts).as_bytes());
     for (name, fields) in &used {
         for field in fields {
-            extend(&mut definitions[name.as_str()]["properties"][field.name.as_str()], field);
+            extend(
+                &mut definitions[name.as_str()]["properties"][field.name.as_str()],
+                field,
+            );
         }
     }
     let mut definitions = Value::Object(definitions);
     refer_to_components(&mut definitions);
-    write("definitions.z", &serde_json::to_vec(&definitions).expect("JSON serialises"));
+    write(
+        "definitions.z",
+        &serde_json::to_vec(&definitions).expect("JSON serialises"),
+    );
 }
 
 /// Drops what `k8s-openapi` says and Kubernetes does not: that `metadata` is required.
@@ -58,7 +64,10 @@ fn tidy(definition: &mut Value) {
     if let Some(required) = definition.get_mut("required").and_then(Value::as_array_mut) {
         required.retain(|name| name != "metadata");
         if required.is_empty() {
-            definition.as_object_mut().expect("a definition is an object").remove("required");
+            definition
+                .as_object_mut()
+                .expect("a definition is an object")
+                .remove("required");
         }
     }
 }
@@ -75,10 +84,16 @@ fn extend(property: &mut Value, field: &Field) {
         other => put("x-kubernetes-list-type", other.into()),
     }
     if !field.strategy.is_empty() {
-        put("x-kubernetes-patch-strategy", field.strategy.as_str().into());
+        put(
+            "x-kubernetes-patch-strategy",
+            field.strategy.as_str().into(),
+        );
     }
     if !field.merge_key.is_empty() {
-        put("x-kubernetes-patch-merge-key", field.merge_key.as_str().into());
+        put(
+            "x-kubernetes-patch-merge-key",
+            field.merge_key.as_str().into(),
+        );
     }
 }
 
@@ -88,7 +103,8 @@ fn refer_to_components(value: &mut Value) {
         Value::Array(items) => items.iter_mut().for_each(refer_to_components),
         Value::Object(fields) => {
             if let Some(Value::String(reference)) = fields.get("$ref") {
-                let reference = json!({ "$ref": reference.replace(PREFIX, "#/components/schemas/") });
+                let reference =
+                    json!({ "$ref": reference.replace(PREFIX, "#/components/schemas/") });
                 fields.remove("$ref");
                 if fields.is_empty() {
                     *value = reference;
@@ -107,10 +123,19 @@ fn refer_to_components(value: &mut Value) {
 fn types(definitions: &Map<String, Value>, facts: &Facts) -> String {
     let mut out = String::new();
     for (name, definition) in definitions {
-        let Some(properties) = definition.get("properties").and_then(Value::as_object) else { continue };
+        let Some(properties) = definition.get("properties").and_then(Value::as_object) else {
+            continue;
+        };
         let kind = &definition["x-kubernetes-group-version-kind"][0];
         let text = |key: &str| kind[key].as_str().unwrap_or_default();
-        writeln!(out, "T\t{name}\t{}\t{}\t{}", text("group"), text("version"), text("kind")).expect("a String takes all");
+        writeln!(
+            out,
+            "T\t{name}\t{}\t{}\t{}",
+            text("group"),
+            text("version"),
+            text("kind")
+        )
+        .expect("a String takes all");
         let required = definition["required"].as_array();
         for (field, property) in properties {
             let fact = facts.field(name, field);
@@ -118,7 +143,11 @@ fn types(definitions: &Map<String, Value>, facts: &Facts) -> String {
                 out,
                 "{field}\t{}\t{}\t{}\t{}\t{}\t{}\t{}",
                 shape(property, definitions),
-                if required.is_some_and(|list| list.iter().any(|name| name == field)) { "r" } else { "" },
+                if required.is_some_and(|list| list.iter().any(|name| name == field)) {
+                    "r"
+                } else {
+                    ""
+                },
                 fact.list.get(..1).unwrap_or_default(),
                 fact.keys.join(","),
                 fact.strategy,

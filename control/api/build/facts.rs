@@ -26,15 +26,23 @@ pub fn parse(text: &str) -> Facts {
     let mut all: BTreeMap<String, Vec<Field>> = BTreeMap::new();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let mut words = line.split_whitespace();
-        let (Some(kind), Some(names)) = (words.next(), words.next()) else { continue };
+        let (Some(kind), Some(names)) = (words.next(), words.next()) else {
+            continue;
+        };
         let words: Vec<&str> = words.collect();
         for kind in kind.split('|') {
             for name in names.split('|') {
                 let fields = all.entry(full_name(kind)).or_default();
-                let index = fields.iter().position(|f| f.name == name).unwrap_or_else(|| {
-                    fields.push(Field { name: name.into(), ..Field::default() });
-                    fields.len() - 1
-                });
+                let index = fields
+                    .iter()
+                    .position(|f| f.name == name)
+                    .unwrap_or_else(|| {
+                        fields.push(Field {
+                            name: name.into(),
+                            ..Field::default()
+                        });
+                        fields.len() - 1
+                    });
                 words.iter().for_each(|word| fields[index].add(word, line));
             }
         }
@@ -80,7 +88,10 @@ impl Field {
 
 impl Facts {
     pub fn field(&self, definition: &str, field: &str) -> Field {
-        let found = self.0.get(definition).and_then(|fields| fields.iter().find(|f| f.name == field));
+        let found = self
+            .0
+            .get(definition)
+            .and_then(|fields| fields.iter().find(|f| f.name == field));
         found.cloned().unwrap_or_default()
     }
 
@@ -88,8 +99,14 @@ impl Facts {
     pub fn check(&self, definitions: &Map<String, Value>) -> BTreeMap<String, Vec<Field>> {
         for (name, fields) in &self.0 {
             for field in fields {
-                let known = definitions.get(name).and_then(|d| d["properties"].get(&field.name));
-                assert!(known.is_some(), "facts.txt names {name}.{}, which does not exist", field.name);
+                let known = definitions
+                    .get(name)
+                    .and_then(|d| d["properties"].get(&field.name));
+                assert!(
+                    known.is_some(),
+                    "facts.txt names {name}.{}, which does not exist",
+                    field.name
+                );
             }
         }
         self.0.clone()

@@ -9,7 +9,10 @@ pub type KindOf = Vec<(String, [&'static str; 3])>;
 
 fn kind<T: JsonSchema + Resource>(generator: &mut SchemaGenerator, kinds: &mut KindOf) {
     generator.subschema_for::<T>();
-    kinds.push((T::schema_name().into_owned(), [T::GROUP, T::VERSION, T::KIND]));
+    kinds.push((
+        T::schema_name().into_owned(),
+        [T::GROUP, T::VERSION, T::KIND],
+    ));
 }
 
 macro_rules! kinds {

@@ -28,7 +28,9 @@ pub fn api_groups(resources: &[Arc<Resource>]) -> Value {
 
 /// `GET /apis/<group>`, if there is such a group.
 pub fn api_group(resources: &[Arc<Resource>], group: &str) -> Option<Value> {
-    let (name, versions) = groups(resources).into_iter().find(|(name, _)| *name == group)?;
+    let (name, versions) = groups(resources)
+        .into_iter()
+        .find(|(name, _)| *name == group)?;
     let mut body = group_body(name, &versions);
     body["kind"] = "APIGroup".into();
     body["apiVersion"] = "v1".into();
@@ -99,9 +101,15 @@ pub fn api_resources(resources: &[Arc<Resource>], group: &str, version: &str) ->
     if list.is_empty() {
         return None;
     }
-    let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+    let group_version = if group.is_empty() {
+        version.to_owned()
+    } else {
+        format!("{group}/{version}")
+    };
     list.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
-    Some(json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": list }))
+    Some(
+        json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": list }),
+    )
 }
 
 fn of<'a>(
@@ -109,7 +117,9 @@ fn of<'a>(
     group: &'a str,
     version: &'a str,
 ) -> impl Iterator<Item = &'a Arc<Resource>> {
-    resources.iter().filter(move |r| r.gvk.group == group && r.gvk.version == version)
+    resources
+        .iter()
+        .filter(move |r| r.gvk.group == group && r.gvk.version == version)
 }
 
 /// The aggregated form (`apidiscovery.k8s.io`): `GET /api` where `core`, else `GET /apis`; `version` is `v2` or `v2beta1`.
@@ -121,11 +131,17 @@ pub fn aggregated(resources: &[Arc<Resource>], core: bool, version: &str) -> Val
             let versions: Vec<Value> = versions
                 .into_iter()
                 .map(|version| {
-                    let list: Vec<Value> = of(resources, group, version).map(|r| aggregated_resource(r)).collect();
+                    let list: Vec<Value> = of(resources, group, version)
+                        .map(|r| aggregated_resource(r))
+                        .collect();
                     json!({ "version": version, "freshness": "Current", "resources": list })
                 })
                 .collect();
-            let metadata = if group.is_empty() { json!({}) } else { json!({ "name": group }) };
+            let metadata = if group.is_empty() {
+                json!({})
+            } else {
+                json!({ "name": group })
+            };
             json!({ "metadata": metadata, "versions": versions })
         })
         .collect();
@@ -158,8 +174,9 @@ fn aggregated_resource(resource: &Resource) -> Value {
         .iter()
         .map(|subresource| {
             let face = subresource_face(*subresource, resource);
-            let (group, version) =
-                face.group_version.unwrap_or((&resource.gvk.group, &resource.gvk.version));
+            let (group, version) = face
+                .group_version
+                .unwrap_or((&resource.gvk.group, &resource.gvk.version));
             json!({
                 "subresource": face.name,
                 "responseKind": { "group": group, "version": version, "kind": face.kind },
@@ -188,7 +205,12 @@ fn subresource_face(subresource: Subresource, resource: &Resource) -> Face<'_> {
     const PROXY: &[&str] = &["create", "delete", "get", "patch", "update"];
     const CREATE: &[&str] = &["create"];
     let own = resource.gvk.kind.as_str();
-    let face = |name, kind, group_version, verbs| Face { name, kind, group_version, verbs };
+    let face = |name, kind, group_version, verbs| Face {
+        name,
+        kind,
+        group_version,
+        verbs,
+    };
     match subresource {
         Subresource::Status => face("status", own, None, OBJECT),
         Subresource::Scale => face("scale", "Scale", Some(("autoscaling", "v1")), OBJECT),
@@ -208,9 +230,12 @@ fn subresource_face(subresource: Subresource, resource: &Resource) -> Face<'_> {
         Subresource::Eviction => face("eviction", "Eviction", Some(("policy", "v1")), CREATE),
         Subresource::EphemeralContainers => face("ephemeralcontainers", own, None, OBJECT),
         Subresource::Resize => face("resize", own, None, OBJECT),
-        Subresource::Token => {
-            face("token", "TokenRequest", Some(("authentication.k8s.io", "v1")), CREATE)
-        }
+        Subresource::Token => face(
+            "token",
+            "TokenRequest",
+            Some(("authentication.k8s.io", "v1")),
+            CREATE,
+        ),
         Subresource::Approval => face("approval", own, None, OBJECT),
         Subresource::Finalize => face("finalize", own, None, &["update"]),
     }
@@ -254,16 +279,34 @@ mod tests {
     fn both_forms_name_the_same_resources() {
         let resources = crate::kinds::builtin();
         let legacy = api_resources(&resources, "apps", "v1").expect("apps/v1");
-        let names: Vec<&str> =
-            legacy["resources"].as_array().expect("a list").iter().filter_map(|r| r["name"].as_str()).collect();
+        let names: Vec<&str> = legacy["resources"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter_map(|r| r["name"].as_str())
+            .collect();
         assert_eq!(
             names,
-            ["deployments", "deployments/scale", "deployments/status", "replicasets", "replicasets/scale", "replicasets/status"]
+            [
+                "deployments",
+                "deployments/scale",
+                "deployments/status",
+                "replicasets",
+                "replicasets/scale",
+                "replicasets/status"
+            ]
         );
         assert_eq!(legacy["resources"][1]["group"], "autoscaling");
         let aggregated = aggregated(&resources, false, "v2");
-        let apps = aggregated["items"].as_array().expect("a list").iter().find(|g| g["metadata"]["name"] == "apps");
-        assert_eq!(apps.expect("apps")["versions"][0]["resources"][0]["subresources"][0]["responseKind"]["kind"], "Scale");
+        let apps = aggregated["items"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .find(|g| g["metadata"]["name"] == "apps");
+        assert_eq!(
+            apps.expect("apps")["versions"][0]["resources"][0]["subresources"][0]["responseKind"]["kind"],
+            "Scale"
+        );
         assert!(api_resources(&resources, "apps", "v2").is_none());
     }
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::resource::Subresource::{
-    Approval, Attach, Binding, EphemeralContainers, Eviction, Exec, Finalize, Log, PortForward, Proxy, Resize,
-    Scale, Status, Token,
+    Approval, Attach, Binding, EphemeralContainers, Eviction, Exec, Finalize, Log, PortForward,
+    Proxy, Resize, Scale, Status, Token,
 };
 use crate::resource::{GroupVersionKind, Resource, Scope, Subresource, Verb};
 use crate::strategy::{self, Strategy};
@@ -52,39 +52,178 @@ fn row(
     strategy: impl Strategy,
 ) -> Row {
     let strategy = Arc::new(strategy);
-    Row { api, kind, plural, names, scope, verbs: ALL, subresources, prefix: plural, strategy }
+    Row {
+        api,
+        kind,
+        plural,
+        names,
+        scope,
+        verbs: ALL,
+        subresources,
+        prefix: plural,
+        strategy,
+    }
 }
 
 fn request(api: &'static str, kind: &'static str, plural: &'static str, scope: Scope) -> Row {
-    Row { verbs: REQUEST, ..row(api, kind, plural, "", scope, &[], strategy::Plain) }
+    Row {
+        verbs: REQUEST,
+        ..row(api, kind, plural, "", scope, &[], strategy::Plain)
+    }
 }
 
 fn rows() -> Vec<Row> {
-    let pod_subresources =
-        &[Attach, Binding, EphemeralContainers, Eviction, Exec, Log, PortForward, Proxy, Resize, Status];
+    let pod_subresources = &[
+        Attach,
+        Binding,
+        EphemeralContainers,
+        Eviction,
+        Exec,
+        Log,
+        PortForward,
+        Proxy,
+        Resize,
+        Status,
+    ];
     vec![
-        row("v1", "ConfigMap", "configmaps", "cm", NAMESPACED, &[], strategy::ConfigMap),
+        row(
+            "v1",
+            "ConfigMap",
+            "configmaps",
+            "cm",
+            NAMESPACED,
+            &[],
+            strategy::ConfigMap,
+        ),
         Row {
             prefix: "services/endpoints",
-            ..row("v1", "Endpoints", "endpoints", "ep", NAMESPACED, &[], strategy::Endpoints)
+            ..row(
+                "v1",
+                "Endpoints",
+                "endpoints",
+                "ep",
+                NAMESPACED,
+                &[],
+                strategy::Endpoints,
+            )
         },
-        row("v1", "Event", "events", "ev", NAMESPACED, &[], strategy::Event::core()),
-        row("v1", "Namespace", "namespaces", "ns", CLUSTER, &[Finalize, Status], strategy::Namespace),
-        Row { prefix: "minions", ..row("v1", "Node", "nodes", "no", CLUSTER, &[Proxy, Status], strategy::Node) },
-        row("v1", "Pod", "pods", "po|all", NAMESPACED, pod_subresources, strategy::Pod),
-        row("v1", "Secret", "secrets", "", NAMESPACED, &[], strategy::Secret),
-        row("v1", "ServiceAccount", "serviceaccounts", "sa", NAMESPACED, &[Token], strategy::ServiceAccount),
+        row(
+            "v1",
+            "Event",
+            "events",
+            "ev",
+            NAMESPACED,
+            &[],
+            strategy::Event::core(),
+        ),
+        row(
+            "v1",
+            "Namespace",
+            "namespaces",
+            "ns",
+            CLUSTER,
+            &[Finalize, Status],
+            strategy::Namespace,
+        ),
+        Row {
+            prefix: "minions",
+            ..row(
+                "v1",
+                "Node",
+                "nodes",
+                "no",
+                CLUSTER,
+                &[Proxy, Status],
+                strategy::Node,
+            )
+        },
+        row(
+            "v1",
+            "Pod",
+            "pods",
+            "po|all",
+            NAMESPACED,
+            pod_subresources,
+            strategy::Pod,
+        ),
+        row(
+            "v1",
+            "Secret",
+            "secrets",
+            "",
+            NAMESPACED,
+            &[],
+            strategy::Secret,
+        ),
+        row(
+            "v1",
+            "ServiceAccount",
+            "serviceaccounts",
+            "sa",
+            NAMESPACED,
+            &[Token],
+            strategy::ServiceAccount,
+        ),
         Row {
             prefix: "services/specs",
-            ..row("v1", "Service", "services", "svc|all", NAMESPACED, &[Proxy, Status], strategy::Service)
+            ..row(
+                "v1",
+                "Service",
+                "services",
+                "svc|all",
+                NAMESPACED,
+                &[Proxy, Status],
+                strategy::Service,
+            )
         },
-        row("apps/v1", "Deployment", "deployments", "deploy|all", NAMESPACED, &[Scale, Status], strategy::Deployment),
-        row("apps/v1", "ReplicaSet", "replicasets", "rs|all", NAMESPACED, &[Scale, Status], strategy::ReplicaSet),
-        request("authentication.k8s.io/v1", "SelfSubjectReview", "selfsubjectreviews", CLUSTER),
-        request("authentication.k8s.io/v1", "TokenReview", "tokenreviews", CLUSTER),
-        request("authorization.k8s.io/v1", "LocalSubjectAccessReview", "localsubjectaccessreviews", NAMESPACED),
-        request("authorization.k8s.io/v1", "SelfSubjectAccessReview", "selfsubjectaccessreviews", CLUSTER),
-        request("authorization.k8s.io/v1", "SubjectAccessReview", "subjectaccessreviews", CLUSTER),
+        row(
+            "apps/v1",
+            "Deployment",
+            "deployments",
+            "deploy|all",
+            NAMESPACED,
+            &[Scale, Status],
+            strategy::Deployment,
+        ),
+        row(
+            "apps/v1",
+            "ReplicaSet",
+            "replicasets",
+            "rs|all",
+            NAMESPACED,
+            &[Scale, Status],
+            strategy::ReplicaSet,
+        ),
+        request(
+            "authentication.k8s.io/v1",
+            "SelfSubjectReview",
+            "selfsubjectreviews",
+            CLUSTER,
+        ),
+        request(
+            "authentication.k8s.io/v1",
+            "TokenReview",
+            "tokenreviews",
+            CLUSTER,
+        ),
+        request(
+            "authorization.k8s.io/v1",
+            "LocalSubjectAccessReview",
+            "localsubjectaccessreviews",
+            NAMESPACED,
+        ),
+        request(
+            "authorization.k8s.io/v1",
+            "SelfSubjectAccessReview",
+            "selfsubjectaccessreviews",
+            CLUSTER,
+        ),
+        request(
+            "authorization.k8s.io/v1",
+            "SubjectAccessReview",
+            "subjectaccessreviews",
+            CLUSTER,
+        ),
         row(
             "certificates.k8s.io/v1",
             "CertificateSigningRequest",
@@ -94,20 +233,51 @@ fn rows() -> Vec<Row> {
             &[Approval, Status],
             strategy::CertificateSigningRequest,
         ),
-        row("coordination.k8s.io/v1", "Lease", "leases", "", NAMESPACED, &[], strategy::Lease),
-        row("discovery.k8s.io/v1", "EndpointSlice", "endpointslices", "", NAMESPACED, &[], strategy::EndpointSlice),
-        row("events.k8s.io/v1", "Event", "events", "ev", NAMESPACED, &[], strategy::Event::new()),
+        row(
+            "coordination.k8s.io/v1",
+            "Lease",
+            "leases",
+            "",
+            NAMESPACED,
+            &[],
+            strategy::Lease,
+        ),
+        row(
+            "discovery.k8s.io/v1",
+            "EndpointSlice",
+            "endpointslices",
+            "",
+            NAMESPACED,
+            &[],
+            strategy::EndpointSlice,
+        ),
+        row(
+            "events.k8s.io/v1",
+            "Event",
+            "events",
+            "ev",
+            NAMESPACED,
+            &[],
+            strategy::Event::new(),
+        ),
     ]
 }
 
 /// The built-in resources, by group.
 pub fn builtin() -> Vec<Arc<Resource>> {
-    rows().into_iter().map(|row| Arc::new(resource(row))).collect()
+    rows()
+        .into_iter()
+        .map(|row| Arc::new(resource(row)))
+        .collect()
 }
 
 fn resource(row: Row) -> Resource {
     let (short_names, categories) = row.names.split_once('|').unwrap_or((row.names, ""));
-    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let words = |text: &str| {
+        text.split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
     let gvk = gvk(row.api, row.kind);
     let storage_version = (row.api == "events.k8s.io/v1").then(|| self::gvk("v1", "Event"));
     Resource {
@@ -128,7 +298,11 @@ fn resource(row: Row) -> Resource {
 /// A group, version and kind from an `apiVersion` and a kind.
 pub fn gvk(api_version: &str, kind: &str) -> GroupVersionKind {
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-    GroupVersionKind { group: group.to_owned(), version: version.to_owned(), kind: kind.to_owned() }
+    GroupVersionKind {
+        group: group.to_owned(),
+        version: version.to_owned(),
+        kind: kind.to_owned(),
+    }
 }
 
 /// Converts an object to another version of its kind (`to`), where the two differ in more than `apiVersion`.
@@ -148,15 +322,66 @@ mod tests {
     fn every_resource_has_a_schema_and_as_many_cells_as_columns() {
         let now = jiff::Timestamp::UNIX_EPOCH;
         for resource in builtin() {
-            assert!(Schemas::builtin().find(&resource.gvk).is_some(), "{:?} has no schema", resource.gvk);
+            assert!(
+                Schemas::builtin().find(&resource.gvk).is_some(),
+                "{:?} has no schema",
+                resource.gvk
+            );
             let columns = resource.strategy.columns();
-            for object in [serde_json::json!({}), serde_json::json!({ "metadata": {}, "spec": {}, "status": {} })] {
+            for object in [
+                serde_json::json!({}),
+                serde_json::json!({ "metadata": {}, "spec": {}, "status": {} }),
+            ] {
                 let cells = resource.strategy.cells(&object, now);
                 assert_eq!(columns.len(), cells.len(), "{:?}", resource.gvk);
             }
+            let mut object = serde_json::json!({ "metadata": { "name": "x" } });
+            Schemas::builtin().apply_defaults(&resource.gvk, &mut object);
+            resource.strategy.default(&mut object);
+            let ctx = crate::strategy::Context {
+                user: "u".into(),
+                groups: vec!["g".into()],
+                now: "2026-01-01T00:00:00Z".into(),
+                dry_run: false,
+            };
+            resource.strategy.prepare_for_create(&ctx, &mut object);
+            resource.strategy.validate(&object);
+            let stored = object.clone();
+            resource
+                .strategy
+                .prepare_for_update(&ctx, None, &mut object, &stored);
+            assert_eq!(
+                object, stored,
+                "an update without a change changes {:?}",
+                resource.gvk
+            );
+            for subresource in &resource.subresources {
+                resource.strategy.prepare_for_update(
+                    &ctx,
+                    Some(*subresource),
+                    &mut object,
+                    &stored,
+                );
+                assert_eq!(
+                    object, stored,
+                    "{subresource:?} without a change changes {:?}",
+                    resource.gvk
+                );
+            }
+            let template = resource.gvk.group == "apps";
+            assert!(
+                template || !object.to_string().contains("null"),
+                "{:?} has a null: {object}",
+                resource.gvk
+            );
             let fields = resource.strategy.selectable_fields(&serde_json::json!({}));
             let names: Vec<&str> = fields.iter().map(|(name, _)| *name).collect();
-            assert_eq!(names, resource.strategy.selectable_field_names(), "{:?}", resource.gvk);
+            assert_eq!(
+                names,
+                resource.strategy.selectable_field_names(),
+                "{:?}",
+                resource.gvk
+            );
         }
     }
 }

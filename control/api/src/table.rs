@@ -51,8 +51,15 @@ pub fn render<'a>(
     objects: impl IntoIterator<Item = &'a Value>,
     options: &Options,
 ) -> Value {
-    let rows: Vec<Value> = objects.into_iter().map(|object| row(resource, object, options)).collect();
-    let columns = if options.headers { headers(&resource.strategy.columns()) } else { Value::Null };
+    let rows: Vec<Value> = objects
+        .into_iter()
+        .map(|object| row(resource, object, options))
+        .collect();
+    let columns = if options.headers {
+        headers(&resource.strategy.columns())
+    } else {
+        Value::Null
+    };
     json!({
         "kind": "Table",
         "apiVersion": "meta.k8s.io/v1",
@@ -102,7 +109,11 @@ pub fn column(name: &str, kind: &str, priority: i32) -> Column {
     Column {
         name: name.to_owned(),
         kind: kind.to_owned(),
-        format: if name == "Name" { "name".to_owned() } else { String::new() },
+        format: if name == "Name" {
+            "name".to_owned()
+        } else {
+            String::new()
+        },
         description: String::new(),
         priority,
     }
@@ -125,7 +136,11 @@ pub fn columns(names: &str) -> Vec<Column> {
         .map(|word| {
             let wide = i32::from(word.ends_with('*'));
             let word = word.trim_end_matches('*');
-            let kind = if word.ends_with('#') { "integer" } else { "string" };
+            let kind = if word.ends_with('#') {
+                "integer"
+            } else {
+                "string"
+            };
             column(&word.trim_end_matches('#').replace('_', " "), kind, wide)
         })
         .collect()
@@ -133,7 +148,10 @@ pub fn columns(names: &str) -> Vec<Column> {
 
 /// `metadata.name`.
 pub fn name(object: &Value) -> Value {
-    object["metadata"]["name"].as_str().unwrap_or_default().into()
+    object["metadata"]["name"]
+        .as_str()
+        .unwrap_or_default()
+        .into()
 }
 
 /// The age of an object.
@@ -144,7 +162,10 @@ pub fn age(object: &Value, now: jiff::Timestamp) -> Value {
 /// The time since a timestamp in kubectl's short form, or `<unknown>`.
 pub fn since(time: Option<&str>, now: jiff::Timestamp) -> String {
     time.and_then(|time| time.parse::<jiff::Timestamp>().ok())
-        .map_or_else(|| "<unknown>".to_owned(), |time| human_duration(now.as_second() - time.as_second()))
+        .map_or_else(
+            || "<unknown>".to_owned(),
+            |time| human_duration(now.as_second() - time.as_second()),
+        )
 }
 
 /// Seconds as kubectl shows them: `5s`, `2m3s`, `45m`, `3h20m`, `2d4h`, `45d`, `2y10d`, `9y` (apimachinery `util/duration`).
@@ -160,7 +181,11 @@ pub fn human_duration(seconds: i64) -> String {
     let days = hours / 24;
     let years = days / 365;
     let pair = |big: i64, unit: &str, small: i64, small_unit: &str| {
-        if small == 0 { format!("{big}{unit}") } else { format!("{big}{unit}{small}{small_unit}") }
+        if small == 0 {
+            format!("{big}{unit}")
+        } else {
+            format!("{big}{unit}{small}{small_unit}")
+        }
     };
     match (minutes, hours, years) {
         (..10, _, _) => pair(minutes, "m", seconds % 60, "s"),
@@ -181,9 +206,23 @@ mod tests {
     #[test]
     fn ages_are_kubectls() {
         for (seconds, text) in [
-            (-5, "<invalid>"), (0, "0s"), (119, "119s"), (120, "2m"), (123, "2m3s"), (600, "10m"), (10_799, "179m"),
-            (10_800, "3h"), (12_000, "3h20m"), (28_800, "8h"), (172_799, "47h"), (172_800, "2d"), (180_000, "2d2h"),
-            (691_200, "8d"), (63_072_000, "2y"), (63_936_000, "2y10d"), (283_824_000, "9y"),
+            (-5, "<invalid>"),
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (123, "2m3s"),
+            (600, "10m"),
+            (10_799, "179m"),
+            (10_800, "3h"),
+            (12_000, "3h20m"),
+            (28_800, "8h"),
+            (172_799, "47h"),
+            (172_800, "2d"),
+            (180_000, "2d2h"),
+            (691_200, "8d"),
+            (63_072_000, "2y"),
+            (63_936_000, "2y10d"),
+            (283_824_000, "9y"),
         ] {
             assert_eq!(human_duration(seconds), text, "{seconds}");
         }

@@ -94,7 +94,13 @@ pub fn document(document: &Value) -> Vec<u8> {
 
 fn path_item(item: &Value) -> Message {
     let mut out = Message::default();
-    for (field, method) in [(2, "get"), (3, "put"), (4, "post"), (5, "delete"), (8, "patch")] {
+    for (field, method) in [
+        (2, "get"),
+        (3, "put"),
+        (4, "post"),
+        (5, "delete"),
+        (8, "patch"),
+    ] {
         if !item[method].is_null() {
             out.message(field, &operation(&item[method]));
         }
@@ -193,11 +199,22 @@ mod tests {
 
     #[test]
     fn a_small_document_encodes_to_the_bytes_of_the_specification() {
-        let encoded = document(&json!({ "swagger": "2.0", "info": { "title": "K", "version": "v" },
-            "definitions": { "A": { "type": "string", "x-y": 1 } } }));
-        let definition = [b"\xb2\x01\x08\x0a\x06string".as_slice(), b"\xfa\x01\x0a\x0a\x03x-y\x12\x03\x12\x011"].concat();
+        let encoded = document(
+            &json!({ "swagger": "2.0", "info": { "title": "K", "version": "v" },
+            "definitions": { "A": { "type": "string", "x-y": 1 } } }),
+        );
+        let definition = [
+            b"\xb2\x01\x08\x0a\x06string".as_slice(),
+            b"\xfa\x01\x0a\x0a\x03x-y\x12\x03\x12\x011",
+        ]
+        .concat();
         let mut expected = b"\x0a\x032.0\x12\x06\x0a\x01K\x12\x01v\x42\x00".to_vec();
-        let entry = [b"\x0a\x01A\x12".as_slice(), &[definition.len() as u8], &definition].concat();
+        let entry = [
+            b"\x0a\x01A\x12".as_slice(),
+            &[definition.len() as u8],
+            &definition,
+        ]
+        .concat();
         expected.extend([0x4a, entry.len() as u8 + 2, 0x0a, entry.len() as u8]);
         expected.extend(entry);
         assert_eq!(encoded, expected);

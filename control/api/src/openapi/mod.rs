@@ -47,7 +47,9 @@ pub fn v3_index(resources: &[Arc<Resource>]) -> Vec<u8> {
 
 /// One document of version 3; `name` is `api/v1` or `apis/<group>/<version>`.
 pub fn v3(resources: &[Arc<Resource>], name: &str) -> Option<Vec<u8>> {
-    let (_, group, version) = documents(resources).into_iter().find(|(found, _, _)| found == name)?;
+    let (_, group, version) = documents(resources)
+        .into_iter()
+        .find(|(found, _, _)| found == name)?;
     Some(Definitions::unpack().v3(resources, &group, &version))
 }
 
@@ -62,7 +64,11 @@ fn documents(resources: &[Arc<Resource>]) -> Vec<(String, String, String)> {
     for resource in resources {
         let (group, version) = (&resource.gvk.group, &resource.gvk.version);
         if !found.iter().any(|(_, g, v)| g == group && v == version) {
-            let name = format!("{}{}", if group.is_empty() { "api" } else { "apis/" }, resource.gvk.api_version_path());
+            let name = format!(
+                "{}{}",
+                if group.is_empty() { "api" } else { "apis/" },
+                resource.gvk.api_version_path()
+            );
             found.push((name, group.clone(), version.clone()));
         }
     }
@@ -76,7 +82,11 @@ trait ApiVersionPath {
 
 impl ApiVersionPath for crate::resource::GroupVersionKind {
     fn api_version_path(&self) -> String {
-        if self.group.is_empty() { format!("/{}", self.version) } else { self.api_version() }
+        if self.group.is_empty() {
+            format!("/{}", self.version)
+        } else {
+            self.api_version()
+        }
     }
 }
 
@@ -100,8 +110,10 @@ impl Definitions {
 
     fn v3(&self, resources: &[Arc<Resource>], group: &str, version: &str) -> Vec<u8> {
         let definitions = self.by_name();
-        let own: Vec<&Arc<Resource>> =
-            resources.iter().filter(|r| r.gvk.group == group && r.gvk.version == version).collect();
+        let own: Vec<&Arc<Resource>> = resources
+            .iter()
+            .filter(|r| r.gvk.group == group && r.gvk.version == version)
+            .collect();
         let mut made = Map::new();
         let mut paths = Map::new();
         for resource in &own {
@@ -112,7 +124,8 @@ impl Definitions {
                 made.insert(name, list);
             }
         }
-        let roots = serde_json::to_string(&(&made, &paths)).expect("a JSON value always serialises");
+        let roots =
+            serde_json::to_string(&(&made, &paths)).expect("a JSON value always serialises");
         let mut schemas: BTreeMap<&str, Raw> = BTreeMap::new();
         for name in reachable(&definitions, &roots) {
             schemas.insert(name, Raw::Text(definitions[name]));
@@ -165,7 +178,9 @@ fn reachable<'a>(definitions: &BTreeMap<&'a str, &'a RawValue>, text: &str) -> B
 }
 
 fn references(text: &str) -> impl Iterator<Item = &str> {
-    text.split(COMPONENT).skip(1).filter_map(|rest| rest.split('"').next())
+    text.split(COMPONENT)
+        .skip(1)
+        .filter_map(|rest| rest.split('"').next())
 }
 
 /// The name of a kind's definition: `io.k8s.api.core.v1.Pod`.
@@ -211,16 +226,25 @@ fn v2_document(resources: &[Arc<Resource>]) -> Value {
     // Paths of version 2 refer to definitions, not to components; the kinds are all reachable from their lists or by name.
     let mut roots = serde_json::to_string(&made).expect("a JSON value always serialises");
     for resource in resources {
-        roots.push_str(&format!("{COMPONENT}{}\"", definition_name(resource).unwrap_or_default()));
+        roots.push_str(&format!(
+            "{COMPONENT}{}\"",
+            definition_name(resource).unwrap_or_default()
+        ));
     }
     for name in ["DeleteOptions", "Status", "Patch"] {
         roots.push_str(&format!("{COMPONENT}{META}{name}\""));
     }
-    for name in ["autoscaling.v1.Scale", "policy.v1.Eviction", "core.v1.Binding", "authentication.v1.TokenRequest"] {
+    for name in [
+        "autoscaling.v1.Scale",
+        "policy.v1.Eviction",
+        "core.v1.Binding",
+        "authentication.v1.TokenRequest",
+    ] {
         roots.push_str(&format!("{COMPONENT}io.k8s.api.{name}\""));
     }
     for name in reachable(&definitions, &roots) {
-        let definition = serde_json::from_str(definitions[name].get()).expect("build.rs wrote JSON");
+        let definition =
+            serde_json::from_str(definitions[name].get()).expect("build.rs wrote JSON");
         made.insert(name.to_owned(), definition);
     }
     made.values_mut().for_each(refer_to_definitions);
@@ -265,13 +289,23 @@ mod tests {
             let text = String::from_utf8(document).expect("UTF-8");
             let parsed: Value = serde_json::from_str(&text).expect("JSON");
             for reference in references(&text) {
-                assert!(parsed["components"]["schemas"].get(reference).is_some(), "{name}: {reference}");
+                assert!(
+                    parsed["components"]["schemas"].get(reference).is_some(),
+                    "{name}: {reference}"
+                );
             }
         }
         let text = String::from_utf8(v2(&resources)).expect("UTF-8");
         let parsed: Value = serde_json::from_str(&text).expect("JSON");
-        for reference in text.split("#/definitions/").skip(1).filter_map(|rest| rest.split('"').next()) {
-            assert!(parsed["definitions"].get(reference).is_some(), "v2: {reference}");
+        for reference in text
+            .split("#/definitions/")
+            .skip(1)
+            .filter_map(|rest| rest.split('"').next())
+        {
+            assert!(
+                parsed["definitions"].get(reference).is_some(),
+                "v2: {reference}"
+            );
         }
     }
 
@@ -285,7 +319,10 @@ mod tests {
         assert!(pod.get("required").is_none());
         let spec = &document["components"]["schemas"]["io.k8s.api.core.v1.PodSpec"]["properties"];
         assert_eq!(spec["containers"]["x-kubernetes-patch-merge-key"], "name");
-        assert_eq!(spec["volumes"]["x-kubernetes-patch-strategy"], "merge,retainKeys");
+        assert_eq!(
+            spec["volumes"]["x-kubernetes-patch-strategy"],
+            "merge,retainKeys"
+        );
         let patch = &document["paths"]["/api/v1/namespaces/{namespace}/pods/{name}"]["patch"];
         assert_eq!(patch["x-kubernetes-group-version-kind"]["kind"], "Pod");
         let parameters = patch["parameters"].as_array().expect("parameters");

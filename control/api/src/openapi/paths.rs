@@ -66,7 +66,9 @@ pub fn add(paths: &mut Map<String, Value>, resource: &Resource, version: Version
     }
     writer.finish(paths, &format!("{collection}/{{name}}"), item);
     for subresource in &resource.subresources {
-        let Some((name, methods, kind)) = face(*subresource) else { continue };
+        let Some((name, methods, kind)) = face(*subresource) else {
+            continue;
+        };
         let mut item = Map::new();
         for (method, action) in methods {
             item.insert((*method).to_owned(), writer.operation(action, kind));
@@ -89,19 +91,40 @@ fn face(subresource: Subresource) -> Option<(&'static str, Methods, Option<Other
         Subresource::EphemeralContainers => ("ephemeralcontainers", OBJECT, None),
         Subresource::Resize => ("resize", OBJECT, None),
         Subresource::Finalize => ("finalize", &[("put", "put")], None),
-        Subresource::Scale => {
-            ("scale", OBJECT, Some(("io.k8s.api.autoscaling.v1.Scale", ["autoscaling", "v1", "Scale"])))
-        }
-        Subresource::Binding => ("binding", CREATE, Some(("io.k8s.api.core.v1.Binding", ["", "v1", "Binding"]))),
-        Subresource::Eviction => {
-            ("eviction", CREATE, Some(("io.k8s.api.policy.v1.Eviction", ["policy", "v1", "Eviction"])))
-        }
+        Subresource::Scale => (
+            "scale",
+            OBJECT,
+            Some((
+                "io.k8s.api.autoscaling.v1.Scale",
+                ["autoscaling", "v1", "Scale"],
+            )),
+        ),
+        Subresource::Binding => (
+            "binding",
+            CREATE,
+            Some(("io.k8s.api.core.v1.Binding", ["", "v1", "Binding"])),
+        ),
+        Subresource::Eviction => (
+            "eviction",
+            CREATE,
+            Some((
+                "io.k8s.api.policy.v1.Eviction",
+                ["policy", "v1", "Eviction"],
+            )),
+        ),
         Subresource::Token => (
             "token",
             CREATE,
-            Some(("io.k8s.api.authentication.v1.TokenRequest", ["authentication.k8s.io", "v1", "TokenRequest"])),
+            Some((
+                "io.k8s.api.authentication.v1.TokenRequest",
+                ["authentication.k8s.io", "v1", "TokenRequest"],
+            )),
         ),
-        Subresource::Log | Subresource::Exec | Subresource::Attach | Subresource::PortForward | Subresource::Proxy => {
+        Subresource::Log
+        | Subresource::Exec
+        | Subresource::Attach
+        | Subresource::PortForward
+        | Subresource::Proxy => {
             return None;
         }
     })
@@ -153,35 +176,56 @@ impl Writer<'_> {
     fn operation(&self, action: &str, other: Option<Other>) -> Value {
         let own = definition_name(self.resource).unwrap_or_default();
         let (definition, gvk) = match other {
-            Some((name, [group, version, kind])) => {
-                (name, json!({ "group": group, "version": version, "kind": kind }))
-            }
+            Some((name, [group, version, kind])) => (
+                name,
+                json!({ "group": group, "version": version, "kind": kind }),
+            ),
             None => {
                 let gvk = &self.resource.gvk;
-                (own, json!({ "group": gvk.group, "version": gvk.version, "kind": gvk.kind }))
+                (
+                    own,
+                    json!({ "group": gvk.group, "version": gvk.version, "kind": gvk.kind }),
+                )
             }
         };
         let mut query = vec![("pretty", "string")];
         match action {
             "list" | "deletecollection" => query.extend([
-                ("allowWatchBookmarks", "boolean"), ("continue", "string"), ("fieldSelector", "string"),
-                ("labelSelector", "string"), ("limit", "integer"), ("resourceVersion", "string"),
-                ("resourceVersionMatch", "string"), ("sendInitialEvents", "boolean"), ("timeoutSeconds", "integer"),
+                ("allowWatchBookmarks", "boolean"),
+                ("continue", "string"),
+                ("fieldSelector", "string"),
+                ("labelSelector", "string"),
+                ("limit", "integer"),
+                ("resourceVersion", "string"),
+                ("resourceVersionMatch", "string"),
+                ("sendInitialEvents", "boolean"),
+                ("timeoutSeconds", "integer"),
                 ("watch", "boolean"),
             ]),
             "post" | "put" => {
-                query.extend([("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string")]);
+                query.extend([
+                    ("dryRun", "string"),
+                    ("fieldManager", "string"),
+                    ("fieldValidation", "string"),
+                ]);
             }
             "patch" => query.extend([
-                ("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string"), ("force", "boolean"),
+                ("dryRun", "string"),
+                ("fieldManager", "string"),
+                ("fieldValidation", "string"),
+                ("force", "boolean"),
             ]),
             "delete" => query.extend([
-                ("dryRun", "string"), ("gracePeriodSeconds", "integer"), ("propagationPolicy", "string"),
+                ("dryRun", "string"),
+                ("gracePeriodSeconds", "integer"),
+                ("propagationPolicy", "string"),
             ]),
             _ => {}
         }
-        let parameters: Vec<Value> =
-            query.into_iter().map(|(name, kind)| self.parameter(name, "query", kind)).collect();
+        let parameters: Vec<Value> = query
+            .into_iter()
+            .map(|(name, kind)| self.parameter(name, "query", kind))
+            .collect();
         let result = match action {
             "list" => format!("{own}List"),
             "delete" | "deletecollection" => format!("{META}Status"),
@@ -201,17 +245,25 @@ impl Writer<'_> {
         let mut responses = json!({ "401": { "description": "Unauthorized" } });
         match self.version {
             Version::Two => {
-                responses["200"] = json!({ "description": "OK", "schema": self.reference(&result) });
+                responses["200"] =
+                    json!({ "description": "OK", "schema": self.reference(&result) });
                 operation["produces"] = json!(["application/json", "application/yaml"]);
-                operation["consumes"] = json!(body.as_ref().map_or(&["*/*"][..], |(_, types)| types));
+                operation["consumes"] =
+                    json!(body.as_ref().map_or(&["*/*"][..], |(_, types)| types));
             }
             Version::Three => {
                 let schema = json!({ "schema": self.reference(&result) });
-                responses["200"] = json!({ "description": "OK", "content": { "application/json": schema } });
+                responses["200"] =
+                    json!({ "description": "OK", "content": { "application/json": schema } });
                 if let Some((definition, types)) = body {
                     let content: Map<String, Value> = types
                         .iter()
-                        .map(|kind| ((*kind).to_owned(), json!({ "schema": self.reference(&definition) })))
+                        .map(|kind| {
+                            (
+                                (*kind).to_owned(),
+                                json!({ "schema": self.reference(&definition) }),
+                            )
+                        })
                         .collect();
                     operation["requestBody"] = json!({ "content": content });
                 }

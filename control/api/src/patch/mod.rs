@@ -42,7 +42,7 @@ pub fn merge_patch(original: &Value, patch: &Value) -> Value {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
@@ -50,11 +50,25 @@ mod tests {
     fn a_patch_that_does_not_apply_is_422_and_one_that_cannot_be_read_400() {
         let object = json!({ "a": 1 });
         let failing = br#"[{"op":"test","path":"/a","value":2}]"#;
-        assert_eq!(json_patch(&object, failing).expect_err("the test fails").code, 422);
-        assert_eq!(json_patch(&object, br#"{"a":2}"#).expect_err("no list").code, 400);
+        assert_eq!(
+            json_patch(&object, failing)
+                .expect_err("the test fails")
+                .code,
+            422
+        );
+        assert_eq!(
+            json_patch(&object, br#"{"a":2}"#)
+                .expect_err("no list")
+                .code,
+            400
+        );
         assert_eq!(json_patch(&object, b"[").expect_err("no JSON").code, 400);
-        let good = br#"[{"op":"replace","path":"/a","value":2},{"op":"add","path":"/b","value":[]}]"#;
-        assert_eq!(json_patch(&object, good).expect("applies"), json!({ "a": 2, "b": [] }));
+        let good =
+            br#"[{"op":"replace","path":"/a","value":2},{"op":"add","path":"/b","value":[]}]"#;
+        assert_eq!(
+            json_patch(&object, good).expect("applies"),
+            json!({ "a": 2, "b": [] })
+        );
     }
 
     pub(crate) fn value() -> impl Strategy<Value = Value> {

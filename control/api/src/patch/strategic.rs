@@ -23,7 +23,9 @@ pub fn merge(
         return Err(bad("the patch is not an object".into()));
     };
     let shape = kind.map_or(Shape::Any, Shape::Object);
-    Merge { schemas }.map(original.clone(), patch, &shape).map(Value::Object)
+    Merge { schemas }
+        .map(original.clone(), patch, &shape)
+        .map(Value::Object)
 }
 
 fn bad(message: String) -> ApiError {
@@ -48,7 +50,9 @@ impl<'a> Merge<'a> {
     fn child(&self, shape: &Shape, name: &str) -> Shape {
         match shape {
             Shape::Map(of) => (**of).clone(),
-            _ => self.field(shape, name).map_or(Shape::Any, |field| field.shape.clone()),
+            _ => self
+                .field(shape, name)
+                .map_or(Shape::Any, |field| field.shape.clone()),
         }
     }
 
@@ -58,7 +62,10 @@ impl<'a> Merge<'a> {
         patch: &Map<String, Value>,
         shape: &Shape,
     ) -> Result<Map<String, Value>, ApiError> {
-        match patch.get(DIRECTIVE).map(|directive| directive.as_str().unwrap_or_default()) {
+        match patch
+            .get(DIRECTIVE)
+            .map(|directive| directive.as_str().unwrap_or_default())
+        {
             None | Some("merge") => {}
             Some("replace") => return Ok(clean_map(patch)),
             Some("delete") => return Ok(Map::new()),
@@ -67,17 +74,31 @@ impl<'a> Merge<'a> {
         if let Some(keys) = patch.get(RETAIN_KEYS) {
             retain(&mut original, patch, keys)?;
         }
-        for (name, list) in patch.iter().filter_map(|(key, v)| Some((key.strip_prefix(DELETE_PRIMITIVES)?, v))) {
+        for (name, list) in patch
+            .iter()
+            .filter_map(|(key, v)| Some((key.strip_prefix(DELETE_PRIMITIVES)?, v)))
+        {
             let gone = as_list(list, DELETE_PRIMITIVES)?;
             if let Some(Value::Array(items)) = original.get_mut(name) {
                 items.retain(|item| !gone.contains(item));
             }
         }
-        for (name, order) in patch.iter().filter_map(|(key, v)| Some((key.strip_prefix(SET_ORDER)?, v))) {
-            self.ordered(&mut original, patch, shape, name, as_list(order, SET_ORDER)?)?;
+        for (name, order) in patch
+            .iter()
+            .filter_map(|(key, v)| Some((key.strip_prefix(SET_ORDER)?, v)))
+        {
+            self.ordered(
+                &mut original,
+                patch,
+                shape,
+                name,
+                as_list(order, SET_ORDER)?,
+            )?;
         }
         for (name, value) in patch {
-            if name.starts_with('$') && is_directive(name) || patch.contains_key(&format!("{SET_ORDER}{name}")) {
+            if name.starts_with('$') && is_directive(name)
+                || patch.contains_key(&format!("{SET_ORDER}{name}"))
+            {
                 continue;
             }
             if value.is_null() {
@@ -95,7 +116,9 @@ impl<'a> Merge<'a> {
                 (Some(Value::Array(old)), Value::Array(new)) => {
                     Value::Array(self.list(old, new, self.field(shape, name))?)
                 }
-                (None, Value::Object(new)) if new.get(DIRECTIVE).and_then(Value::as_str) == Some("delete") => {
+                (None, Value::Object(new))
+                    if new.get(DIRECTIVE).and_then(Value::as_str) == Some("delete") =>
+                {
                     continue;
                 }
                 (_, new) => clean(new),
@@ -138,11 +161,18 @@ impl<'a> Merge<'a> {
         Ok(())
     }
 
-    fn list(&self, original: Vec<Value>, patch: &[Value], field: Option<&'a Field>) -> Result<Vec<Value>, ApiError> {
+    fn list(
+        &self,
+        original: Vec<Value>,
+        patch: &[Value],
+        field: Option<&'a Field>,
+    ) -> Result<Vec<Value>, ApiError> {
         let Some(field) = field.filter(|field| field.merge) else {
             return Ok(patch.iter().map(clean).collect());
         };
-        let Shape::List(item) = &field.shape else { return Ok(patch.to_vec()) };
+        let Shape::List(item) = &field.shape else {
+            return Ok(patch.to_vec());
+        };
         let key: Key<'_> = field.merge_key;
         if key.is_empty() {
             let mut merged = original.clone();
@@ -158,9 +188,15 @@ impl<'a> Merge<'a> {
         let mut replace = false;
         for value in patch {
             let Value::Object(entry) = value else {
-                return Err(bad(format!("the list {:?} of the patch has an item that is no object", field.name)));
+                return Err(bad(format!(
+                    "the list {:?} of the patch has an item that is no object",
+                    field.name
+                )));
             };
-            match entry.get(DIRECTIVE).map(|directive| directive.as_str().unwrap_or_default()) {
+            match entry
+                .get(DIRECTIVE)
+                .map(|directive| directive.as_str().unwrap_or_default())
+            {
                 None => rest.push(value.clone()),
                 Some("delete") => {
                     let wanted = entry.get(key).ok_or_else(|| no_key(value, key))?;
@@ -168,7 +204,9 @@ impl<'a> Merge<'a> {
                 }
                 Some("replace") => replace = true,
                 Some("merge") => {
-                    return Err(bad("merging lists cannot yet be specified in the patch".into()));
+                    return Err(bad(
+                        "merging lists cannot yet be specified in the patch".into()
+                    ));
                 }
                 Some(other) => return Err(bad(format!("unknown patch type found: {other}"))),
             }
@@ -181,7 +219,9 @@ impl<'a> Merge<'a> {
             let found = merged.iter_mut().find(|item| item.get(key) == Some(wanted));
             match (found, value) {
                 (Some(slot @ Value::Object(_)), Value::Object(entry)) => {
-                    let Value::Object(old) = slot.take() else { continue };
+                    let Value::Object(old) = slot.take() else {
+                        continue;
+                    };
                     *slot = Value::Object(self.map(old, entry, item)?);
                 }
                 _ => merged.push(clean(value)),
@@ -192,25 +232,43 @@ impl<'a> Merge<'a> {
 }
 
 fn no_key(value: &Value, key: &str) -> ApiError {
-    bad(format!("map: {value} does not contain declared merge key: {key}"))
+    bad(format!(
+        "map: {value} does not contain declared merge key: {key}"
+    ))
 }
 
 fn as_list<'v>(value: &'v Value, directive: &str) -> Result<&'v [Value], ApiError> {
     value.as_array().map(Vec::as_slice).ok_or_else(|| {
-        bad(format!("invalid patch format of {}: {value} is not a list", directive.trim_end_matches('/')))
+        bad(format!(
+            "invalid patch format of {}: {value} is not a list",
+            directive.trim_end_matches('/')
+        ))
     })
 }
 
 fn is_directive(name: &str) -> bool {
-    name == DIRECTIVE || name == RETAIN_KEYS || name.starts_with(DELETE_PRIMITIVES) || name.starts_with(SET_ORDER)
+    name == DIRECTIVE
+        || name == RETAIN_KEYS
+        || name.starts_with(DELETE_PRIMITIVES)
+        || name.starts_with(SET_ORDER)
 }
 
 /// Drops the keys that the patch does not retain; what it sets, it must retain.
-fn retain(original: &mut Map<String, Value>, patch: &Map<String, Value>, keys: &Value) -> Result<(), ApiError> {
+fn retain(
+    original: &mut Map<String, Value>,
+    patch: &Map<String, Value>,
+    keys: &Value,
+) -> Result<(), ApiError> {
     let keys = as_list(keys, RETAIN_KEYS)?;
     let kept = |name: &str| keys.iter().any(|key| key.as_str() == Some(name));
-    if patch.iter().any(|(name, value)| !is_directive(name) && !value.is_null() && !kept(name)) {
-        return Err(bad("invalid patch format of $retainKeys: the patch sets a key that it does not retain".into()));
+    if patch
+        .iter()
+        .any(|(name, value)| !is_directive(name) && !value.is_null() && !kept(name))
+    {
+        return Err(bad(
+            "invalid patch format of $retainKeys: the patch sets a key that it does not retain"
+                .into(),
+        ));
     }
     original.retain(|name, _| kept(name));
     Ok(())
@@ -249,16 +307,29 @@ fn position(list: &[Value], item: &Value, key: Key<'_>) -> Option<usize> {
 
 /// The patch's items in the patch's order, the server's own in the server's; of two that the server knows, the server's
 /// order decides, and an item new to it goes first.
-fn normalize(merged: Vec<Value>, patch_order: &[Value], server_order: &[Value], key: Key<'_>) -> Vec<Value> {
-    let (mut of_patch, mut of_server): (Vec<_>, Vec<_>) =
-        merged.into_iter().partition(|item| position(patch_order, item, key).is_some());
+fn normalize(
+    merged: Vec<Value>,
+    patch_order: &[Value],
+    server_order: &[Value],
+    key: Key<'_>,
+) -> Vec<Value> {
+    let (mut of_patch, mut of_server): (Vec<_>, Vec<_>) = merged
+        .into_iter()
+        .partition(|item| position(patch_order, item, key).is_some());
     of_patch.sort_by_key(|item| position(patch_order, item, key));
     of_server.sort_by_key(|item| position(server_order, item, key));
     let mut result = Vec::with_capacity(of_patch.len() + of_server.len());
-    let (mut left, mut right) = (of_server.into_iter().peekable(), of_patch.into_iter().peekable());
+    let (mut left, mut right) = (
+        of_server.into_iter().peekable(),
+        of_patch.into_iter().peekable(),
+    );
     while let (Some(server), Some(patch)) = (left.peek(), right.peek()) {
         let places = position(server_order, server, key).zip(position(server_order, patch, key));
-        let first = if places.is_some_and(|(l, r)| l < r) { left.next() } else { right.next() };
+        let first = if places.is_some_and(|(l, r)| l < r) {
+            left.next()
+        } else {
+            right.next()
+        };
         result.extend(first);
     }
     result.extend(left);
@@ -275,12 +346,20 @@ mod tests {
     use crate::resource::GroupVersionKind;
 
     fn pod() -> GroupVersionKind {
-        GroupVersionKind { group: String::new(), version: "v1".into(), kind: "Pod".into() }
+        GroupVersionKind {
+            group: String::new(),
+            version: "v1".into(),
+            kind: "Pod".into(),
+        }
     }
 
     fn spec(original: Value, patch: Value) -> Value {
         let merged = Schemas::builtin()
-            .strategic_merge(&pod(), &json!({ "spec": original }), &json!({ "spec": patch }))
+            .strategic_merge(
+                &pod(),
+                &json!({ "spec": original }),
+                &json!({ "spec": patch }),
+            )
             .expect("the patch applies");
         merged["spec"].clone()
     }
@@ -306,7 +385,10 @@ mod tests {
                 "containers": [{ "name": "b", "$patch": "delete" }, { "name": "a", "image": "x" }],
             }),
         );
-        assert_eq!(merged["containers"], json!([{ "name": "c" }, { "name": "a", "image": "x" }]));
+        assert_eq!(
+            merged["containers"],
+            json!([{ "name": "c" }, { "name": "a", "image": "x" }])
+        );
     }
 
     #[test]
@@ -348,7 +430,10 @@ mod tests {
                                        "labels": { "x": null } } }),
             )
             .expect("applies");
-        assert_eq!(merged, json!({ "metadata": { "finalizers": ["c", "b"], "labels": {} } }));
+        assert_eq!(
+            merged,
+            json!({ "metadata": { "finalizers": ["c", "b"], "labels": {} } })
+        );
     }
 
     #[test]
@@ -369,7 +454,9 @@ mod tests {
 
     fn containers() -> impl Strategy<Value = Value> {
         proptest::collection::btree_map("[a-e]", "[x-z]", 0..5).prop_map(|map| {
-            map.into_iter().map(|(name, image)| json!({ "name": name, "image": image })).collect()
+            map.into_iter()
+                .map(|(name, image)| json!({ "name": name, "image": image }))
+                .collect()
         })
     }
 

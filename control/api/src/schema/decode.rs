@@ -73,16 +73,27 @@ fn finish(
     body: &[u8],
 ) -> Result<Decoded, ApiError> {
     check_kind(schemas, gvk, &object, body)?;
-    let mut walk = Walk { schemas, unknown: Vec::new() };
+    let mut walk = Walk {
+        schemas,
+        unknown: Vec::new(),
+    };
     if let Some(id) = schemas.find(gvk) {
         let mut path = Path::default();
-        walk.object(id, &mut object, &mut path).map_err(|reason| cannot_be_handled(gvk, &reason))?;
+        walk.object(id, &mut object, &mut path)
+            .map_err(|reason| cannot_be_handled(gvk, &reason))?;
     }
     object["apiVersion"] = gvk.api_version().into();
     object["kind"] = gvk.kind.as_str().into();
 
-    let mut mistakes: Vec<String> = duplicates.iter().map(|path| format!("duplicate field {path:?}")).collect();
-    mistakes.extend(walk.unknown.iter().map(|path| format!("unknown field {path:?}")));
+    let mut mistakes: Vec<String> = duplicates
+        .iter()
+        .map(|path| format!("duplicate field {path:?}"))
+        .collect();
+    mistakes.extend(
+        walk.unknown
+            .iter()
+            .map(|path| format!("unknown field {path:?}")),
+    );
     let warnings = match mode {
         FieldValidation::Ignore => Vec::new(),
         FieldValidation::Warn => mistakes,
@@ -96,7 +107,12 @@ fn finish(
 }
 
 /// A missing kind or apiVersion is that of the request's path; a wrong one is refused.
-fn check_kind(schemas: &Schemas, gvk: &GroupVersionKind, object: &Value, body: &[u8]) -> Result<(), ApiError> {
+fn check_kind(
+    schemas: &Schemas,
+    gvk: &GroupVersionKind,
+    object: &Value,
+    body: &[u8],
+) -> Result<(), ApiError> {
     let Some(fields) = object.as_object() else {
         let reason = format!(
             "couldn't get version/kind; json parse error: json: cannot unmarshal {} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}",
@@ -117,7 +133,11 @@ fn check_kind(schemas: &Schemas, gvk: &GroupVersionKind, object: &Value, body: &
     };
     let (api_version, kind) = (text("apiVersion")?, text("kind")?);
     let wanted = gvk.api_version();
-    let version = if api_version.is_empty() { &wanted } else { api_version };
+    let version = if api_version.is_empty() {
+        &wanted
+    } else {
+        api_version
+    };
     let kind = if kind.is_empty() { &gvk.kind } else { kind };
     if version == wanted && kind == gvk.kind {
         return Ok(());
@@ -143,7 +163,11 @@ fn check_kind(schemas: &Schemas, gvk: &GroupVersionKind, object: &Value, body: &
         "{kind} in version {version_only:?} cannot be handled as a {}: converting ({}.{kind}) to ({}.{}): unknown conversion",
         gvk.kind,
         version_only,
-        if group.is_empty() { "core" } else { group.split('.').next().unwrap_or(group) },
+        if group.is_empty() {
+            "core"
+        } else {
+            group.split('.').next().unwrap_or(group)
+        },
         gvk.kind
     )))
 }
@@ -159,10 +183,16 @@ fn syntax_error(err: &serde_json::Error, body: &[u8]) -> String {
     let what = if body.is_empty() || err.is_eof() {
         "unexpected end of JSON input".to_owned()
     } else {
-        let at = body.split(|b| *b == b'\n').nth(err.line().saturating_sub(1)).unwrap_or_default();
+        let at = body
+            .split(|b| *b == b'\n')
+            .nth(err.line().saturating_sub(1))
+            .unwrap_or_default();
         match at.get(err.column().saturating_sub(1)) {
             Some(byte) if byte.is_ascii_graphic() => {
-                format!("invalid character '{}' looking for beginning of value", *byte as char)
+                format!(
+                    "invalid character '{}' looking for beginning of value",
+                    *byte as char
+                )
             }
             _ => err.to_string(),
         }
@@ -180,10 +210,20 @@ fn unrecognized(gvk: &GroupVersionKind, reason: &str, body: &[u8]) -> ApiError {
 
 /// The beginning of a body as kube-apiserver shows it: text if it looks like JSON, else hexadecimal.
 fn summary(body: &[u8]) -> String {
-    let Some(first) = body.first() else { return "<empty>".to_owned() };
+    let Some(first) = body.first() else {
+        return "<empty>".to_owned();
+    };
     let head = &body[..body.len().min(30)];
-    let shown = if *first == b'{' { String::from_utf8_lossy(head).into_owned() } else { hex::encode(head) };
-    if body.len() > 30 { format!("{shown} ...") } else { shown }
+    let shown = if *first == b'{' {
+        String::from_utf8_lossy(head).into_owned()
+    } else {
+        hex::encode(head)
+    };
+    if body.len() > 30 {
+        format!("{shown} ...")
+    } else {
+        shown
+    }
 }
 
 fn cannot_be_handled(gvk: &GroupVersionKind, reason: &str) -> ApiError {
@@ -211,8 +251,13 @@ impl Walk<'_> {
     fn object(&mut self, id: TypeId, value: &mut Value, path: &mut Path) -> Result<(), String> {
         let schemas = self.schemas;
         let kind = schemas.get(id);
-        let Value::Object(fields) = value else { return Err(mismatch(value, kind.go_type(), path)) };
-        let (length, outer) = (path.json.len(), std::mem::replace(&mut path.owner, kind.go_name()));
+        let Value::Object(fields) = value else {
+            return Err(mismatch(value, kind.go_type(), path));
+        };
+        let (length, outer) = (
+            path.json.len(),
+            std::mem::replace(&mut path.owner, kind.go_name()),
+        );
         let mut failure = None;
         fields.retain(|name, value| {
             if failure.is_some() {
@@ -280,39 +325,62 @@ impl Walk<'_> {
 /// Checks a scalar, and brings it to the form that Kubernetes stores.
 fn scalar(shape: &Shape, value: &mut Value, path: &Path, schemas: &Schemas) -> Result<(), String> {
     match (shape, &*value) {
-        (Shape::String, Value::String(_)) | (Shape::Bool, Value::Bool(_)) | (Shape::Number, Value::Number(_)) => {}
-        (Shape::Int32, Value::Number(n)) if n.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) => {}
+        (Shape::String, Value::String(_))
+        | (Shape::Bool, Value::Bool(_))
+        | (Shape::Number, Value::Number(_)) => {}
+        (Shape::Int32, Value::Number(n))
+            if n.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) => {}
         (Shape::Int64, Value::Number(n)) if n.is_i64() => {}
         (Shape::IntOrString, Value::String(_)) => {}
-        (Shape::IntOrString, Value::Number(n)) if n.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) => {}
+        (Shape::IntOrString, Value::Number(n))
+            if n.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) => {}
         (Shape::IntOrString, other) => {
-            return Err(format!("json: cannot unmarshal {} into Go value of type int32", go_literal(other)));
+            return Err(format!(
+                "json: cannot unmarshal {} into Go value of type int32",
+                go_literal(other)
+            ));
         }
         (Shape::Bytes, Value::String(text)) => {
             let text: String = text.chars().filter(|c| !matches!(c, '\r' | '\n')).collect();
-            base64::engine::general_purpose::STANDARD.decode(&text).map_err(|err| {
-                let at = match err {
-                    base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
-                    base64::DecodeError::InvalidLength(length) => length / 4 * 4,
-                    base64::DecodeError::InvalidPadding => text.len(),
-                };
-                format!("illegal base64 data at input byte {at}")
-            })?;
+            base64::engine::general_purpose::STANDARD
+                .decode(&text)
+                .map_err(|err| {
+                    let at = match err {
+                        base64::DecodeError::InvalidByte(at, _)
+                        | base64::DecodeError::InvalidLastSymbol(at, _) => at,
+                        base64::DecodeError::InvalidLength(length) => length / 4 * 4,
+                        base64::DecodeError::InvalidPadding => text.len(),
+                    };
+                    format!("illegal base64 data at input byte {at}")
+                })?;
             *value = text.into();
         }
         (Shape::Quantity, Value::String(text)) => *value = quantity::canonical(text)?.into(),
-        (Shape::Quantity, Value::Number(number)) => *value = quantity::canonical(&number.to_string())?.into(),
+        (Shape::Quantity, Value::Number(number)) => {
+            *value = quantity::canonical(&number.to_string())?.into()
+        }
         (Shape::Quantity, _) => return Err(quantity::WRONG_FORMAT.to_owned()),
         (Shape::Time | Shape::MicroTime, Value::String(text)) => {
-            let form = if *shape == Shape::Time { "%Y-%m-%dT%H:%M:%SZ" } else { "%Y-%m-%dT%H:%M:%S.%6fZ" };
-            let layout = if *shape == Shape::Time { "2006-01-02T15:04:05Z07:00" } else { "2006-01-02T15:04:05.000000Z07:00" };
+            let form = if *shape == Shape::Time {
+                "%Y-%m-%dT%H:%M:%SZ"
+            } else {
+                "%Y-%m-%dT%H:%M:%S.%6fZ"
+            };
+            let layout = if *shape == Shape::Time {
+                "2006-01-02T15:04:05Z07:00"
+            } else {
+                "2006-01-02T15:04:05.000000Z07:00"
+            };
             let time: jiff::Timestamp = text.parse().map_err(|_| {
                 format!("parsing time {text:?} as {layout:?}: cannot parse {text:?} as \"2006\"")
             })?;
             *value = time.strftime(form).to_string().into();
         }
         (Shape::Time | Shape::MicroTime, other) => {
-            return Err(format!("json: cannot unmarshal {} into Go value of type string", go_literal(other)));
+            return Err(format!(
+                "json: cannot unmarshal {} into Go value of type string",
+                go_literal(other)
+            ));
         }
         _ => return Err(mismatch(value, &go_type(shape, schemas), path)),
     }
@@ -336,7 +404,11 @@ fn mismatch(value: &Value, into: &str, path: &Path) -> String {
     if path.go.is_empty() {
         return format!("json: cannot unmarshal {what} into Go value of type {into}");
     }
-    format!("json: cannot unmarshal {what} into Go struct field {}.{} of type {into}", path.owner, path.go.join("."))
+    format!(
+        "json: cannot unmarshal {what} into Go struct field {}.{} of type {into}",
+        path.owner,
+        path.go.join(".")
+    )
 }
 
 /// Go's word for a JSON value; numbers are shown where they are the right kind but do not fit.
@@ -374,5 +446,190 @@ fn go_type(shape: &Shape, schemas: &Schemas) -> String {
         Shape::Object(id) => schemas.get(*id).go_type().into(),
         Shape::List(item) => format!("[]{}", go_type(item, schemas)),
         Shape::Map(of) => format!("map[string]{}", go_type(of, schemas)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::kinds::gvk;
+
+    fn decode_as(
+        api_version: &str,
+        kind: &str,
+        body: &str,
+        mode: FieldValidation,
+    ) -> Result<Decoded, String> {
+        decode(
+            Schemas::builtin(),
+            &gvk(api_version, kind),
+            body.as_bytes(),
+            Format::Json,
+            mode,
+        )
+        .map_err(|err| {
+            assert_eq!((err.code, err.reason), (400, "BadRequest"));
+            err.message
+        })
+    }
+
+    #[test]
+    fn mistakes_are_worded_as_kubernetes_words_them() {
+        for (api, kind, body, message) in [
+            (
+                "apps/v1",
+                "Deployment",
+                r#"{"spec":{"replicas":"3"}}"#,
+                "Deployment in version \"v1\" cannot be handled as a Deployment: json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32",
+            ),
+            (
+                "v1",
+                "Pod",
+                r#"{"spec":{"containers":[{"env":[{"name":"A","value":1}]}]}}"#,
+                "Pod in version \"v1\" cannot be handled as a Pod: json: cannot unmarshal number into Go struct field EnvVar.spec.containers.env.value of type string",
+            ),
+            (
+                "v1",
+                "Pod",
+                r#"{"spec":{"containers":"x"}}"#,
+                "Pod in version \"v1\" cannot be handled as a Pod: json: cannot unmarshal string into Go struct field PodSpec.spec.containers of type []v1.Container",
+            ),
+            (
+                "v1",
+                "Pod",
+                r#"{"metadata":{"annotations":{"a":true}}}"#,
+                "Pod in version \"v1\" cannot be handled as a Pod: json: cannot unmarshal bool into Go struct field ObjectMeta.metadata.annotations of type string",
+            ),
+            (
+                "v1",
+                "Pod",
+                r#"{"spec":{"containers":[{"resources":{"limits":{"cpu":"lots"}}}]}}"#,
+                "Pod in version \"v1\" cannot be handled as a Pod: quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
+            ),
+            (
+                "v1",
+                "Pod",
+                r#"{"kind":"Pod","apiVersion":"apps/v1"}"#,
+                "Pod in version \"v1\" cannot be handled as a Pod: no kind \"Pod\" is registered for version \"apps/v1\" in scheme \"pkg/api/legacyscheme/scheme.go:30\"",
+            ),
+            (
+                "v1",
+                "Pod",
+                r#"{"kind":"Deployment","apiVersion":"apps/v1"}"#,
+                "the API version in the data (apps/v1) does not match the expected API version (v1)",
+            ),
+            (
+                "v1",
+                "Pod",
+                "",
+                "the object provided is unrecognized (must be of type Pod): couldn't get version/kind; json parse error: unexpected end of JSON input (<empty>)",
+            ),
+        ] {
+            assert_eq!(
+                decode_as(api, kind, body, FieldValidation::Strict),
+                Err(message.to_owned()),
+                "{body}"
+            );
+        }
+    }
+
+    #[test]
+    fn unknown_and_duplicate_fields_are_refused_reported_or_dropped() {
+        let body = r#"{"spec":{"nodeName":"a","nodeName":"b","foo":1,"containers":[{"name":"c","bar":2}]}}"#;
+        assert_eq!(
+            decode_as("v1", "Pod", body, FieldValidation::Strict),
+            Err("Pod in version \"v1\" cannot be handled as a Pod: strict decoding error: duplicate field \"spec.nodeName\", unknown field \"spec.containers[0].bar\", unknown field \"spec.foo\"".into())
+        );
+        let warned = decode_as("v1", "Pod", body, FieldValidation::Warn).expect("decodes");
+        assert_eq!(
+            warned.warnings,
+            [
+                "duplicate field \"spec.nodeName\"",
+                "unknown field \"spec.containers[0].bar\"",
+                "unknown field \"spec.foo\""
+            ]
+        );
+        let expected = json!({ "apiVersion": "v1", "kind": "Pod", "spec": { "nodeName": "b", "containers": [{ "name": "c" }] } });
+        assert_eq!(warned.object, expected);
+        assert_eq!(
+            decode_as("v1", "Pod", body, FieldValidation::Ignore)
+                .expect("decodes")
+                .warnings,
+            [""; 0]
+        );
+    }
+
+    #[test]
+    fn values_take_the_form_that_is_stored() {
+        let body = r#"{"metadata":{"creationTimestamp":null,"labels":{},"annotations":{"a":null}},
+            "spec":{"volumes":[{"name":"v","emptyDir":{}}],"containers":[{"name":"c","args":[],
+            "resources":{"requests":{"cpu":0.5,"memory":"1024Mi"}},"livenessProbe":{"httpGet":{"port":"http"}}}]},
+            "status":{"startTime":"2026-01-01T01:00:00+01:00"}}"#;
+        let object = decode_as("v1", "Pod", body, FieldValidation::Strict)
+            .expect("decodes")
+            .object;
+        assert_eq!(object["metadata"], json!({ "annotations": { "a": "" } }));
+        let container = &object["spec"]["containers"][0];
+        assert_eq!(
+            container["resources"]["requests"],
+            json!({ "cpu": "500m", "memory": "1Gi" })
+        );
+        assert!(container.get("args").is_none());
+        assert_eq!(object["spec"]["volumes"][0]["emptyDir"], json!({}));
+        assert_eq!(object["status"]["startTime"], "2026-01-01T00:00:00Z");
+    }
+
+    #[test]
+    fn yaml_is_read_too() {
+        let body = b"apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: a\ndata:\n  k: \"1\"\n";
+        let decoded = decode(
+            Schemas::builtin(),
+            &gvk("v1", "ConfigMap"),
+            body,
+            Format::Yaml,
+            FieldValidation::Strict,
+        );
+        assert_eq!(
+            decoded.expect("decodes").object["data"],
+            json!({ "k": "1" })
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_body_makes_the_decoder_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+            for format in [Format::Json, Format::Yaml] {
+                let _ = decode(Schemas::builtin(), &gvk("v1", "Pod"), &body, format, FieldValidation::Warn);
+            }
+        }
+
+        #[test]
+        fn no_value_makes_decoder_or_strategies_panic(
+            spec in crate::patch::tests::value(),
+            container in crate::patch::tests::value(),
+            field in prop_oneof![Just("ports"), Just("env"), Just("resources"), Just("livenessProbe"), Just("volumeMounts")],
+        ) {
+            let now = jiff::Timestamp::UNIX_EPOCH;
+            let mut first = json!({ "name": "a" });
+            first[field] = container;
+            for (api, kind) in [("v1", "Pod"), ("apps/v1", "Deployment"), ("v1", "Service"), ("v1", "Node")] {
+                for body in [json!({ "spec": spec }), json!({ "spec": { "containers": [first] }, "status": spec })] {
+                    let decoded = check(Schemas::builtin(), &gvk(api, kind), body, FieldValidation::Ignore);
+                    let Ok(Decoded { mut object, .. }) = decoded else { continue };
+                    Schemas::builtin().apply_defaults(&gvk(api, kind), &mut object);
+                    let again = check(Schemas::builtin(), &gvk(api, kind), object.clone(), FieldValidation::Strict);
+                    prop_assert_eq!(&again.expect("what was decoded decodes").object, &object);
+                    let resource = crate::kinds::builtin().into_iter().find(|r| r.gvk == gvk(api, kind)).expect("built in");
+                    resource.strategy.default(&mut object);
+                    let errors = resource.strategy.validate(&object);
+                    resource.strategy.validate_update(None, &object, &object);
+                    resource.strategy.cells(&object, now);
+                    prop_assert!(errors.iter().all(|e| !e.message.is_empty()));
+                }
+            }
+        }
     }
 }

@@ -33,10 +33,14 @@ fn descend(schemas: &Schemas, shape: &Shape, value: &mut Value) {
     match (shape, value) {
         (Shape::Object(id), value) => apply(schemas, *id, value),
         (Shape::List(item), Value::Array(items)) => {
-            items.iter_mut().for_each(|value| descend(schemas, item, value));
+            items
+                .iter_mut()
+                .for_each(|value| descend(schemas, item, value));
         }
         (Shape::Map(of), Value::Object(fields)) => {
-            fields.values_mut().for_each(|value| descend(schemas, of, value));
+            fields
+                .values_mut()
+                .for_each(|value| descend(schemas, of, value));
         }
         _ => {}
     }
@@ -57,7 +61,11 @@ fn computed(rule: Rule, value: Option<&Value>, object: &Map<String, Value>) -> O
     let text = |name: &str| object.get(name).and_then(Value::as_str).unwrap_or_default();
     match rule {
         Rule::ImagePullPolicy => unset.then(|| {
-            if is_latest(text("image")) { "Always".into() } else { "IfNotPresent".into() }
+            if is_latest(text("image")) {
+                "Always".into()
+            } else {
+                "IfNotPresent".into()
+            }
         }),
         Rule::EmptyDir => (object.keys().all(|key| key == "name")).then(|| json!({})),
         Rule::TargetPort => unset.then(|| object.get("port").cloned().unwrap_or_default()),
@@ -85,7 +93,11 @@ mod tests {
     use crate::resource::GroupVersionKind;
 
     fn gvk(group: &str, kind: &str) -> GroupVersionKind {
-        GroupVersionKind { group: group.into(), version: "v1".into(), kind: kind.into() }
+        GroupVersionKind {
+            group: group.into(),
+            version: "v1".into(),
+            kind: kind.into(),
+        }
     }
 
     #[test]
@@ -96,13 +108,22 @@ mod tests {
         ], "volumes": [{ "name": "v" }, { "name": "c", "configMap": { "name": "n" } }] } } } });
         Schemas::builtin().apply_defaults(&gvk("apps", "Deployment"), &mut object);
         let spec = &object["spec"];
-        assert_eq!(spec["strategy"], json!({ "type": "RollingUpdate", "rollingUpdate": { "maxSurge": "25%", "maxUnavailable": "25%" } }));
-        assert_eq!((&spec["replicas"], &spec["revisionHistoryLimit"]), (&json!(1), &json!(10)));
+        assert_eq!(
+            spec["strategy"],
+            json!({ "type": "RollingUpdate", "rollingUpdate": { "maxSurge": "25%", "maxUnavailable": "25%" } })
+        );
+        assert_eq!(
+            (&spec["replicas"], &spec["revisionHistoryLimit"]),
+            (&json!(1), &json!(10))
+        );
         let pod = &spec["template"]["spec"];
         assert_eq!(pod["containers"][0]["imagePullPolicy"], "Always");
         assert_eq!(pod["containers"][1]["imagePullPolicy"], "IfNotPresent");
         assert_eq!(pod["containers"][0]["livenessProbe"]["timeoutSeconds"], 1);
-        assert_eq!(pod["containers"][0]["livenessProbe"]["httpGet"]["path"], "/");
+        assert_eq!(
+            pod["containers"][0]["livenessProbe"]["httpGet"]["path"],
+            "/"
+        );
         assert_eq!(pod["containers"][1]["ports"][0]["protocol"], "TCP");
         assert_eq!(pod["volumes"][0], json!({ "name": "v", "emptyDir": {} }));
         assert_eq!(pod["volumes"][1]["configMap"]["defaultMode"], 420);

@@ -13,7 +13,10 @@ use serde_json::{Map, Number, Value};
 pub fn parse(text: &[u8]) -> Result<(Value, Vec<String>), serde_json::Error> {
     let mut duplicates = Vec::new();
     let mut deserializer = serde_json::Deserializer::from_slice(text);
-    let seed = Seed { path: String::new(), duplicates: &mut duplicates };
+    let seed = Seed {
+        path: String::new(),
+        duplicates: &mut duplicates,
+    };
     let value = seed.deserialize(&mut deserializer)?;
     deserializer.end()?;
     Ok((value, duplicates))
@@ -21,7 +24,11 @@ pub fn parse(text: &[u8]) -> Result<(Value, Vec<String>), serde_json::Error> {
 
 /// `base.name`, or `name` at the top.
 pub fn join(base: &str, name: &str) -> String {
-    if base.is_empty() { name.to_owned() } else { format!("{base}.{name}") }
+    if base.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{base}.{name}")
+    }
 }
 
 struct Seed<'a> {
@@ -57,7 +64,9 @@ impl<'de> Visitor<'de> for Seed<'_> {
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("a number out of range"))
+        Number::from_f64(value)
+            .map(Value::Number)
+            .ok_or_else(|| E::custom("a number out of range"))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
@@ -76,7 +85,10 @@ impl<'de> Visitor<'de> for Seed<'_> {
         let mut items = Vec::new();
         loop {
             let path = format!("{}[{}]", self.path, items.len());
-            match seq.next_element_seed(Seed { path, duplicates: self.duplicates })? {
+            match seq.next_element_seed(Seed {
+                path,
+                duplicates: self.duplicates,
+            })? {
                 Some(item) => items.push(item),
                 None => return Ok(Value::Array(items)),
             }
@@ -90,7 +102,10 @@ impl<'de> Visitor<'de> for Seed<'_> {
             if fields.contains_key(&key) && !self.duplicates.contains(&path) {
                 self.duplicates.push(path.clone());
             }
-            let value = map.next_value_seed(Seed { path, duplicates: self.duplicates })?;
+            let value = map.next_value_seed(Seed {
+                path,
+                duplicates: self.duplicates,
+            })?;
             fields.insert(key, value);
         }
         Ok(Value::Object(fields))

@@ -38,7 +38,10 @@ fn parse(text: &'static str) -> Schemas {
         if let Some(head) = line.strip_prefix("T\t") {
             if !name.is_empty() {
                 fields.sort_by(|a: &Field, b: &Field| a.name.cmp(b.name));
-                types.push(Type { name, fields: std::mem::take(&mut fields).into_boxed_slice() });
+                types.push(Type {
+                    name,
+                    fields: std::mem::take(&mut fields).into_boxed_slice(),
+                });
             }
             name = head.split('\t').next().unwrap_or_default();
         } else {
@@ -96,7 +99,9 @@ fn shape(word: &str, ids: &HashMap<&'static str, TypeId>) -> Shape {
 }
 
 fn default_of(word: &str) -> FieldDefault {
-    let Some(mode) = word.chars().next() else { return FieldDefault::None };
+    let Some(mode) = word.chars().next() else {
+        return FieldDefault::None;
+    };
     let text = &word[1..];
     let rule = match text {
         "@imagePullPolicy" => Some(Rule::ImagePullPolicy),
@@ -110,7 +115,11 @@ fn default_of(word: &str) -> FieldDefault {
         return FieldDefault::Rule(rule);
     }
     let value = serde_json::from_str(text).expect("build.rs checked the defaults");
-    if mode == '?' { FieldDefault::Zero(value) } else { FieldDefault::Missing(value) }
+    if mode == '?' {
+        FieldDefault::Zero(value)
+    } else {
+        FieldDefault::Missing(value)
+    }
 }
 
 #[cfg(test)]
@@ -122,7 +131,9 @@ mod tests {
         let schemas = builtin();
         let pod = &schemas.types[schemas.kinds[&("", "v1", "Pod")].0 as usize];
         let spec = pod.field("spec").expect("a pod has a spec");
-        let Shape::Object(id) = spec.shape else { panic!("spec is {:?}", spec.shape) };
+        let Shape::Object(id) = spec.shape else {
+            panic!("spec is {:?}", spec.shape)
+        };
         let spec = schemas.get(id);
         assert_eq!(spec.go_type(), "v1.PodSpec");
         let containers = spec.field("containers").expect("containers");

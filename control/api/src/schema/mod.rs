@@ -212,7 +212,10 @@ impl Schemas {
 impl Type {
     /// A field by its name.
     pub fn field(&self, name: &str) -> Option<&Field> {
-        self.fields.binary_search_by(|field| field.name.cmp(name)).ok().map(|index| &self.fields[index])
+        self.fields
+            .binary_search_by(|field| field.name.cmp(name))
+            .ok()
+            .map(|index| &self.fields[index])
     }
 
     /// The name of the Go type without its package: `PodSpec`.
@@ -224,6 +227,7 @@ impl Type {
     pub fn go_type(&self) -> &'static str {
         let mut dots = self.name.rmatch_indices('.');
         dots.next();
-        dots.next().map_or(self.name, |(index, _)| &self.name[index + 1..])
+        dots.next()
+            .map_or(self.name, |(index, _)| &self.name[index + 1..])
     }
 }

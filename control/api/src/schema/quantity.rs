@@ -30,20 +30,27 @@ impl Quantity {
     ///
     /// kube-apiserver's words.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let digits_at = text.find(|c: char| c.is_ascii_digit() || c == '.').ok_or(WRONG_FORMAT)?;
+        let digits_at = text
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .ok_or(WRONG_FORMAT)?;
         let (sign, rest) = text.split_at(digits_at);
         let negative = match sign {
             "" | "+" => false,
             "-" => true,
             _ => return Err(WRONG_FORMAT.into()),
         };
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        let end = rest
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(rest.len());
         let (number, suffix) = rest.split_at(end);
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
         if whole.is_empty() && fraction.is_empty() || fraction.contains('.') {
             return Err(WRONG_FORMAT.into());
         }
-        if !suffix.chars().all(|c| "eEinumkKMGTP+-".contains(c) || c.is_ascii_digit()) {
+        if !suffix
+            .chars()
+            .all(|c| "eEinumkKMGTP+-".contains(c) || c.is_ascii_digit())
+        {
             return Err(WRONG_FORMAT.into());
         }
         let (family, base, exponent) = scale(suffix).ok_or(WRONG_SUFFIX)?;
@@ -77,7 +84,11 @@ impl std::fmt::Display for Quantity {
                 value /= 1024;
                 power += 1;
             }
-            return write!(f, "{value}{}", ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"][power]);
+            return write!(
+                f,
+                "{value}{}",
+                ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"][power]
+            );
         }
         let (mut value, mut thousands) = (self.nano, -3_i32);
         while value % 1000 == 0 && thousands < 6 {
@@ -149,10 +160,14 @@ fn magnitude(whole: &str, fraction: &str, base: i128, exponent: i32) -> i128 {
     let scaled = number.checked_mul(binary);
     let result = if power >= 0 {
         let factor = 10_i128.checked_pow(power.unsigned_abs());
-        scaled.zip(factor).and_then(|(scaled, factor)| scaled.checked_mul(factor))
+        scaled
+            .zip(factor)
+            .and_then(|(scaled, factor)| scaled.checked_mul(factor))
     } else {
         match (scaled, 10_i128.checked_pow(power.unsigned_abs())) {
-            (Some(scaled), Some(divisor)) => Some(scaled / divisor + i128::from(scaled % divisor != 0)),
+            (Some(scaled), Some(divisor)) => {
+                Some(scaled / divisor + i128::from(scaled % divisor != 0))
+            }
             (Some(_), None) => Some(1),
             (None, _) => None,
         }
@@ -168,10 +183,30 @@ mod tests {
     #[test]
     fn quantities_take_the_form_that_kubernetes_writes() {
         for (text, expected) in [
-            ("1", "1"), ("1000m", "1"), ("0.5", "500m"), ("1.5Gi", "1536Mi"), ("1024Mi", "1Gi"), ("1000Mi", "1000Mi"),
-            ("1000000", "1M"), ("0.1Mi", "104857600m"), ("1e3", "1e3"), ("100e1", "1e3"), ("1E3", "1e3"), ("5E", "5E"),
-            ("0.1n", "1n"), ("+2", "2"), ("-3", "-3"), ("0", "0"), ("0Mi", "0"), ("512Ki", "512Ki"), (".5", "500m"),
-            ("1Ki", "1Ki"), ("0.5Ki", "512"), ("123456789", "123456789"), ("2500m", "2500m"), ("100M", "100M"),
+            ("1", "1"),
+            ("1000m", "1"),
+            ("0.5", "500m"),
+            ("1.5Gi", "1536Mi"),
+            ("1024Mi", "1Gi"),
+            ("1000Mi", "1000Mi"),
+            ("1000000", "1M"),
+            ("0.1Mi", "104857600m"),
+            ("1e3", "1e3"),
+            ("100e1", "1e3"),
+            ("1E3", "1e3"),
+            ("5E", "5E"),
+            ("0.1n", "1n"),
+            ("+2", "2"),
+            ("-3", "-3"),
+            ("0", "0"),
+            ("0Mi", "0"),
+            ("512Ki", "512Ki"),
+            (".5", "500m"),
+            ("1Ki", "1Ki"),
+            ("0.5Ki", "512"),
+            ("123456789", "123456789"),
+            ("2500m", "2500m"),
+            ("100M", "100M"),
         ] {
             assert_eq!(canonical(text).as_deref(), Ok(expected), "{text}");
         }

@@ -14,10 +14,29 @@ use crate::table;
 pub struct CertificateSigningRequest;
 
 const USAGES: &[&str] = &[
-    "any", "cert sign", "client auth", "code signing", "content commitment", "crl sign", "data encipherment",
-    "decipher only", "digital signature", "email protection", "encipher only", "ipsec end system", "ipsec tunnel",
-    "ipsec user", "key agreement", "key encipherment", "microsoft sgc", "netscape sgc", "ocsp signing", "s/mime",
-    "server auth", "signing", "timestamping",
+    "any",
+    "cert sign",
+    "client auth",
+    "code signing",
+    "content commitment",
+    "crl sign",
+    "data encipherment",
+    "decipher only",
+    "digital signature",
+    "email protection",
+    "encipher only",
+    "ipsec end system",
+    "ipsec tunnel",
+    "ipsec user",
+    "key agreement",
+    "key encipherment",
+    "microsoft sgc",
+    "netscape sgc",
+    "ocsp signing",
+    "s/mime",
+    "server auth",
+    "signing",
+    "timestamping",
 ];
 
 impl Strategy for CertificateSigningRequest {
@@ -32,7 +51,13 @@ impl Strategy for CertificateSigningRequest {
         object["status"] = json!({});
     }
 
-    fn prepare_for_update(&self, ctx: &Context, sub: Option<Subresource>, object: &mut Value, old: &Value) {
+    fn prepare_for_update(
+        &self,
+        ctx: &Context,
+        sub: Option<Subresource>,
+        object: &mut Value,
+        old: &Value,
+    ) {
         object["spec"] = old["spec"].clone();
         match sub {
             // The signer writes the certificate and leaves approval alone; the approver does the reverse.
@@ -46,7 +71,9 @@ impl Strategy for CertificateSigningRequest {
                 let mut conditions = decisions(&old["status"], true);
                 conditions.extend(decisions(&object["status"], false));
                 if conditions.is_empty() {
-                    object["status"].as_object_mut().map(|status| status.remove("conditions"));
+                    object["status"]
+                        .as_object_mut()
+                        .map(|status| status.remove("conditions"));
                 } else {
                     object["status"]["conditions"] = conditions.into();
                 }
@@ -67,7 +94,9 @@ impl Strategy for CertificateSigningRequest {
     fn validate(&self, object: &Value) -> Vec<FieldError> {
         let mut errors = Errors::default();
         let spec = &object["spec"];
-        let pem = base64::engine::general_purpose::STANDARD.decode(text(&spec["request"])).unwrap_or_default();
+        let pem = base64::engine::general_purpose::STANDARD
+            .decode(text(&spec["request"]))
+            .unwrap_or_default();
         if let Err(reason) = check_request(&pem) {
             errors.add("spec.request", &spec["request"], &reason);
         }
@@ -76,33 +105,61 @@ impl Strategy for CertificateSigningRequest {
         }
         for (index, usage) in items(&spec["usages"]) {
             errors.one_of(format!("spec.usages[{index}]"), usage, USAGES);
-            if items(&spec["usages"]).take(index).any(|(_, other)| other == usage) {
-                errors.0.push(FieldError::duplicate(format!("spec.usages[{index}]"), usage));
+            if items(&spec["usages"])
+                .take(index)
+                .any(|(_, other)| other == usage)
+            {
+                errors.0.push(FieldError::duplicate(
+                    format!("spec.usages[{index}]"),
+                    usage,
+                ));
             }
         }
         let signer = text(&spec["signerName"]);
         if signer.is_empty() {
             errors.required("spec.signerName", "");
-        } else if !signer.split_once('/').is_some_and(|(domain, path)| domain.contains('.') && !path.is_empty()) {
-            errors.add("spec.signerName", &spec["signerName"], "must be a fully qualified domain and path of the form 'example.com/signer-name'");
+        } else if !signer
+            .split_once('/')
+            .is_some_and(|(domain, path)| domain.contains('.') && !path.is_empty())
+        {
+            errors.add(
+                "spec.signerName",
+                &spec["signerName"],
+                "must be a fully qualified domain and path of the form 'example.com/signer-name'",
+            );
         }
-        if spec["expirationSeconds"].as_i64().is_some_and(|seconds| seconds < 600) {
-            errors.add("spec.expirationSeconds", &spec["expirationSeconds"], "may not specify a duration less than 600 seconds (10 minutes)");
+        if spec["expirationSeconds"]
+            .as_i64()
+            .is_some_and(|seconds| seconds < 600)
+        {
+            errors.add(
+                "spec.expirationSeconds",
+                &spec["expirationSeconds"],
+                "may not specify a duration less than 600 seconds (10 minutes)",
+            );
         }
-        let has = |kind: &str| items(&object["status"]["conditions"]).any(|(_, c)| c["type"] == kind);
+        let has =
+            |kind: &str| items(&object["status"]["conditions"]).any(|(_, c)| c["type"] == kind);
         for (index, condition) in items(&object["status"]["conditions"]) {
             let at = format!("status.conditions[{index}]");
             if text(&condition["type"]).is_empty() {
                 errors.required(format!("{at}.type"), "");
             } else if condition["type"] == "Denied" && has("Approved") {
-                errors.add(format!("{at}.type"), &condition["type"], "Approved and Denied conditions are mutually exclusive");
+                errors.add(
+                    format!("{at}.type"),
+                    &condition["type"],
+                    "Approved and Denied conditions are mutually exclusive",
+                );
             }
         }
         errors.0
     }
 
     fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
-        vec![("spec.signerName", text(&object["spec"]["signerName"]).to_owned())]
+        vec![(
+            "spec.signerName",
+            text(&object["spec"]["signerName"]).to_owned(),
+        )]
     }
 
     fn selectable_field_names(&self) -> &'static [&'static str] {
@@ -127,7 +184,9 @@ impl Strategy for CertificateSigningRequest {
         if !text(&status["certificate"]).is_empty() {
             state.push_str(",Issued");
         }
-        let duration = spec["expirationSeconds"].as_i64().map_or_else(|| "<none>".to_owned(), table::human_duration);
+        let duration = spec["expirationSeconds"]
+            .as_i64()
+            .map_or_else(|| "<none>".to_owned(), table::human_duration);
         let signer = match text(&spec["signerName"]) {
             "" => "<none>",
             name => name,
@@ -145,7 +204,9 @@ impl Strategy for CertificateSigningRequest {
 
 /// Gives new or changed conditions their times.
 fn stamp(object: &mut Value, old: &Value, now: &str) {
-    let Some(Value::Array(conditions)) = object.get_mut("status").and_then(|status| status.get_mut("conditions"))
+    let Some(Value::Array(conditions)) = object
+        .get_mut("status")
+        .and_then(|status| status.get_mut("conditions"))
     else {
         return;
     };

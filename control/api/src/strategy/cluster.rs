@@ -40,7 +40,13 @@ impl Strategy for Namespace {
         }
     }
 
-    fn prepare_for_update(&self, _: &Context, sub: Option<Subresource>, object: &mut Value, old: &Value) {
+    fn prepare_for_update(
+        &self,
+        _: &Context,
+        sub: Option<Subresource>,
+        object: &mut Value,
+        old: &Value,
+    ) {
         match sub {
             Some(Subresource::Status) => common::keep(object, old, "spec"),
             Some(Subresource::Finalize) => common::keep(object, old, "status"),
@@ -55,7 +61,15 @@ impl Strategy for Namespace {
     fn validate(&self, object: &Value) -> Vec<FieldError> {
         let mut errors = Errors::default();
         let name = text(&object["metadata"]["name"]);
-        errors.invalid("metadata.name", name, if name.is_empty() { Vec::new() } else { dns_label(name) });
+        errors.invalid(
+            "metadata.name",
+            name,
+            if name.is_empty() {
+                Vec::new()
+            } else {
+                dns_label(name)
+            },
+        );
         errors.0
     }
 
@@ -72,7 +86,11 @@ impl Strategy for Namespace {
     }
 
     fn cells(&self, object: &Value, now: jiff::Timestamp) -> Vec<Value> {
-        vec![table::name(object), text(&object["status"]["phase"]).into(), table::age(object, now)]
+        vec![
+            table::name(object),
+            text(&object["status"]["phase"]).into(),
+            table::age(object, now),
+        ]
     }
 }
 
@@ -86,7 +104,13 @@ impl Strategy for Node {
         }
     }
 
-    fn prepare_for_update(&self, _: &Context, sub: Option<Subresource>, object: &mut Value, old: &Value) {
+    fn prepare_for_update(
+        &self,
+        _: &Context,
+        sub: Option<Subresource>,
+        object: &mut Value,
+        old: &Value,
+    ) {
         if sub == Some(Subresource::Status) {
             common::keep(object, old, "spec");
         } else {
@@ -99,40 +123,74 @@ impl Strategy for Node {
         for (index, taint) in items(&object["spec"]["taints"]) {
             let at = format!("spec.taints[{index}]");
             let key = text(&taint["key"]);
-            errors.invalid(&format!("{at}.key"), key, super::validation::qualified_name(key));
+            errors.invalid(
+                &format!("{at}.key"),
+                key,
+                super::validation::qualified_name(key),
+            );
             let value = text(&taint["value"]);
-            errors.invalid(&format!("{at}.value"), value, super::validation::label_value(value));
-            errors.one_of(format!("{at}.effect"), &taint["effect"], &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
-            let same = |other: &Value| other["key"] == taint["key"] && other["effect"] == taint["effect"];
-            if items(&object["spec"]["taints"]).take(index).any(|(_, other)| same(other)) {
+            errors.invalid(
+                &format!("{at}.value"),
+                value,
+                super::validation::label_value(value),
+            );
+            errors.one_of(
+                format!("{at}.effect"),
+                &taint["effect"],
+                &["NoSchedule", "PreferNoSchedule", "NoExecute"],
+            );
+            let same =
+                |other: &Value| other["key"] == taint["key"] && other["effect"] == taint["effect"];
+            if items(&object["spec"]["taints"])
+                .take(index)
+                .any(|(_, other)| same(other))
+            {
                 errors.0.push(FieldError::duplicate(at, taint));
             }
         }
         for (index, cidr) in items(&object["spec"]["podCIDRs"]) {
             if text(cidr).parse::<ipnet::IpNet>().is_err() {
-                errors.add(format!("spec.podCIDRs[{index}]"), cidr, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
+                errors.add(
+                    format!("spec.podCIDRs[{index}]"),
+                    cidr,
+                    "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+                );
             }
         }
         errors.0
     }
 
-    fn validate_update(&self, _: Option<Subresource>, object: &Value, old: &Value) -> Vec<FieldError> {
+    fn validate_update(
+        &self,
+        _: Option<Subresource>,
+        object: &Value,
+        old: &Value,
+    ) -> Vec<FieldError> {
         let mut errors = self.validate(object);
         let changed = |field: &str| {
             let (old, new) = (&old["spec"][field], &object["spec"][field]);
             !old.is_null() && old != new && *old != json!([]) && *old != ""
         };
         if changed("podCIDRs") {
-            errors.push(FieldError::forbidden("spec.podCIDRs", "node updates may not change podCIDR except from \"\" to valid"));
+            errors.push(FieldError::forbidden(
+                "spec.podCIDRs",
+                "node updates may not change podCIDR except from \"\" to valid",
+            ));
         }
         if changed("providerID") {
-            errors.push(FieldError::forbidden("spec.providerID", "node updates may not change providerID except from \"\" to valid"));
+            errors.push(FieldError::forbidden(
+                "spec.providerID",
+                "node updates may not change providerID except from \"\" to valid",
+            ));
         }
         errors
     }
 
     fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
-        vec![("spec.unschedulable", (object["spec"]["unschedulable"] == true).to_string())]
+        vec![(
+            "spec.unschedulable",
+            (object["spec"]["unschedulable"] == true).to_string(),
+        )]
     }
 
     fn selectable_field_names(&self) -> &'static [&'static str] {
@@ -157,7 +215,11 @@ impl Strategy for Node {
             states.push("SchedulingDisabled");
         }
         let mut roles: Vec<&str> = Vec::new();
-        for (key, value) in object["metadata"]["labels"].as_object().into_iter().flatten() {
+        for (key, value) in object["metadata"]["labels"]
+            .as_object()
+            .into_iter()
+            .flatten()
+        {
             if let Some(role) = key.strip_prefix(ROLE).filter(|role| !role.is_empty()) {
                 roles.push(role);
             } else if key == "kubernetes.io/role" && !text(value).is_empty() {
@@ -168,7 +230,9 @@ impl Strategy for Node {
         roles.dedup();
         let address = |kind: &str| {
             let found = items(&status["addresses"]).find(|(_, a)| a["type"] == kind);
-            found.map_or("<none>", |(_, address)| text(&address["address"])).to_owned()
+            found
+                .map_or("<none>", |(_, address)| text(&address["address"]))
+                .to_owned()
         };
         let info = |field: &str| match text(&status["nodeInfo"][field]) {
             "" => "<unknown>".to_owned(),
@@ -193,8 +257,15 @@ impl Strategy for Lease {
     fn validate(&self, object: &Value) -> Vec<FieldError> {
         let mut errors = Errors::default();
         let spec = &object["spec"];
-        if spec["leaseDurationSeconds"].as_i64().is_some_and(|n| n <= 0) {
-            errors.add("spec.leaseDurationSeconds", &spec["leaseDurationSeconds"], "must be greater than 0");
+        if spec["leaseDurationSeconds"]
+            .as_i64()
+            .is_some_and(|n| n <= 0)
+        {
+            errors.add(
+                "spec.leaseDurationSeconds",
+                &spec["leaseDurationSeconds"],
+                "must be greater than 0",
+            );
         }
         errors.not_negative("spec.leaseTransitions", &spec["leaseTransitions"]);
         errors.0
@@ -209,7 +280,11 @@ impl Strategy for Lease {
     }
 
     fn cells(&self, object: &Value, now: jiff::Timestamp) -> Vec<Value> {
-        vec![table::name(object), text(&object["spec"]["holderIdentity"]).into(), table::age(object, now)]
+        vec![
+            table::name(object),
+            text(&object["spec"]["holderIdentity"]).into(),
+            table::age(object, now),
+        ]
     }
 }
 

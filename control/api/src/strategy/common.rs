@@ -30,7 +30,12 @@ pub fn keep(object: &mut Value, old: &Value, field: &str) {
 
 /// An update of `status` changes nothing else (but metadata that the generic path allows); an update of the object leaves
 /// the status alone and raises the generation if the spec changed.
-pub fn split_update(subresource: Option<Subresource>, object: &mut Value, old: &Value, generation: bool) {
+pub fn split_update(
+    subresource: Option<Subresource>,
+    object: &mut Value,
+    old: &Value,
+    generation: bool,
+) {
     if subresource == Some(Subresource::Status) {
         keep(object, old, "spec");
         for field in ["deletionTimestamp", "ownerReferences"] {
@@ -48,7 +53,9 @@ fn keep_meta(object: &mut Value, old: &Value, field: &str) {
     match old["metadata"].get(field) {
         Some(value) => object["metadata"][field] = value.clone(),
         None => {
-            object["metadata"].as_object_mut().map(|fields| fields.remove(field));
+            object["metadata"]
+                .as_object_mut()
+                .map(|fields| fields.remove(field));
         }
     }
 }
@@ -79,8 +86,9 @@ pub fn selector_text(selector: &Value) -> String {
     let mut parts = map_parts(&selector["matchLabels"]);
     for (_, requirement) in super::validation::items(&selector["matchExpressions"]) {
         let key = text(&requirement["key"]);
-        let mut values: Vec<&str> =
-            super::validation::items(&requirement["values"]).map(|(_, value)| text(value)).collect();
+        let mut values: Vec<&str> = super::validation::items(&requirement["values"])
+            .map(|(_, value)| text(value))
+            .collect();
         values.sort_unstable();
         parts.push(match text(&requirement["operator"]) {
             "In" => format!("{key} in ({})", values.join(",")),
@@ -94,7 +102,11 @@ pub fn selector_text(selector: &Value) -> String {
 }
 
 fn map_parts(map: &Value) -> Vec<String> {
-    map.as_object().into_iter().flatten().map(|(key, value)| format!("{key}={}", text(value))).collect()
+    map.as_object()
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={}", text(value)))
+        .collect()
 }
 
 /// `a=b,c=d`, or `<none>`.
@@ -104,12 +116,21 @@ pub fn map_text(map: &Value) -> String {
 
 /// `<none>` in place of nothing.
 pub fn none_if_empty(text: String) -> String {
-    if text.is_empty() { "<none>".to_owned() } else { text }
+    if text.is_empty() {
+        "<none>".to_owned()
+    } else {
+        text
+    }
 }
 
 /// The names and images of a pod template's containers, as `-o wide` shows them.
 pub fn containers_text(template: &Value) -> (String, String) {
     let list = || super::validation::items(&template["spec"]["containers"]);
-    let join = |field: &str| list().map(|(_, c)| text(&c[field])).collect::<Vec<_>>().join(",");
+    let join = |field: &str| {
+        list()
+            .map(|(_, c)| text(&c[field]))
+            .collect::<Vec<_>>()
+            .join(",")
+    };
     (join("name"), join("image"))
 }

@@ -49,9 +49,17 @@ impl Strategy for ConfigMap {
                 let at = format!("{field}[{key}]");
                 errors.invalid(&at, key.as_str(), config_key(key));
                 if field == "data" && object["binaryData"].get(key).is_some() {
-                    errors.add(&at, &key.as_str().into(), "duplicate of key present in binaryData");
+                    errors.add(
+                        &at,
+                        &key.as_str().into(),
+                        "duplicate of key present in binaryData",
+                    );
                 }
-                size += if field == "data" { text(value).len() } else { decoded_len(text(value)) };
+                size += if field == "data" {
+                    text(value).len()
+                } else {
+                    decoded_len(text(value))
+                };
             }
         }
         if size > LIMIT {
@@ -60,7 +68,12 @@ impl Strategy for ConfigMap {
         errors.0
     }
 
-    fn validate_update(&self, _: Option<Subresource>, object: &Value, old: &Value) -> Vec<FieldError> {
+    fn validate_update(
+        &self,
+        _: Option<Subresource>,
+        object: &Value,
+        old: &Value,
+    ) -> Vec<FieldError> {
         let mut errors = immutable_update(object, old, &["data", "binaryData"]);
         errors.extend(self.validate(object));
         errors
@@ -88,7 +101,9 @@ fn decoded_len(base64: &str) -> usize {
 impl Strategy for Secret {
     fn default(&self, object: &mut Value) {
         // What is written as text is kept as bytes; the field itself is write-only.
-        let Some(Value::Object(strings)) = object.as_object_mut().and_then(|fields| fields.remove("stringData"))
+        let Some(Value::Object(strings)) = object
+            .as_object_mut()
+            .and_then(|fields| fields.remove("stringData"))
         else {
             return;
         };
@@ -99,7 +114,13 @@ impl Strategy for Secret {
         }
     }
 
-    fn prepare_for_update(&self, _: &Context, _: Option<Subresource>, object: &mut Value, old: &Value) {
+    fn prepare_for_update(
+        &self,
+        _: &Context,
+        _: Option<Subresource>,
+        object: &mut Value,
+        old: &Value,
+    ) {
         if text(&object["type"]).is_empty() {
             object["type"] = old["type"].clone();
         }
@@ -124,23 +145,36 @@ impl Strategy for Secret {
         match text(&object["type"]) {
             "kubernetes.io/tls" => ["tls.crt", "tls.key"].into_iter().for_each(need),
             "kubernetes.io/ssh-auth" => need("ssh-privatekey"),
-            "kubernetes.io/basic-auth" if data.get("username").is_none() && data.get("password").is_none() => {
+            "kubernetes.io/basic-auth"
+                if data.get("username").is_none() && data.get("password").is_none() =>
+            {
                 need("username");
                 need("password");
             }
             "kubernetes.io/dockerconfigjson" => json_key(&mut errors, data, ".dockerconfigjson"),
             "kubernetes.io/dockercfg" => json_key(&mut errors, data, ".dockercfg"),
             "kubernetes.io/service-account-token"
-                if text(&object["metadata"]["annotations"]["kubernetes.io/service-account.name"]).is_empty() =>
+                if text(
+                    &object["metadata"]["annotations"]["kubernetes.io/service-account.name"],
+                )
+                .is_empty() =>
             {
-                errors.required("metadata.annotations[kubernetes.io/service-account.name]", "");
+                errors.required(
+                    "metadata.annotations[kubernetes.io/service-account.name]",
+                    "",
+                );
             }
             _ => {}
         }
         errors.0
     }
 
-    fn validate_update(&self, _: Option<Subresource>, object: &Value, old: &Value) -> Vec<FieldError> {
+    fn validate_update(
+        &self,
+        _: Option<Subresource>,
+        object: &Value,
+        old: &Value,
+    ) -> Vec<FieldError> {
         let mut errors = Errors::default();
         errors.immutable("type", &object["type"], &old["type"]);
         errors.0.extend(immutable_update(object, old, &["data"]));
@@ -161,7 +195,12 @@ impl Strategy for Secret {
     }
 
     fn cells(&self, object: &Value, now: jiff::Timestamp) -> Vec<Value> {
-        vec![table::name(object), json!(text(&object["type"])), count(&object["data"]).into(), table::age(object, now)]
+        vec![
+            table::name(object),
+            json!(text(&object["type"])),
+            count(&object["data"]).into(),
+            table::age(object, now),
+        ]
     }
 }
 
@@ -171,9 +210,15 @@ fn json_key(errors: &mut Errors, data: &Value, key: &str) {
         errors.required(field, "");
         return;
     };
-    let bytes = base64::engine::general_purpose::STANDARD.decode(text(value)).unwrap_or_default();
+    let bytes = base64::engine::general_purpose::STANDARD
+        .decode(text(value))
+        .unwrap_or_default();
     if let Err(err) = serde_json::from_slice::<Value>(&bytes) {
-        errors.add(field, &"<secret contents redacted>".into(), &err.to_string());
+        errors.add(
+            field,
+            &"<secret contents redacted>".into(),
+            &err.to_string(),
+        );
     }
 }
 
@@ -191,8 +236,15 @@ mod tests {
     #[test]
     fn an_immutable_config_map_stays_as_it_is() {
         let old = json!({ "immutable": true, "data": { "a": "1" } });
-        let errors = ConfigMap.validate_update(None, &json!({ "immutable": true, "data": { "a": "2" } }), &old);
-        assert_eq!(errors[0].message, "Forbidden: field is immutable when `immutable` is set");
+        let errors = ConfigMap.validate_update(
+            None,
+            &json!({ "immutable": true, "data": { "a": "2" } }),
+            &old,
+        );
+        assert_eq!(
+            errors[0].message,
+            "Forbidden: field is immutable when `immutable` is set"
+        );
         assert!(ConfigMap.validate_update(None, &old, &old).is_empty());
     }
 }

@@ -46,9 +46,15 @@ const NAMES: &[(&str, &str)] = &[
 
 /// Renames the fields of an event to those of the version `to`; one that is in that version already stays.
 pub fn convert_event(object: &mut Value, to: &GroupVersionKind) {
-    let Some(fields) = object.as_object_mut() else { return };
+    let Some(fields) = object.as_object_mut() else {
+        return;
+    };
     for (core, new) in NAMES {
-        let (from, to) = if to.group.is_empty() { (*new, *core) } else { (*core, *new) };
+        let (from, to) = if to.group.is_empty() {
+            (*new, *core)
+        } else {
+            (*core, *new)
+        };
         if let Some(value) = fields.remove(from) {
             fields.insert(to.to_owned(), value);
         }
@@ -57,7 +63,10 @@ pub fn convert_event(object: &mut Value, to: &GroupVersionKind) {
 
 /// Both versions' view of a field.
 fn field<'a>(object: &'a Value, core: &str) -> &'a Value {
-    let new = NAMES.iter().find(|(name, _)| *name == core).map_or(core, |(_, new)| *new);
+    let new = NAMES
+        .iter()
+        .find(|(name, _)| *name == core)
+        .map_or(core, |(_, new)| *new);
     object.get(core).unwrap_or(&object[new])
 }
 
@@ -97,8 +106,14 @@ impl Strategy for Event {
         let namespace = text(&object["metadata"]["namespace"]);
         let about = text(&involved["namespace"]);
         // Events about objects of the cluster live in `default`.
-        if about.is_empty() && !matches!(namespace, "" | "default" | "kube-system") || !about.is_empty() && about != namespace {
-            errors.add("involvedObject.namespace", &involved["namespace"], "does not match event.namespace");
+        if about.is_empty() && !matches!(namespace, "" | "default" | "kube-system")
+            || !about.is_empty() && about != namespace
+        {
+            errors.add(
+                "involvedObject.namespace",
+                &involved["namespace"],
+                "does not match event.namespace",
+            );
         }
         let modern = !object["eventTime"].is_null();
         if !self.core && !modern {
@@ -121,7 +136,11 @@ impl Strategy for Event {
                 }
             }
             if text(field(object, "message")).len() > 1024 {
-                errors.add("message", field(object, "message"), "can have at most 1024 characters");
+                errors.add(
+                    "message",
+                    field(object, "message"),
+                    "can have at most 1024 characters",
+                );
             }
         }
         errors.0
@@ -159,7 +178,9 @@ impl Strategy for Event {
     }
 
     fn columns(&self) -> Vec<Column> {
-        table::columns("Last_Seen Type Reason Object Subobject* Source* Message First_Seen* Count* Name*")
+        table::columns(
+            "Last_Seen Type Reason Object Subobject* Source* Message First_Seen* Count* Name*",
+        )
     }
 
     fn cells(&self, object: &Value, now: jiff::Timestamp) -> Vec<Value> {
@@ -189,7 +210,11 @@ impl Strategy for Event {
             table::since(last, now).into(),
             text(&object["type"]).into(),
             text(&object["reason"]).into(),
-            if kind.is_empty() && name.is_empty() { "".into() } else { format!("{kind}/{name}").into() },
+            if kind.is_empty() && name.is_empty() {
+                "".into()
+            } else {
+                format!("{kind}/{name}").into()
+            },
             text(&involved["fieldPath"]).into(),
             origin.into(),
             text(field(object, "message")).trim().into(),
@@ -203,7 +228,9 @@ impl Strategy for Event {
 /// Whether a map has any of the names of one version only.
 #[cfg(test)]
 fn has_any(fields: &serde_json::Map<String, Value>, core: bool) -> bool {
-    NAMES.iter().any(|(old, new)| fields.contains_key(if core { *old } else { *new }))
+    NAMES
+        .iter()
+        .any(|(old, new)| fields.contains_key(if core { *old } else { *new }))
 }
 
 #[cfg(test)]

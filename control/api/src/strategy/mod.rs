@@ -20,7 +20,7 @@ pub use cluster::{Lease, Namespace, Node, ServiceAccount};
 pub use config::{ConfigMap, Secret};
 pub use event::{Event, convert_event};
 pub use network::{EndpointSlice, Endpoints, Service};
-pub use pod::{Pod, admit_service_account, qos_class};
+pub use pod::{Pod, qos_class};
 pub use workload::{Deployment, ReplicaSet};
 
 use crate::resource::Subresource;

@@ -31,10 +31,13 @@ impl Strategy for Service {
         let spec = &mut object["spec"];
         let kind = text(&spec["type"]).to_owned();
         let unset = |value: &Value| text(value).is_empty();
-        if spec["sessionAffinity"] == "ClientIP" && spec["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"].is_null() {
+        if spec["sessionAffinity"] == "ClientIP"
+            && spec["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"].is_null()
+        {
             spec["sessionAffinityConfig"] = json!({ "clientIP": { "timeoutSeconds": 10_800 } });
         } else if spec["sessionAffinity"] == "None" {
-            spec.as_object_mut().map(|spec| spec.remove("sessionAffinityConfig"));
+            spec.as_object_mut()
+                .map(|spec| spec.remove("sessionAffinityConfig"));
         }
         if has_ports_on_nodes(spec) && unset(&spec["externalTrafficPolicy"]) {
             spec["externalTrafficPolicy"] = "Cluster".into();
@@ -56,7 +59,13 @@ impl Strategy for Service {
         clear_for_type(spec);
     }
 
-    fn prepare_for_update(&self, _: &Context, sub: Option<Subresource>, object: &mut Value, old: &Value) {
+    fn prepare_for_update(
+        &self,
+        _: &Context,
+        sub: Option<Subresource>,
+        object: &mut Value,
+        old: &Value,
+    ) {
         if sub == Some(Subresource::Status) {
             common::keep(object, old, "spec");
             return;
@@ -74,7 +83,10 @@ impl Strategy for Service {
         if has_ports_on_nodes(spec) && has_ports_on_nodes(before) {
             keep_node_ports(spec, before);
         }
-        if spec["healthCheckNodePort"].is_null() && !before["healthCheckNodePort"].is_null() && needs_health_port(spec) {
+        if spec["healthCheckNodePort"].is_null()
+            && !before["healthCheckNodePort"].is_null()
+            && needs_health_port(spec)
+        {
             spec["healthCheckNodePort"] = before["healthCheckNodePort"].clone();
         }
         clear_for_type(spec);
@@ -84,7 +96,12 @@ impl Strategy for Service {
         validate_service(object)
     }
 
-    fn validate_update(&self, sub: Option<Subresource>, object: &Value, old: &Value) -> Vec<FieldError> {
+    fn validate_update(
+        &self,
+        sub: Option<Subresource>,
+        object: &Value,
+        old: &Value,
+    ) -> Vec<FieldError> {
         let mut errors = Errors::default();
         if sub == Some(Subresource::Status) {
             return errors.0;
@@ -145,16 +162,27 @@ fn clear_for_type(spec: &mut Value) {
     let ports_on_nodes = has_ports_on_nodes(spec);
     let external = spec["type"] == "ExternalName";
     let health = needs_health_port(spec);
-    let Some(fields) = spec.as_object_mut() else { return };
+    let Some(fields) = spec.as_object_mut() else {
+        return;
+    };
     if external {
-        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"] {
+        for field in [
+            "clusterIP",
+            "clusterIPs",
+            "ipFamilies",
+            "ipFamilyPolicy",
+            "internalTrafficPolicy",
+        ] {
             fields.remove(field);
         }
     }
     if !health {
         fields.remove("healthCheckNodePort");
     }
-    if fields.get("type").is_some_and(|kind| kind != "LoadBalancer") {
+    if fields
+        .get("type")
+        .is_some_and(|kind| kind != "LoadBalancer")
+    {
         fields.remove("allocateLoadBalancerNodePorts");
         fields.remove("loadBalancerClass");
     }
@@ -162,7 +190,12 @@ fn clear_for_type(spec: &mut Value) {
         if fields.get("externalIPs").is_none() {
             fields.remove("externalTrafficPolicy");
         }
-        for port in fields.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
+        for port in fields
+            .get_mut("ports")
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
             port.as_object_mut().map(|port| port.remove("nodePort"));
         }
     }
@@ -174,9 +207,12 @@ fn needs_health_port(spec: &Value) -> bool {
 
 /// A port keeps its node port if the client leaves it out.
 fn keep_node_ports(spec: &mut Value, before: &Value) {
-    let ports: Vec<(Value, Value)> =
-        items(&before["ports"]).map(|(_, p)| (json!([p["port"], p["protocol"]]), p["nodePort"].clone())).collect();
-    let mut used: Vec<Value> = items(&spec["ports"]).map(|(_, port)| port["nodePort"].clone()).collect();
+    let ports: Vec<(Value, Value)> = items(&before["ports"])
+        .map(|(_, p)| (json!([p["port"], p["protocol"]]), p["nodePort"].clone()))
+        .collect();
+    let mut used: Vec<Value> = items(&spec["ports"])
+        .map(|(_, port)| port["nodePort"].clone())
+        .collect();
     for port in spec["ports"].as_array_mut().into_iter().flatten() {
         if port["nodePort"].as_i64().unwrap_or(0) != 0 {
             continue;
@@ -197,15 +233,27 @@ fn keep_node_ports(spec: &mut Value, before: &Value) {
 
 fn external_ip(object: &Value) -> String {
     let spec = &object["spec"];
-    let external: Vec<&str> = items(&spec["externalIPs"]).map(|(_, ip)| text(ip)).collect();
+    let external: Vec<&str> = items(&spec["externalIPs"])
+        .map(|(_, ip)| text(ip))
+        .collect();
     match text(&spec["type"]) {
         "ExternalName" => text(&spec["externalName"]).to_owned(),
         "LoadBalancer" => {
             let mut all: Vec<&str> = items(&object["status"]["loadBalancer"]["ingress"])
-                .map(|(_, i)| if text(&i["ip"]).is_empty() { text(&i["hostname"]) } else { text(&i["ip"]) })
+                .map(|(_, i)| {
+                    if text(&i["ip"]).is_empty() {
+                        text(&i["hostname"])
+                    } else {
+                        text(&i["ip"])
+                    }
+                })
                 .collect();
             all.extend(&external);
-            if all.is_empty() { "<pending>".to_owned() } else { all.join(",") }
+            if all.is_empty() {
+                "<pending>".to_owned()
+            } else {
+                all.join(",")
+            }
         }
         _ => common::none_if_empty(external.join(",")),
     }
@@ -219,10 +267,21 @@ fn validate_service(object: &Value) -> Vec<FieldError> {
         errors.invalid("metadata.name", name, dns_1035_label(name));
     }
     let kind = text(&spec["type"]);
-    errors.one_of("spec.type", &spec["type"], &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"]);
-    errors.one_of("spec.sessionAffinity", &spec["sessionAffinity"], &["ClientIP", "None"]);
+    errors.one_of(
+        "spec.type",
+        &spec["type"],
+        &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"],
+    );
+    errors.one_of(
+        "spec.sessionAffinity",
+        &spec["sessionAffinity"],
+        &["ClientIP", "None"],
+    );
     let timeout = &spec["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"];
-    if timeout.as_i64().is_some_and(|n| !(1..=MAX_AFFINITY).contains(&n)) {
+    if timeout
+        .as_i64()
+        .is_some_and(|n| !(1..=MAX_AFFINITY).contains(&n))
+    {
         errors.add(
             "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
             timeout,
@@ -235,31 +294,61 @@ fn validate_service(object: &Value) -> Vec<FieldError> {
         errors.required("spec.ports", "");
     }
     if headless && has_ports_on_nodes(spec) {
-        errors.add("spec.clusterIPs[0]", &"None".into(), &format!("may not be set to 'None' for {kind} services"));
+        errors.add(
+            "spec.clusterIPs[0]",
+            &"None".into(),
+            &format!("may not be set to 'None' for {kind} services"),
+        );
     }
     if kind == "ExternalName" {
         let target = text(&spec["externalName"]).trim_end_matches('.');
         if target.is_empty() {
             errors.required("spec.externalName", "");
         } else {
-            errors.invalid("spec.externalName", target, super::validation::subdomain(target));
+            errors.invalid(
+                "spec.externalName",
+                target,
+                super::validation::subdomain(target),
+            );
         }
         if !text(&spec["clusterIP"]).is_empty() {
-            errors.0.push(FieldError::forbidden("spec.clusterIPs", "may not be set for ExternalName services"));
+            errors.0.push(FieldError::forbidden(
+                "spec.clusterIPs",
+                "may not be set for ExternalName services",
+            ));
         }
-    } else if !matches!(text(&spec["clusterIP"]), "" | "None") && text(&spec["clusterIP"]).parse::<std::net::IpAddr>().is_err() {
-        errors.add("spec.clusterIPs[0]", &spec["clusterIP"], "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
+    } else if !matches!(text(&spec["clusterIP"]), "" | "None")
+        && text(&spec["clusterIP"])
+            .parse::<std::net::IpAddr>()
+            .is_err()
+    {
+        errors.add(
+            "spec.clusterIPs[0]",
+            &spec["clusterIP"],
+            "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+        );
     }
     labels(&mut errors, "spec.selector", &spec["selector"]);
     validate_service_ports(&mut errors, spec);
     for (index, ip) in items(&spec["externalIPs"]) {
         match text(ip).parse::<std::net::IpAddr>() {
             Ok(ip) if !ip.is_loopback() && !ip.is_unspecified() => {}
-            Ok(_) => errors.add(format!("spec.externalIPs[{index}]"), ip, "may not be in the loopback range (127.0.0.0/8, ::1/128)"),
-            Err(_) => errors.add(format!("spec.externalIPs[{index}]"), ip, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"),
+            Ok(_) => errors.add(
+                format!("spec.externalIPs[{index}]"),
+                ip,
+                "may not be in the loopback range (127.0.0.0/8, ::1/128)",
+            ),
+            Err(_) => errors.add(
+                format!("spec.externalIPs[{index}]"),
+                ip,
+                "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            ),
         }
     }
-    for (field, needed) in [("externalTrafficPolicy", has_ports_on_nodes(spec)), ("internalTrafficPolicy", false)] {
+    for (field, needed) in [
+        ("externalTrafficPolicy", has_ports_on_nodes(spec)),
+        ("internalTrafficPolicy", false),
+    ] {
         let value = &spec[field];
         if !value.is_null() {
             errors.one_of(format!("spec.{field}"), value, &["Cluster", "Local"]);
@@ -268,7 +357,11 @@ fn validate_service(object: &Value) -> Vec<FieldError> {
         }
     }
     if !spec["ipFamilyPolicy"].is_null() {
-        errors.one_of("spec.ipFamilyPolicy", &spec["ipFamilyPolicy"], &["PreferDualStack", "RequireDualStack", "SingleStack"]);
+        errors.one_of(
+            "spec.ipFamilyPolicy",
+            &spec["ipFamilyPolicy"],
+            &["PreferDualStack", "RequireDualStack", "SingleStack"],
+        );
     }
     errors.0
 }
@@ -283,18 +376,28 @@ fn validate_service_ports(errors: &mut Errors, spec: &Value) {
             errors.required(format!("{at}.name"), "");
         } else if !name.is_empty() {
             errors.invalid(&format!("{at}.name"), name, dns_label(name));
-            if items(ports).take(index).any(|(_, other)| other["name"] == name) {
-                errors.0.push(FieldError::duplicate(format!("{at}.name"), &port["name"]));
+            if items(ports)
+                .take(index)
+                .any(|(_, other)| other["name"] == name)
+            {
+                errors
+                    .0
+                    .push(FieldError::duplicate(format!("{at}.name"), &port["name"]));
             }
         }
         errors.port(format!("{at}.port"), &port["port"]);
         errors.one_of(format!("{at}.protocol"), &port["protocol"], PROTOCOLS);
         match &port["targetPort"] {
-            Value::String(target) => errors.invalid(&format!("{at}.targetPort"), target.as_str(), port_name(target)),
+            Value::String(target) => errors.invalid(
+                &format!("{at}.targetPort"),
+                target.as_str(),
+                port_name(target),
+            ),
             Value::Null => {}
             target => errors.port(format!("{at}.targetPort"), target),
         }
-        let same = |other: &Value| other["port"] == port["port"] && other["protocol"] == port["protocol"];
+        let same =
+            |other: &Value| other["port"] == port["port"] && other["protocol"] == port["protocol"];
         if items(ports).take(index).any(|(_, other)| same(other)) {
             let value = json!({ "protocol": port["protocol"], "port": port["port"] });
             errors.0.push(FieldError::duplicate(at.clone(), &value));
@@ -306,9 +409,14 @@ fn validate_service_ports(errors: &mut Errors, spec: &Value) {
                 "may not be used when `type` is 'ClusterIP'",
             ));
         }
-        let same_node = |other: &Value| other["nodePort"] == port["nodePort"] && other["protocol"] == port["protocol"];
+        let same_node = |other: &Value| {
+            other["nodePort"] == port["nodePort"] && other["protocol"] == port["protocol"]
+        };
         if node != 0 && items(ports).take(index).any(|(_, other)| same_node(other)) {
-            errors.0.push(FieldError::duplicate(format!("{at}.nodePort"), &port["nodePort"]));
+            errors.0.push(FieldError::duplicate(
+                format!("{at}.nodePort"),
+                &port["nodePort"],
+            ));
         }
     }
 }
@@ -329,16 +437,27 @@ impl Strategy for Endpoints {
             let at = format!("subsets[{index}]");
             let (ready, waiting) = (&subset["addresses"], &subset["notReadyAddresses"]);
             if items(ready).next().is_none() && items(waiting).next().is_none() {
-                errors.required(at.clone(), "must specify `addresses` or `notReadyAddresses`");
+                errors.required(
+                    at.clone(),
+                    "must specify `addresses` or `notReadyAddresses`",
+                );
             }
             for field in ["addresses", "notReadyAddresses"] {
                 for (number, address) in items(&subset[field]) {
-                    check_ip(&mut errors, &format!("{at}.{field}[{number}].ip"), &address["ip"]);
+                    check_ip(
+                        &mut errors,
+                        &format!("{at}.{field}[{number}].ip"),
+                        &address["ip"],
+                    );
                 }
             }
             for (number, port) in items(&subset["ports"]) {
                 errors.port(format!("{at}.ports[{number}].port"), &port["port"]);
-                errors.one_of(format!("{at}.ports[{number}].protocol"), &port["protocol"], PROTOCOLS);
+                errors.one_of(
+                    format!("{at}.ports[{number}].protocol"),
+                    &port["protocol"],
+                    PROTOCOLS,
+                );
             }
         }
         errors.0
@@ -363,19 +482,37 @@ impl Strategy for Endpoints {
                 }
             }
         }
-        vec![table::name(object), endpoint_cell(&pairs).into(), table::age(object, now)]
+        vec![
+            table::name(object),
+            endpoint_cell(&pairs).into(),
+            table::age(object, now),
+        ]
     }
 }
 
 fn join_host_port(host: &str, port: &Value) -> String {
-    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
 }
 
 fn check_ip(errors: &mut Errors, at: &str, value: &Value) {
     match text(value).parse::<std::net::IpAddr>() {
-        Err(_) => errors.add(at, value, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"),
-        Ok(ip) if ip.is_unspecified() => errors.add(at, value, &format!("may not be unspecified ({ip})")),
-        Ok(ip) if ip.is_loopback() => errors.add(at, value, "may not be in the loopback range (127.0.0.0/8, ::1/128)"),
+        Err(_) => errors.add(
+            at,
+            value,
+            "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+        ),
+        Ok(ip) if ip.is_unspecified() => {
+            errors.add(at, value, &format!("may not be unspecified ({ip})"))
+        }
+        Ok(ip) if ip.is_loopback() => errors.add(
+            at,
+            value,
+            "may not be in the loopback range (127.0.0.0/8, ::1/128)",
+        ),
         Ok(_) => {}
     }
 }
@@ -385,19 +522,33 @@ impl Strategy for EndpointSlice {
         common::first_generation(object);
     }
 
-    fn prepare_for_update(&self, _: &Context, _: Option<Subresource>, object: &mut Value, old: &Value) {
+    fn prepare_for_update(
+        &self,
+        _: &Context,
+        _: Option<Subresource>,
+        object: &mut Value,
+        old: &Value,
+    ) {
         let before = old["metadata"]["generation"].as_i64().unwrap_or(0);
-        let changed = ["endpoints", "ports", "addressType"].iter().any(|field| object[*field] != old[*field])
+        let changed = ["endpoints", "ports", "addressType"]
+            .iter()
+            .any(|field| object[*field] != old[*field])
             || object["metadata"]["labels"] != old["metadata"]["labels"];
         object["metadata"]["generation"] = (before + i64::from(changed)).into();
     }
 
     fn validate(&self, object: &Value) -> Vec<FieldError> {
         let mut errors = Errors::default();
-        errors.one_of("addressType", &object["addressType"], &["FQDN", "IPv4", "IPv6"]);
+        errors.one_of(
+            "addressType",
+            &object["addressType"],
+            &["FQDN", "IPv4", "IPv6"],
+        );
         let endpoints = items(&object["endpoints"]).count();
         if endpoints > 1000 {
-            errors.0.push(FieldError::too_many("endpoints", endpoints, 1000));
+            errors
+                .0
+                .push(FieldError::too_many("endpoints", endpoints, 1000));
         }
         for (index, endpoint) in items(&object["endpoints"]) {
             let at = format!("endpoints[{index}].addresses");
@@ -408,7 +559,11 @@ impl Strategy for EndpointSlice {
                 match text(&object["addressType"]) {
                     "FQDN" => {
                         let name = text(address);
-                        errors.invalid(&format!("{at}[{number}]"), name, super::validation::subdomain(name));
+                        errors.invalid(
+                            &format!("{at}[{number}]"),
+                            name,
+                            super::validation::subdomain(name),
+                        );
                     }
                     _ => check_ip(&mut errors, &format!("{at}[{number}]"), address),
                 }
@@ -423,15 +578,30 @@ impl Strategy for EndpointSlice {
             if !name.is_empty() {
                 errors.invalid(&format!("ports[{index}].name"), name, dns_label(name));
             }
-            if items(&object["ports"]).take(index).any(|(_, other)| text(&other["name"]) == name) {
-                errors.0.push(FieldError::duplicate(format!("ports[{index}].name"), &name.into()));
+            if items(&object["ports"])
+                .take(index)
+                .any(|(_, other)| text(&other["name"]) == name)
+            {
+                errors.0.push(FieldError::duplicate(
+                    format!("ports[{index}].name"),
+                    &name.into(),
+                ));
             }
-            errors.one_of(format!("ports[{index}].protocol"), &port["protocol"], PROTOCOLS);
+            errors.one_of(
+                format!("ports[{index}].protocol"),
+                &port["protocol"],
+                PROTOCOLS,
+            );
         }
         errors.0
     }
 
-    fn validate_update(&self, _: Option<Subresource>, object: &Value, old: &Value) -> Vec<FieldError> {
+    fn validate_update(
+        &self,
+        _: Option<Subresource>,
+        object: &Value,
+        old: &Value,
+    ) -> Vec<FieldError> {
         let mut errors = Errors(self.validate(object));
         errors.immutable("addressType", &object["addressType"], &old["addressType"]);
         errors.0
@@ -453,16 +623,28 @@ impl Strategy for EndpointSlice {
             ports.truncate(3);
             ports = vec![format!("{} + {more} more...", ports.join(","))];
         }
-        let ports = if ports.is_empty() { "<unset>".to_owned() } else { ports.join(",") };
+        let ports = if ports.is_empty() {
+            "<unset>".to_owned()
+        } else {
+            ports.join(",")
+        };
         let mut addresses: Vec<String> = items(&object["endpoints"])
-            .flat_map(|(_, endpoint)| items(&endpoint["addresses"]).map(|(_, a)| text(a).to_owned()).collect::<Vec<_>>())
+            .flat_map(|(_, endpoint)| {
+                items(&endpoint["addresses"])
+                    .map(|(_, a)| text(a).to_owned())
+                    .collect::<Vec<_>>()
+            })
             .collect();
         if addresses.len() > 3 {
             let more = addresses.len() - 3;
             addresses.truncate(3);
             addresses = vec![format!("{} + {more} more...", addresses.join(","))];
         }
-        let addresses = if addresses.is_empty() { "<unset>".to_owned() } else { addresses.join(",") };
+        let addresses = if addresses.is_empty() {
+            "<unset>".to_owned()
+        } else {
+            addresses.join(",")
+        };
         vec![
             table::name(object),
             text(&object["addressType"]).into(),

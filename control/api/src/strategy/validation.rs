@@ -15,8 +15,6 @@ const ENV_NAME: &str = "a valid environment variable name must consist only of p
 
 /// What may not change after creation.
 pub const IMMUTABLE: &str = "field is immutable";
-/// All annotations of an object together may not be larger than this.
-const ANNOTATIONS_LIMIT: usize = 256 * 1024;
 
 fn too_long(max: usize) -> String {
     format!("must be no more than {max} bytes")
@@ -68,7 +66,9 @@ pub fn dns_1035_label(name: &str) -> Vec<String> {
 
 fn is_name_part(text: &str) -> bool {
     let bytes = text.as_bytes();
-    bytes.iter().all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(c))
+    bytes
+        .iter()
+        .all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(c))
         && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
         && bytes.last().is_some_and(u8::is_ascii_alphanumeric)
 }
@@ -83,7 +83,11 @@ pub fn qualified_name(name: &str) -> Vec<String> {
             if prefix.is_empty() {
                 wrong.push("prefix part must be non-empty".to_owned());
             } else {
-                wrong.extend(subdomain(prefix).into_iter().map(|text| format!("prefix part {text}")));
+                wrong.extend(
+                    subdomain(prefix)
+                        .into_iter()
+                        .map(|text| format!("prefix part {text}")),
+                );
             }
             part
         }
@@ -118,7 +122,11 @@ pub fn config_key(key: &str) -> Vec<String> {
     if key.len() > 253 {
         wrong.push(too_long(253));
     }
-    if key.is_empty() || !key.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(&c)) {
+    if key.is_empty()
+        || !key
+            .bytes()
+            .all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(&c))
+    {
         wrong.push(CONFIG_KEY.to_owned());
     }
     match key {
@@ -132,7 +140,11 @@ pub fn config_key(key: &str) -> Vec<String> {
 
 /// What is wrong with the name of an environment variable.
 pub fn env_name(name: &str) -> Vec<String> {
-    if !name.is_empty() && name.bytes().all(|c| (b' '..=b'~').contains(&c) && c != b'=') {
+    if !name.is_empty()
+        && name
+            .bytes()
+            .all(|c| (b' '..=b'~').contains(&c) && c != b'=')
+    {
         Vec::new()
     } else {
         vec![ENV_NAME.to_owned()]
@@ -145,8 +157,13 @@ pub fn port_name(name: &str) -> Vec<String> {
     if name.len() > 15 {
         wrong.push("must be no more than 15 characters".to_owned());
     }
-    if !name.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-') {
-        wrong.push("must contain only alphanumeric characters (a-z, 0-9), and hyphens (-)".to_owned());
+    if !name
+        .bytes()
+        .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-')
+    {
+        wrong.push(
+            "must contain only alphanumeric characters (a-z, 0-9), and hyphens (-)".to_owned(),
+        );
     }
     if !name.bytes().any(|c| c.is_ascii_lowercase()) {
         wrong.push("must contain at least one letter (a-z)".to_owned());
@@ -168,7 +185,11 @@ impl Errors {
     /// Adds one `Invalid value` per message.
     pub fn invalid(&mut self, field: &str, value: impl Into<Value>, messages: Vec<String>) {
         let value = value.into();
-        self.0.extend(messages.iter().map(|text| FieldError::invalid(field, &value, text)));
+        self.0.extend(
+            messages
+                .iter()
+                .map(|text| FieldError::invalid(field, &value, text)),
+        );
     }
 
     /// Adds an `Invalid value`.
@@ -184,14 +205,19 @@ impl Errors {
     /// Adds an `Unsupported value` unless `value` is one of `supported`.
     pub fn one_of(&mut self, field: impl Into<String>, value: &Value, supported: &[&str]) {
         if !value.as_str().is_some_and(|text| supported.contains(&text)) {
-            self.0.push(FieldError::not_supported(field, value, supported));
+            self.0
+                .push(FieldError::not_supported(field, value, supported));
         }
     }
 
     /// Adds a `Not found`.
     pub fn not_found(&mut self, field: impl Into<String>, value: &Value) {
         let message = format!("Not found: {value}");
-        self.0.push(FieldError { reason: "FieldValueNotFound", field: field.into(), message });
+        self.0.push(FieldError {
+            reason: "FieldValueNotFound",
+            field: field.into(),
+            message,
+        });
     }
 
     /// Adds `field is immutable` if the two differ.
@@ -227,20 +253,31 @@ pub fn labels(errors: &mut Errors, field: &str, labels: &Value) {
 
 /// Mistakes in a label selector.
 pub fn label_selector(errors: &mut Errors, field: &str, selector: &Value) {
-    labels(errors, &format!("{field}.matchLabels"), &selector["matchLabels"]);
+    labels(
+        errors,
+        &format!("{field}.matchLabels"),
+        &selector["matchLabels"],
+    );
     for (index, requirement) in items(&selector["matchExpressions"]) {
         let at = format!("{field}.matchExpressions[{index}]");
         let empty = requirement["values"].as_array().is_none_or(Vec::is_empty);
         match requirement["operator"].as_str().unwrap_or_default() {
             "In" | "NotIn" if empty => {
-                errors.required(format!("{at}.values"), "must be specified when `operator` is 'In' or 'NotIn'");
+                errors.required(
+                    format!("{at}.values"),
+                    "must be specified when `operator` is 'In' or 'NotIn'",
+                );
             }
             "Exists" | "DoesNotExist" if !empty => errors.0.push(FieldError::forbidden(
                 format!("{at}.values"),
                 "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
             )),
             "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
-            _ => errors.add(format!("{at}.operator"), &requirement["operator"], "not a valid selector operator"),
+            _ => errors.add(
+                format!("{at}.operator"),
+                &requirement["operator"],
+                "not a valid selector operator",
+            ),
         }
         let key = requirement["key"].as_str().unwrap_or_default();
         errors.invalid(&format!("{at}.key"), key, qualified_name(key));
@@ -261,7 +298,8 @@ pub fn selector_matches(selector: &Value, labels: &Value) -> bool {
         .all(|(key, value)| label(key) == value.as_str())
         && items(&selector["matchExpressions"]).all(|(_, requirement)| {
             let value = label(requirement["key"].as_str().unwrap_or_default());
-            let listed = value.is_some_and(|value| items(&requirement["values"]).any(|(_, v)| v == value));
+            let listed =
+                value.is_some_and(|value| items(&requirement["values"]).any(|(_, v)| v == value));
             match requirement["operator"].as_str().unwrap_or_default() {
                 "In" => listed,
                 "NotIn" => !listed,
@@ -277,83 +315,6 @@ pub fn items(list: &Value) -> impl Iterator<Item = (usize, &Value)> {
     list.as_array().into_iter().flatten().enumerate()
 }
 
-/// Mistakes in `metadata`: name, namespace, labels, annotations, finalizers, owner references.
-pub fn object_meta(object: &Value, namespaced: bool) -> Vec<FieldError> {
-    let meta = &object["metadata"];
-    let text = |field: &str| meta[field].as_str().unwrap_or_default();
-    let mut errors = Errors::default();
-    if !text("generateName").is_empty() {
-        let prefix = text("generateName");
-        // A prefix may end in a dash: something follows.
-        let probe = prefix.strip_suffix('-').map_or_else(|| prefix.to_owned(), |rest| format!("{rest}a"));
-        errors.invalid("metadata.generateName", prefix, subdomain(&probe));
-    }
-    if text("name").is_empty() {
-        errors.required("metadata.name", "name or generateName is required");
-    }
-    if namespaced && text("namespace").is_empty() {
-        errors.required("metadata.namespace", "");
-    } else if namespaced {
-        errors.invalid("metadata.namespace", text("namespace"), dns_label(text("namespace")));
-    } else if !text("namespace").is_empty() {
-        errors.0.push(FieldError::forbidden("metadata.namespace", "not allowed on this type"));
-    }
-    labels(&mut errors, "metadata.labels", &meta["labels"]);
-    let mut size = 0;
-    for (key, value) in meta["annotations"].as_object().into_iter().flatten() {
-        errors.invalid("metadata.annotations", key.as_str(), qualified_name(&key.to_lowercase()));
-        size += key.len() + value.as_str().map_or(0, str::len);
-    }
-    if size > ANNOTATIONS_LIMIT {
-        errors.0.push(FieldError::too_long("metadata.annotations", ANNOTATIONS_LIMIT, "bytes"));
-    }
-    for (index, finalizer) in items(&meta["finalizers"]) {
-        let name = finalizer.as_str().unwrap_or_default();
-        let at = format!("metadata.finalizers[{index}]");
-        errors.invalid(&at, name, qualified_name(name));
-        if !name.contains('/') && !matches!(name, "kubernetes" | "orphan" | "foregroundDeletion") {
-            errors.add(&at, finalizer, "name is neither a standard finalizer name nor is it fully qualified");
-        }
-    }
-    owners(&mut errors, &meta["ownerReferences"]);
-    errors.0
-}
-
-fn owners(errors: &mut Errors, references: &Value) {
-    let mut controller: Option<&Value> = None;
-    for (index, owner) in items(references) {
-        let at = format!("metadata.ownerReferences[{index}]");
-        for (field, what) in [("apiVersion", "version"), ("kind", "kind"), ("name", "name"), ("uid", "uid")] {
-            if owner[field].as_str().is_none_or(str::is_empty) {
-                errors.add(format!("{at}.{field}"), &"".into(), &format!("{what} must not be empty"));
-            }
-        }
-        if owner["controller"] == true {
-            if let Some(first) = controller {
-                let detail = format!(
-                    "Only one reference can have Controller set to true. Found \"true\" in references for {}/{} and {}/{}",
-                    first["kind"].as_str().unwrap_or_default(),
-                    first["name"].as_str().unwrap_or_default(),
-                    owner["kind"].as_str().unwrap_or_default(),
-                    owner["name"].as_str().unwrap_or_default(),
-                );
-                errors.add("metadata.ownerReferences", references, &detail);
-            }
-            controller = Some(owner);
-        }
-    }
-}
-
-/// Mistakes in a changed `metadata`: what may never change.
-pub fn object_meta_update(object: &Value, old: &Value) -> Vec<FieldError> {
-    let mut errors = Errors::default();
-    for field in ["name", "namespace", "uid", "creationTimestamp"] {
-        let (new, old) = (&object["metadata"][field], &old["metadata"][field]);
-        errors.immutable(&format!("metadata.{field}"), new, old);
-    }
-    errors.0
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -366,7 +327,10 @@ mod tests {
         assert_eq!(subdomain("A"), [SUBDOMAIN]);
         assert_eq!(subdomain("a..b"), [SUBDOMAIN]);
         assert_eq!(dns_1035_label("1a"), [LABEL_1035]);
-        assert_eq!(dns_label(&"a".repeat(64)), ["must be no more than 63 bytes"]);
+        assert_eq!(
+            dns_label(&"a".repeat(64)),
+            ["must be no more than 63 bytes"]
+        );
         assert!(qualified_name("example.com/My_Name.1").is_empty());
         assert_eq!(qualified_name("a/b/c"), [QUALIFIED]);
         assert_eq!(qualified_name("/b"), ["prefix part must be non-empty"]);
@@ -379,6 +343,9 @@ mod tests {
             { "key": "b", "operator": "NotIn", "values": ["x"] }, { "key": "c", "operator": "Exists" } ] });
         assert!(selector_matches(&selector, &json!({ "a": "1", "c": "" })));
         assert!(!selector_matches(&selector, &json!({ "a": "1" })));
-        assert!(!selector_matches(&selector, &json!({ "a": "1", "b": "x", "c": "" })));
+        assert!(!selector_matches(
+            &selector,
+            &json!({ "a": "1", "b": "x", "c": "" })
+        ));
     }
 }

@@ -24,21 +24,38 @@ fn selector_and_template(errors: &mut Errors, spec: &Value, kind: &str) {
         errors.required("spec.selector", "");
     } else {
         label_selector(errors, "spec.selector", selector);
-        if empty(&selector["matchLabels"]) && items(&selector["matchExpressions"]).next().is_none() {
-            errors.add("spec.selector", selector, &format!("empty selector is invalid for {kind}"));
+        if empty(&selector["matchLabels"]) && items(&selector["matchExpressions"]).next().is_none()
+        {
+            errors.add(
+                "spec.selector",
+                selector,
+                &format!("empty selector is invalid for {kind}"),
+            );
         }
     }
     let template = &spec["template"];
     let template_labels = &template["metadata"]["labels"];
     if !empty(selector) && !selector_matches(selector, template_labels) {
-        let shown = if template_labels.is_null() { json!({}) } else { template_labels.clone() };
-        errors.add("spec.template.metadata.labels", &shown, "`selector` does not match template `labels`");
+        let shown = if template_labels.is_null() {
+            json!({})
+        } else {
+            template_labels.clone()
+        };
+        errors.add(
+            "spec.template.metadata.labels",
+            &shown,
+            "`selector` does not match template `labels`",
+        );
     }
     labels(errors, "spec.template.labels", template_labels);
     validate_pod_spec(errors, "spec.template.spec", &template["spec"]);
     if !matches!(text(&template["spec"]["restartPolicy"]), "" | "Always") {
         let value = &template["spec"]["restartPolicy"];
-        errors.0.push(FieldError::not_supported("spec.template.spec.restartPolicy", value, &["Always"]));
+        errors.0.push(FieldError::not_supported(
+            "spec.template.spec.restartPolicy",
+            value,
+            &["Always"],
+        ));
     }
     if !template["spec"]["activeDeadlineSeconds"].is_null() {
         errors.0.push(FieldError::forbidden(
@@ -55,7 +72,10 @@ fn int_or_percent(errors: &mut Errors, at: &str, value: &Value) -> Option<i64> {
             errors.not_negative(at, value);
             value.as_i64()
         }
-        Value::String(text) => match text.strip_suffix('%').and_then(|digits| digits.parse::<i64>().ok()) {
+        Value::String(text) => match text
+            .strip_suffix('%')
+            .and_then(|digits| digits.parse::<i64>().ok())
+        {
             Some(percent) if percent >= 0 => Some(percent),
             _ => {
                 errors.add(at, value, "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')");
@@ -76,12 +96,20 @@ impl Strategy for Deployment {
         common::first_generation(object);
     }
 
-    fn prepare_for_update(&self, _: &Context, sub: Option<Subresource>, object: &mut Value, old: &Value) {
+    fn prepare_for_update(
+        &self,
+        _: &Context,
+        sub: Option<Subresource>,
+        object: &mut Value,
+        old: &Value,
+    ) {
         if sub == Some(Subresource::Status) {
             common::keep(object, old, "spec");
             object["metadata"]["labels"] = old["metadata"]["labels"].clone();
             if object["metadata"]["labels"].is_null() {
-                object["metadata"].as_object_mut().map(|meta| meta.remove("labels"));
+                object["metadata"]
+                    .as_object_mut()
+                    .map(|meta| meta.remove("labels"));
             }
             object["metadata"]["generation"] = old["metadata"]["generation"].clone();
             return;
@@ -96,12 +124,21 @@ impl Strategy for Deployment {
     fn validate(&self, object: &Value) -> Vec<FieldError> {
         let mut errors = Errors::default();
         let spec = &object["spec"];
-        for field in ["replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"] {
+        for field in [
+            "replicas",
+            "minReadySeconds",
+            "revisionHistoryLimit",
+            "progressDeadlineSeconds",
+        ] {
             errors.not_negative(format!("spec.{field}"), &spec[field]);
         }
         selector_and_template(&mut errors, spec, "deployment");
         let strategy = &spec["strategy"];
-        errors.one_of("spec.strategy.type", &strategy["type"], &["Recreate", "RollingUpdate"]);
+        errors.one_of(
+            "spec.strategy.type",
+            &strategy["type"],
+            &["Recreate", "RollingUpdate"],
+        );
         let rolling = &strategy["rollingUpdate"];
         if strategy["type"] == "Recreate" && !rolling.is_null() {
             errors.0.push(FieldError::forbidden(
@@ -110,30 +147,63 @@ impl Strategy for Deployment {
             ));
         } else if strategy["type"] == "RollingUpdate" {
             let base = "spec.strategy.rollingUpdate";
-            let unavailable = int_or_percent(&mut errors, &format!("{base}.maxUnavailable"), &rolling["maxUnavailable"]);
-            let surge = int_or_percent(&mut errors, &format!("{base}.maxSurge"), &rolling["maxSurge"]);
+            let unavailable = int_or_percent(
+                &mut errors,
+                &format!("{base}.maxUnavailable"),
+                &rolling["maxUnavailable"],
+            );
+            let surge = int_or_percent(
+                &mut errors,
+                &format!("{base}.maxSurge"),
+                &rolling["maxSurge"],
+            );
             if unavailable == Some(0) && surge == Some(0) {
-                errors.add(format!("{base}.maxUnavailable"), &rolling["maxUnavailable"], "may not be 0 when `maxSurge` is 0");
+                errors.add(
+                    format!("{base}.maxUnavailable"),
+                    &rolling["maxUnavailable"],
+                    "may not be 0 when `maxSurge` is 0",
+                );
             }
-            if rolling["maxUnavailable"].is_string() && unavailable.is_some_and(|percent| percent > 100) {
-                errors.add(format!("{base}.maxUnavailable"), &rolling["maxUnavailable"], "must not be greater than 100%");
+            if rolling["maxUnavailable"].is_string()
+                && unavailable.is_some_and(|percent| percent > 100)
+            {
+                errors.add(
+                    format!("{base}.maxUnavailable"),
+                    &rolling["maxUnavailable"],
+                    "must not be greater than 100%",
+                );
             }
         }
         let seconds = |field: &str| spec[field].as_i64();
-        if let (Some(deadline), ready) = (seconds("progressDeadlineSeconds"), seconds("minReadySeconds").unwrap_or(0))
-            && deadline <= ready
+        if let (Some(deadline), ready) = (
+            seconds("progressDeadlineSeconds"),
+            seconds("minReadySeconds").unwrap_or(0),
+        ) && deadline <= ready
         {
-            errors.add("spec.progressDeadlineSeconds", &deadline.into(), "must be greater than minReadySeconds");
+            errors.add(
+                "spec.progressDeadlineSeconds",
+                &deadline.into(),
+                "must be greater than minReadySeconds",
+            );
         }
         errors.0
     }
 
-    fn validate_update(&self, sub: Option<Subresource>, object: &Value, old: &Value) -> Vec<FieldError> {
+    fn validate_update(
+        &self,
+        sub: Option<Subresource>,
+        object: &Value,
+        old: &Value,
+    ) -> Vec<FieldError> {
         if sub == Some(Subresource::Status) {
             return validate_counts(&object["status"]);
         }
         let mut errors = Errors(self.validate(object));
-        errors.immutable("spec.selector", &object["spec"]["selector"], &old["spec"]["selector"]);
+        errors.immutable(
+            "spec.selector",
+            &object["spec"]["selector"],
+            &old["spec"]["selector"],
+        );
         errors.0
     }
 
@@ -147,7 +217,12 @@ impl Strategy for Deployment {
         let (names, images) = containers_text(&spec["template"]);
         vec![
             table::name(object),
-            format!("{}/{}", count(&status["readyReplicas"]), count(&spec["replicas"])).into(),
+            format!(
+                "{}/{}",
+                count(&status["readyReplicas"]),
+                count(&spec["replicas"])
+            )
+            .into(),
             count(&status["updatedReplicas"]).into(),
             count(&status["availableReplicas"]).into(),
             table::age(object, now),
@@ -169,12 +244,30 @@ impl Strategy for Deployment {
 fn validate_counts(status: &Value) -> Vec<FieldError> {
     let mut errors = Errors::default();
     let total = status["replicas"].as_i64().unwrap_or(0);
-    for field in ["observedGeneration", "replicas", "updatedReplicas", "readyReplicas", "availableReplicas", "unavailableReplicas", "fullyLabeledReplicas", "collisionCount"] {
+    for field in [
+        "observedGeneration",
+        "replicas",
+        "updatedReplicas",
+        "readyReplicas",
+        "availableReplicas",
+        "unavailableReplicas",
+        "fullyLabeledReplicas",
+        "collisionCount",
+    ] {
         errors.not_negative(format!("status.{field}"), &status[field]);
     }
-    for field in ["updatedReplicas", "readyReplicas", "availableReplicas", "fullyLabeledReplicas"] {
+    for field in [
+        "updatedReplicas",
+        "readyReplicas",
+        "availableReplicas",
+        "fullyLabeledReplicas",
+    ] {
         if status[field].as_i64().is_some_and(|n| n > total) {
-            errors.add(format!("status.{field}"), &status[field], "cannot be greater than status.replicas");
+            errors.add(
+                format!("status.{field}"),
+                &status[field],
+                "cannot be greater than status.replicas",
+            );
         }
     }
     errors.0
@@ -184,7 +277,13 @@ fn validate_counts(status: &Value) -> Vec<FieldError> {
 pub(super) fn scale_of(object: &Value) -> Value {
     let meta = &object["metadata"];
     let mut scale_meta = json!({});
-    for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+    for field in [
+        "name",
+        "namespace",
+        "uid",
+        "resourceVersion",
+        "creationTimestamp",
+    ] {
         if !meta[field].is_null() {
             scale_meta[field] = meta[field].clone();
         }
@@ -210,7 +309,11 @@ pub(super) fn scale_of(object: &Value) -> Value {
 pub(super) fn set_scale(object: &mut Value, scale: &Value) -> Result<(), ApiError> {
     let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
     if replicas < 0 {
-        let error = FieldError::invalid("spec.replicas", &replicas.into(), "must be greater than or equal to 0");
+        let error = FieldError::invalid(
+            "spec.replicas",
+            &replicas.into(),
+            "must be greater than or equal to 0",
+        );
         let name = text(&object["metadata"]["name"]);
         return Err(ApiError::invalid("autoscaling", "Scale", name, &[error]));
     }
@@ -232,7 +335,13 @@ impl Strategy for ReplicaSet {
         common::first_generation(object);
     }
 
-    fn prepare_for_update(&self, _: &Context, sub: Option<Subresource>, object: &mut Value, old: &Value) {
+    fn prepare_for_update(
+        &self,
+        _: &Context,
+        sub: Option<Subresource>,
+        object: &mut Value,
+        old: &Value,
+    ) {
         common::split_update(sub, object, old, true);
     }
 
@@ -245,12 +354,21 @@ impl Strategy for ReplicaSet {
         errors.0
     }
 
-    fn validate_update(&self, sub: Option<Subresource>, object: &Value, old: &Value) -> Vec<FieldError> {
+    fn validate_update(
+        &self,
+        sub: Option<Subresource>,
+        object: &Value,
+        old: &Value,
+    ) -> Vec<FieldError> {
         if sub == Some(Subresource::Status) {
             return validate_counts(&object["status"]);
         }
         let mut errors = Errors(self.validate(object));
-        errors.immutable("spec.selector", &object["spec"]["selector"], &old["spec"]["selector"]);
+        errors.immutable(
+            "spec.selector",
+            &object["spec"]["selector"],
+            &old["spec"]["selector"],
+        );
         errors.0
     }
 
@@ -310,10 +428,16 @@ mod tests {
         let bad = deployment(json!({ "matchLabels": { "a": "b" } }), json!({ "a": "c" }));
         let errors = Deployment.validate(&bad);
         assert_eq!(errors[0].field, "spec.template.metadata.labels");
-        assert_eq!(errors[0].message, r#"Invalid value: {"a":"c"}: `selector` does not match template `labels`"#);
+        assert_eq!(
+            errors[0].message,
+            r#"Invalid value: {"a":"c"}: `selector` does not match template `labels`"#
+        );
         let other = deployment(json!({ "matchLabels": { "c": "d" } }), json!({ "c": "d" }));
         let errors = Deployment.validate_update(None, &other, &good);
-        assert_eq!(errors[0].message, r#"Invalid value: {"matchLabels":{"c":"d"}}: field is immutable"#);
+        assert_eq!(
+            errors[0].message,
+            r#"Invalid value: {"matchLabels":{"c":"d"}}: field is immutable"#
+        );
     }
 
     #[test]
@@ -322,9 +446,17 @@ mod tests {
         let mut scale = Deployment.scale(&object).expect("a scale");
         assert_eq!(scale["status"]["selector"], "a=b");
         scale["spec"]["replicas"] = 5.into();
-        Deployment.set_scale(&mut object, &scale).expect("five is fine");
+        Deployment
+            .set_scale(&mut object, &scale)
+            .expect("five is fine");
         assert_eq!(object["spec"]["replicas"], 5);
         scale["spec"]["replicas"] = (-1).into();
-        assert_eq!(Deployment.set_scale(&mut object, &scale).expect_err("negative").code, 422);
+        assert_eq!(
+            Deployment
+                .set_scale(&mut object, &scale)
+                .expect_err("negative")
+                .code,
+            422
+        );
     }
 }

@@ -1,17 +1,14 @@
 //! Pods.
 //!
 //! Reading order: this file (the hooks), `spec` (defaults and validation of a pod's spec, which templates share),
-//! `containers`, `update` (what may change), `admit` (service account, tolerations, priority), `print` (the table).
+//! `containers`, `update` (what may change), `print` (the table).
 
-mod admit;
 mod containers;
 mod print;
 pub(super) mod spec;
 mod update;
 
 use serde_json::{Value, json};
-
-pub use admit::service_account as admit_service_account;
 
 use super::common::{self, selectable, text};
 use super::validation::{Errors, items};
@@ -40,14 +37,19 @@ impl Strategy for Pod {
         if spec["enableServiceLinks"].is_null() {
             spec["enableServiceLinks"] = true.into();
         }
-        if text(&spec["serviceAccountName"]).is_empty() && !text(&spec["serviceAccount"]).is_empty() {
+        if text(&spec["serviceAccountName"]).is_empty() && !text(&spec["serviceAccount"]).is_empty()
+        {
             spec["serviceAccountName"] = spec["serviceAccount"].clone();
         }
         if !text(&spec["serviceAccountName"]).is_empty() {
             spec["serviceAccount"] = spec["serviceAccountName"].clone();
         }
         for list in ["containers", "initContainers"] {
-            spec[list].as_array_mut().into_iter().flatten().for_each(spec::requests_from_limits);
+            spec[list]
+                .as_array_mut()
+                .into_iter()
+                .flatten()
+                .for_each(spec::requests_from_limits);
             if spec[list].is_null() {
                 spec.as_object_mut().map(|spec| spec.remove(list));
             }
@@ -65,11 +67,15 @@ impl Strategy for Pod {
                 "message": "Scheduling is blocked due to non-empty scheduling gates",
             }]);
         }
-        admit::tolerations(object);
-        admit::priority(object);
     }
 
-    fn prepare_for_update(&self, _: &Context, sub: Option<Subresource>, object: &mut Value, old: &Value) {
+    fn prepare_for_update(
+        &self,
+        _: &Context,
+        sub: Option<Subresource>,
+        object: &mut Value,
+        old: &Value,
+    ) {
         match sub {
             Some(Subresource::Status) => {
                 common::split_update(sub, object, old, false);
@@ -85,6 +91,8 @@ impl Strategy for Pod {
                     object["spec"]["ephemeralContainers"] = containers;
                 }
             }
+            // Giving a pod to a node is no new intent of its owner.
+            Some(Subresource::Binding) => return,
             _ => common::keep(object, old, "status"),
         }
         common::bump_generation(object, old);
@@ -93,15 +101,27 @@ impl Strategy for Pod {
     fn validate(&self, object: &Value) -> Vec<FieldError> {
         let mut errors = Errors::default();
         spec::validate_pod_spec(&mut errors, "spec", &object["spec"]);
-        if items(&object["spec"]["ephemeralContainers"]).next().is_some() {
-            errors.0.push(FieldError::forbidden("spec.ephemeralContainers", "cannot be set on create"));
+        if items(&object["spec"]["ephemeralContainers"])
+            .next()
+            .is_some()
+        {
+            errors.0.push(FieldError::forbidden(
+                "spec.ephemeralContainers",
+                "cannot be set on create",
+            ));
         }
         errors.0
     }
 
-    fn validate_update(&self, sub: Option<Subresource>, object: &Value, old: &Value) -> Vec<FieldError> {
+    fn validate_update(
+        &self,
+        sub: Option<Subresource>,
+        object: &Value,
+        old: &Value,
+    ) -> Vec<FieldError> {
         match sub {
             Some(Subresource::Status) => update::validate_status(object, old),
+            Some(Subresource::Binding) => update::validate_binding(object, old),
             Some(Subresource::EphemeralContainers) => update::validate_ephemeral(object, old),
             Some(Subresource::Resize) => update::validate_resize(object, old),
             _ => update::validate(object, old),
@@ -110,11 +130,19 @@ impl Strategy for Pod {
 
     fn graceful_deletion_seconds(&self, object: &Value, requested: Option<i64>) -> Option<i64> {
         let spec = &object["spec"];
-        let wanted = requested.or_else(|| spec["terminationGracePeriodSeconds"].as_i64()).unwrap_or(0);
+        let wanted = requested
+            .or_else(|| spec["terminationGracePeriodSeconds"].as_i64())
+            .unwrap_or(0);
         let done = matches!(text(&object["status"]["phase"]), "Failed" | "Succeeded");
         // Nobody would ever confirm the end of a pod that no node has, or that has ended already.
         let at_once = done || text(&spec["nodeName"]).is_empty();
-        Some(if at_once { 0 } else if wanted < 0 { 1 } else { wanted })
+        Some(if at_once {
+            0
+        } else if wanted < 0 {
+            1
+        } else {
+            wanted
+        })
     }
 
     fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
@@ -150,7 +178,11 @@ impl Strategy for Pod {
 pub fn qos_class(spec: &Value) -> &'static str {
     let mut any = false;
     let mut guaranteed = true;
-    let positive = |value: &Value| text(value).parse_quantity().filter(|quantity| quantity.nano() > 0);
+    let positive = |value: &Value| {
+        text(value)
+            .parse_quantity()
+            .filter(|quantity| quantity.nano() > 0)
+    };
     for list in ["containers", "initContainers"] {
         for (_, container) in items(&spec[list]) {
             let resources = &container["resources"];
@@ -192,11 +224,24 @@ mod tests {
     fn quality_of_service_follows_requests_and_limits() {
         let pod = |resources: Value| json!({ "containers": [{ "resources": resources }] });
         assert_eq!(qos_class(&pod(json!({}))), "BestEffort");
-        assert_eq!(qos_class(&pod(json!({ "requests": { "cpu": "1" } }))), "Burstable");
+        assert_eq!(
+            qos_class(&pod(json!({ "requests": { "cpu": "1" } }))),
+            "Burstable"
+        );
         let both = json!({ "cpu": "1", "memory": "1Gi" });
         assert_eq!(qos_class(&pod(json!({ "limits": both }))), "Guaranteed");
-        assert_eq!(qos_class(&pod(json!({ "limits": both, "requests": { "cpu": "1000m", "memory": "1024Mi" } }))), "Guaranteed");
-        assert_eq!(qos_class(&pod(json!({ "limits": both, "requests": { "cpu": "1", "memory": "1Mi" } }))), "Burstable");
+        assert_eq!(
+            qos_class(&pod(
+                json!({ "limits": both, "requests": { "cpu": "1000m", "memory": "1024Mi" } })
+            )),
+            "Guaranteed"
+        );
+        assert_eq!(
+            qos_class(&pod(
+                json!({ "limits": both, "requests": { "cpu": "1", "memory": "1Mi" } })
+            )),
+            "Burstable"
+        );
     }
 
     #[test]

@@ -15,11 +15,21 @@ pub fn cells(pod: &Value, now: jiff::Timestamp) -> Vec<Value> {
     let summary = Summary::of(pod);
     let restarts = match &summary.last_restart {
         Some(time) if summary.restarts != 0 => {
-            format!("{} ({} ago)", summary.restarts, table::since(Some(time), now))
+            format!(
+                "{} ({} ago)",
+                summary.restarts,
+                table::since(Some(time), now)
+            )
         }
         _ => summary.restarts.to_string(),
     };
-    let or_none = |value: &Value| Value::from(if text(value).is_empty() { "<none>" } else { text(value) });
+    let or_none = |value: &Value| {
+        Value::from(if text(value).is_empty() {
+            "<none>"
+        } else {
+            text(value)
+        })
+    };
     let (spec, status) = (&pod["spec"], &pod["status"]);
     let ip = match items(&status["podIPs"]).next() {
         Some((_, first)) => &first["ip"],
@@ -44,13 +54,17 @@ fn readiness_gates(pod: &Value) -> String {
         return "<none>".to_owned();
     }
     let met = items(&pod["spec"]["readinessGates"])
-        .filter(|(_, gate)| condition(pod, text(&gate["conditionType"])).is_some_and(|c| c["status"] == "True"))
+        .filter(|(_, gate)| {
+            condition(pod, text(&gate["conditionType"])).is_some_and(|c| c["status"] == "True")
+        })
         .count();
     format!("{met}/{gates}")
 }
 
 fn condition<'a>(pod: &'a Value, kind: &str) -> Option<&'a Value> {
-    items(&pod["status"]["conditions"]).map(|(_, condition)| condition).find(|c| c["type"] == kind)
+    items(&pod["status"]["conditions"])
+        .map(|(_, condition)| condition)
+        .find(|c| c["type"] == kind)
 }
 
 /// What the first columns say.
@@ -92,9 +106,12 @@ impl Summary {
             "SchedulingGated".clone_into(&mut reason);
         }
         let sidecar = |name: &Value| {
-            items(&spec["initContainers"]).any(|(_, c)| c["name"] == *name && c["restartPolicy"] == "Always")
+            items(&spec["initContainers"])
+                .any(|(_, c)| c["name"] == *name && c["restartPolicy"] == "Always")
         };
-        let sidecars = items(&spec["initContainers"]).filter(|(_, c)| c["restartPolicy"] == "Always").count();
+        let sidecars = items(&spec["initContainers"])
+            .filter(|(_, c)| c["restartPolicy"] == "Always")
+            .count();
         let total = items(&spec["containers"]).count() + sidecars;
         let init_total = items(&spec["initContainers"]).count();
 
@@ -107,7 +124,10 @@ impl Summary {
             if is_sidecar {
                 of_sidecars.add(container);
             }
-            let (terminated, waiting) = (&container["state"]["terminated"], &container["state"]["waiting"]);
+            let (terminated, waiting) = (
+                &container["state"]["terminated"],
+                &container["state"]["waiting"],
+            );
             if terminated.is_object() && terminated["exitCode"].as_i64().unwrap_or(0) == 0 {
                 continue;
             }
@@ -129,10 +149,15 @@ impl Summary {
         if !initializing || condition(pod, "Initialized").is_some_and(|c| c["status"] == "True") {
             all = of_sidecars;
             let mut running = false;
-            let statuses: Vec<&Value> = items(&status["containerStatuses"]).map(|(_, c)| c).collect();
+            let statuses: Vec<&Value> = items(&status["containerStatuses"])
+                .map(|(_, c)| c)
+                .collect();
             for container in statuses.into_iter().rev() {
                 all.add(container);
-                let (terminated, waiting) = (&container["state"]["terminated"], &container["state"]["waiting"]);
+                let (terminated, waiting) = (
+                    &container["state"]["terminated"],
+                    &container["state"]["waiting"],
+                );
                 if !text(&waiting["reason"]).is_empty() {
                     text(&waiting["reason"]).clone_into(&mut reason);
                 } else if terminated.is_object() {
@@ -154,13 +179,22 @@ impl Summary {
                 "Terminating".clone_into(&mut reason);
             }
         }
-        Self { ready, total, reason, restarts: all.count, last_restart: all.last }
+        Self {
+            ready,
+            total,
+            reason,
+            restarts: all.count,
+            last_restart: all.last,
+        }
     }
 }
 
 /// `Error`, `OOMKilled`, `ExitCode:3`, `Signal:9`.
 fn end_of(terminated: &Value) -> String {
-    match (text(&terminated["reason"]), terminated["signal"].as_i64().unwrap_or(0)) {
+    match (
+        text(&terminated["reason"]),
+        terminated["signal"].as_i64().unwrap_or(0),
+    ) {
         ("", 0) => format!("ExitCode:{}", terminated["exitCode"].as_i64().unwrap_or(0)),
         ("", signal) => format!("Signal:{signal}"),
         (reason, _) => reason.to_owned(),
@@ -175,7 +209,10 @@ mod tests {
 
     fn row(pod: &Value) -> Vec<String> {
         let now = "2026-01-01T01:00:00Z".parse().expect("a time");
-        cells(pod, now).iter().map(|cell| text(cell).to_owned()).collect()
+        cells(pod, now)
+            .iter()
+            .map(|cell| text(cell).to_owned())
+            .collect()
     }
 
     #[test]
@@ -186,7 +223,17 @@ mod tests {
             "spec": { "containers": [{}, {}] },
             "status": { "phase": "Running", "podIP": "10.0.0.1", "containerStatuses": [running,
                 { "state": { "waiting": { "reason": "CrashLoopBackOff" } } }] } });
-        assert_eq!(row(&pod)[..6], ["p", "1/2", "CrashLoopBackOff", "2 (5m ago)", "60m", "10.0.0.1"]);
+        assert_eq!(
+            row(&pod)[..6],
+            [
+                "p",
+                "1/2",
+                "CrashLoopBackOff",
+                "2 (5m ago)",
+                "60m",
+                "10.0.0.1"
+            ]
+        );
 
         let mut gone = pod.clone();
         gone["metadata"]["deletionTimestamp"] = "2026-01-01T00:59:00Z".into();

@@ -5,7 +5,9 @@ use serde_json::Value;
 use super::containers::{self, Kind};
 use crate::status::FieldError;
 use crate::strategy::common::text;
-use crate::strategy::validation::{Errors, dns_label, items, label_value, labels, qualified_name, subdomain};
+use crate::strategy::validation::{
+    Errors, dns_label, items, label_value, labels, qualified_name, subdomain,
+};
 
 /// Defaults that depend on other fields of the spec: with the host's network a container's port is the host's.
 pub fn default_pod_spec(spec: &mut Value) {
@@ -16,9 +18,13 @@ pub fn default_pod_spec(spec: &mut Value) {
         return;
     }
     for list in ["containers", "initContainers"] {
-        let Some(containers) = spec.get_mut(list).and_then(Value::as_array_mut) else { continue };
+        let Some(containers) = spec.get_mut(list).and_then(Value::as_array_mut) else {
+            continue;
+        };
         for container in containers {
-            let Some(ports) = container.get_mut("ports").and_then(Value::as_array_mut) else { continue };
+            let Some(ports) = container.get_mut("ports").and_then(Value::as_array_mut) else {
+                continue;
+            };
             for port in ports {
                 if port.get("hostPort").and_then(Value::as_i64).unwrap_or(0) == 0 {
                     port["hostPort"] = port["containerPort"].clone();
@@ -30,19 +36,52 @@ pub fn default_pod_spec(spec: &mut Value) {
 
 /// A limit without a request is its own request.
 pub fn requests_from_limits(container: &mut Value) {
-    let Some(resources) = container.get_mut("resources").filter(|r| r["limits"].is_object()) else { return };
+    let Some(resources) = container
+        .get_mut("resources")
+        .filter(|r| r["limits"].is_object())
+    else {
+        return;
+    };
     let limits = resources["limits"].clone();
     let requests = crate::strategy::common::object_at(resources, "requests");
     for (name, limit) in limits.as_object().into_iter().flatten() {
-        requests.entry(name.clone()).or_insert_with(|| limit.clone());
+        requests
+            .entry(name.clone())
+            .or_insert_with(|| limit.clone());
     }
 }
 
 const VOLUME_SOURCES: &[&str] = &[
-    "awsElasticBlockStore", "azureDisk", "azureFile", "cephfs", "cinder", "configMap", "csi", "downwardAPI", "emptyDir",
-    "ephemeral", "fc", "flexVolume", "flocker", "gcePersistentDisk", "gitRepo", "glusterfs", "hostPath", "image", "iscsi",
-    "nfs", "persistentVolumeClaim", "photonPersistentDisk", "portworxVolume", "projected", "quobyte", "rbd", "scaleIO",
-    "secret", "storageos", "vsphereVolume",
+    "awsElasticBlockStore",
+    "azureDisk",
+    "azureFile",
+    "cephfs",
+    "cinder",
+    "configMap",
+    "csi",
+    "downwardAPI",
+    "emptyDir",
+    "ephemeral",
+    "fc",
+    "flexVolume",
+    "flocker",
+    "gcePersistentDisk",
+    "gitRepo",
+    "glusterfs",
+    "hostPath",
+    "image",
+    "iscsi",
+    "nfs",
+    "persistentVolumeClaim",
+    "photonPersistentDisk",
+    "portworxVolume",
+    "projected",
+    "quobyte",
+    "rbd",
+    "scaleIO",
+    "secret",
+    "storageos",
+    "vsphereVolume",
 ];
 
 /// Mistakes in a pod's spec; `at` is its path.
@@ -61,14 +100,28 @@ pub fn validate_pod_spec(errors: &mut Errors, at: &str, spec: &Value) {
             let path = format!("{at}.{list}[{index}]");
             let name = text(&container["name"]);
             if !name.is_empty() && names.contains(&name) {
-                errors.0.push(FieldError::duplicate(format!("{path}.name"), &container["name"]));
+                errors.0.push(FieldError::duplicate(
+                    format!("{path}.name"),
+                    &container["name"],
+                ));
             }
             names.push(name);
-            containers::validate(errors, &path, container, kind, &volumes, spec["hostNetwork"] == true);
+            containers::validate(
+                errors,
+                &path,
+                container,
+                kind,
+                &volumes,
+                spec["hostNetwork"] == true,
+            );
         }
     }
     host_ports(errors, at, spec);
-    errors.one_of(format!("{at}.restartPolicy"), &spec["restartPolicy"], &["Always", "Never", "OnFailure"]);
+    errors.one_of(
+        format!("{at}.restartPolicy"),
+        &spec["restartPolicy"],
+        &["Always", "Never", "OnFailure"],
+    );
     errors.one_of(
         format!("{at}.dnsPolicy"),
         &spec["dnsPolicy"],
@@ -96,10 +149,20 @@ pub fn validate_pod_spec(errors: &mut Errors, at: &str, spec: &Value) {
         }
     }
     let deadline = &spec["activeDeadlineSeconds"];
-    if deadline.as_i64().is_some_and(|n| !(1..=i64::from(i32::MAX)).contains(&n)) {
-        errors.add(format!("{at}.activeDeadlineSeconds"), deadline, "must be between 1 and 2147483647, inclusive");
+    if deadline
+        .as_i64()
+        .is_some_and(|n| !(1..=i64::from(i32::MAX)).contains(&n))
+    {
+        errors.add(
+            format!("{at}.activeDeadlineSeconds"),
+            deadline,
+            "must be between 1 and 2147483647, inclusive",
+        );
     }
-    errors.not_negative(format!("{at}.terminationGracePeriodSeconds"), &spec["terminationGracePeriodSeconds"]);
+    errors.not_negative(
+        format!("{at}.terminationGracePeriodSeconds"),
+        &spec["terminationGracePeriodSeconds"],
+    );
     validate_tolerations(errors, &format!("{at}.tolerations"), &spec["tolerations"]);
     for (index, alias) in items(&spec["hostAliases"]) {
         if text(&alias["ip"]).parse::<std::net::IpAddr>().is_err() {
@@ -124,11 +187,19 @@ fn host_ports(errors: &mut Errors, at: &str, spec: &Value) {
     let mut seen: Vec<String> = Vec::new();
     for (index, container) in items(&spec["containers"]) {
         for (number, port) in items(&container["ports"]) {
-            let Some(host) = port["hostPort"].as_i64().filter(|n| *n > 0) else { continue };
-            let key = format!("{}/{}/{host}", text(&port["protocol"]), text(&port["hostIP"]));
+            let Some(host) = port["hostPort"].as_i64().filter(|n| *n > 0) else {
+                continue;
+            };
+            let key = format!(
+                "{}/{}/{host}",
+                text(&port["protocol"]),
+                text(&port["hostIP"])
+            );
             if seen.contains(&key) {
                 let path = format!("{at}.containers[{index}].ports[{number}].hostPort");
-                errors.0.push(FieldError::duplicate(path, &key.as_str().into()));
+                errors
+                    .0
+                    .push(FieldError::duplicate(path, &key.as_str().into()));
             }
             seen.push(key);
         }
@@ -146,14 +217,26 @@ fn validate_volumes<'a>(errors: &mut Errors, at: &str, volumes: &'a Value) -> Ve
         } else {
             errors.invalid(&format!("{path}.name"), name, dns_label(name));
             if names.contains(&name) {
-                errors.0.push(FieldError::duplicate(format!("{path}.name"), &volume["name"]));
+                errors.0.push(FieldError::duplicate(
+                    format!("{path}.name"),
+                    &volume["name"],
+                ));
             }
         }
         names.push(name);
-        let sources: Vec<&str> = VOLUME_SOURCES.iter().copied().filter(|s| !volume[*s].is_null()).collect();
+        let sources: Vec<&str> = VOLUME_SOURCES
+            .iter()
+            .copied()
+            .filter(|s| !volume[*s].is_null())
+            .collect();
         match sources.as_slice() {
             [] => errors.required(path.clone(), "must specify a volume type"),
-            [source] => volume_source(errors, &format!("{path}.{source}"), source, &volume[*source]),
+            [source] => volume_source(
+                errors,
+                &format!("{path}.{source}"),
+                source,
+                &volume[*source],
+            ),
             [_, rest @ ..] => {
                 for source in rest {
                     errors.0.push(FieldError::forbidden(
@@ -177,13 +260,26 @@ fn volume_source(errors: &mut Errors, at: &str, kind: &str, source: &Value) {
         "hostPath" => {
             need("path");
             if text(&source["path"]).split('/').any(|part| part == "..") {
-                errors.add(format!("{at}.path"), &source["path"], "must not contain '..'");
+                errors.add(
+                    format!("{at}.path"),
+                    &source["path"],
+                    "must not contain '..'",
+                );
             }
             if !text(&source["type"]).is_empty() {
                 errors.one_of(
                     format!("{at}.type"),
                     &source["type"],
-                    &["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"],
+                    &[
+                        "",
+                        "BlockDevice",
+                        "CharDevice",
+                        "Directory",
+                        "DirectoryOrCreate",
+                        "File",
+                        "FileOrCreate",
+                        "Socket",
+                    ],
                 );
             }
         }
@@ -197,7 +293,10 @@ fn volume_source(errors: &mut Errors, at: &str, kind: &str, source: &Value) {
         "emptyDir" => {
             let limit = &source["sizeLimit"];
             if text(limit).starts_with('-') {
-                errors.0.push(FieldError::forbidden(format!("{at}.sizeLimit"), "SizeLimit field must be a valid resource quantity"));
+                errors.0.push(FieldError::forbidden(
+                    format!("{at}.sizeLimit"),
+                    "SizeLimit field must be a valid resource quantity",
+                ));
             }
         }
         _ => {}
@@ -234,9 +333,17 @@ fn file_modes(errors: &mut Errors, at: &str, source: &Value) {
         if text(&item["path"]).is_empty() {
             errors.required(format!("{path}.path"), "");
         } else if text(&item["path"]).starts_with('/') {
-            errors.add(format!("{path}.path"), &item["path"], "must be a relative path");
+            errors.add(
+                format!("{path}.path"),
+                &item["path"],
+                "must be a relative path",
+            );
         } else if text(&item["path"]).split('/').any(|part| part == "..") {
-            errors.add(format!("{path}.path"), &item["path"], "must not contain '..'");
+            errors.add(
+                format!("{path}.path"),
+                &item["path"],
+                "must not contain '..'",
+            );
         }
     }
 }
@@ -255,7 +362,11 @@ fn validate_tolerations(errors: &mut Errors, at: &str, list: &Value) {
             );
         }
         if !toleration["tolerationSeconds"].is_null() && toleration["effect"] != "NoExecute" {
-            errors.add(format!("{path}.effect"), &toleration["effect"], "effect must be 'NoExecute' when `tolerationSeconds` is set");
+            errors.add(
+                format!("{path}.effect"),
+                &toleration["effect"],
+                "effect must be 'NoExecute' when `tolerationSeconds` is set",
+            );
         }
         match text(&toleration["operator"]) {
             "" | "Equal" => {
@@ -264,10 +375,18 @@ fn validate_tolerations(errors: &mut Errors, at: &str, list: &Value) {
             }
             "Exists" => {
                 if !text(&toleration["value"]).is_empty() {
-                    errors.add(format!("{path}.operator"), toleration, "value must be empty when `operator` is 'Exists'");
+                    errors.add(
+                        format!("{path}.operator"),
+                        toleration,
+                        "value must be empty when `operator` is 'Exists'",
+                    );
                 }
             }
-            _ => errors.one_of(format!("{path}.operator"), &toleration["operator"], &["Equal", "Exists"]),
+            _ => errors.one_of(
+                format!("{path}.operator"),
+                &toleration["operator"],
+                &["Equal", "Exists"],
+            ),
         }
         if !text(&toleration["effect"]).is_empty() {
             errors.one_of(

@@ -16,7 +16,10 @@ pub fn validate(object: &Value, old: &Value) -> Vec<FieldError> {
     for list in ["containers", "initContainers"] {
         let count = |spec: &Value| items(&spec[list]).count();
         if count(new_spec) != count(old_spec) {
-            errors.0.push(FieldError::forbidden(format!("spec.{list}"), "pod updates may not add or remove containers"));
+            errors.0.push(FieldError::forbidden(
+                format!("spec.{list}"),
+                "pod updates may not add or remove containers",
+            ));
         }
         for (index, container) in items(&new_spec[list]) {
             if text(&container["image"]).is_empty() {
@@ -41,11 +44,19 @@ pub fn validate(object: &Value, old: &Value) -> Vec<FieldError> {
             "existing toleration can not be modified except its tolerationSeconds",
         ));
     }
-    let gates: Vec<&Value> = items(&old_spec["schedulingGates"]).map(|(_, gate)| gate).collect();
+    let gates: Vec<&Value> = items(&old_spec["schedulingGates"])
+        .map(|(_, gate)| gate)
+        .collect();
     let added = items(&new_spec["schedulingGates"]).find(|(_, gate)| !gates.contains(gate));
     if let Some((index, gate)) = added {
-        let detail = format!("only deletion is allowed, but found new scheduling gate {}", text(&gate["name"]));
-        errors.0.push(FieldError::forbidden(format!("spec.schedulingGates[{index}]"), &detail));
+        let detail = format!(
+            "only deletion is allowed, but found new scheduling gate {}",
+            text(&gate["name"])
+        );
+        errors.0.push(FieldError::forbidden(
+            format!("spec.schedulingGates[{index}]"),
+            &detail,
+        ));
     }
     if masked(new_spec, old_spec) != *old_spec {
         errors.0.push(FieldError::forbidden("spec", IMMUTABLE));
@@ -63,9 +74,17 @@ fn deadline(errors: &mut Errors, new: &Value, old: &Value) {
     }
     match (new.as_i64(), old.as_i64()) {
         (Some(new_value), Some(old_value)) if new_value > old_value => {
-            errors.add("spec.activeDeadlineSeconds", new, "must be less than or equal to previous value");
+            errors.add(
+                "spec.activeDeadlineSeconds",
+                new,
+                "must be less than or equal to previous value",
+            );
         }
-        (None, Some(_)) => errors.add("spec.activeDeadlineSeconds", new, "must not update from a positive integer to nil value"),
+        (None, Some(_)) => errors.add(
+            "spec.activeDeadlineSeconds",
+            new,
+            "must not update from a positive integer to nil value",
+        ),
         _ => {}
     }
 }
@@ -83,7 +102,9 @@ fn masked(new: &Value, old: &Value) -> Value {
         // A pod that does not run yet may be steered.
         copy.extend(["nodeSelector", "affinity"]);
     }
-    let Some(fields) = masked.as_object_mut() else { return masked };
+    let Some(fields) = masked.as_object_mut() else {
+        return masked;
+    };
     for field in copy {
         match old.get(field) {
             Some(value) => fields.insert(field.to_owned(), value.clone()),
@@ -109,21 +130,54 @@ pub fn validate_status(object: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Errors::default();
     let nominated = text(&object["status"]["nominatedNodeName"]);
     if !nominated.is_empty() {
-        errors.invalid("status.nominatedNodeName", nominated, crate::strategy::validation::subdomain(nominated));
+        errors.invalid(
+            "status.nominatedNodeName",
+            nominated,
+            crate::strategy::validation::subdomain(nominated),
+        );
     }
     let qos = &old["status"]["qosClass"];
     if !qos.is_null() && object["status"]["qosClass"] != *qos {
-        errors.add("status.qosClass", &object["status"]["qosClass"], crate::strategy::validation::IMMUTABLE);
+        errors.add(
+            "status.qosClass",
+            &object["status"]["qosClass"],
+            crate::strategy::validation::IMMUTABLE,
+        );
     }
     // Some clients leave out what they do not know; only a different node is refused.
     if object["spec"]["nodeName"] != old["spec"]["nodeName"] {
-        errors.0.push(FieldError::forbidden("status.nodeName", "may not be changed directly"));
+        errors.0.push(FieldError::forbidden(
+            "status.nodeName",
+            "may not be changed directly",
+        ));
     }
     for (index, _) in items(&object["status"]["podIPs"]) {
         let ip = &object["status"]["podIPs"][index]["ip"];
         if text(ip).parse::<std::net::IpAddr>().is_err() {
-            errors.add(format!("status.podIPs[{index}]"), ip, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
+            errors.add(
+                format!("status.podIPs[{index}]"),
+                ip,
+                "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            );
         }
+    }
+    errors.0
+}
+
+/// Mistakes in giving a pod to a node: that happens once.
+pub fn validate_binding(object: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    let mut masked = object["spec"].clone();
+    if text(&old["spec"]["nodeName"]).is_empty()
+        && let Some(fields) = masked.as_object_mut()
+    {
+        fields.remove("nodeName");
+    }
+    if masked != old["spec"] {
+        errors.0.push(FieldError::forbidden(
+            "spec",
+            "a binding may only set `nodeName`, once",
+        ));
     }
     errors.0
 }
@@ -131,7 +185,9 @@ pub fn validate_status(object: &Value, old: &Value) -> Vec<FieldError> {
 /// Mistakes in new ephemeral containers: they may be added, not changed or removed.
 pub fn validate_ephemeral(object: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Errors::default();
-    let find = |name: &Value| items(&object["spec"]["ephemeralContainers"]).find(|(_, new)| new["name"] == *name);
+    let find = |name: &Value| {
+        items(&object["spec"]["ephemeralContainers"]).find(|(_, new)| new["name"] == *name)
+    };
     for (_, before) in items(&old["spec"]["ephemeralContainers"]) {
         let name = text(&before["name"]);
         match find(&before["name"]) {
@@ -155,16 +211,25 @@ pub fn validate_resize(object: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Errors::default();
     let mut masked = object["spec"].clone();
     for list in ["containers", "initContainers"] {
-        let Some(containers) = masked.get_mut(list).and_then(Value::as_array_mut) else { continue };
+        let Some(containers) = masked.get_mut(list).and_then(Value::as_array_mut) else {
+            continue;
+        };
         for (container, (_, before)) in containers.iter_mut().zip(items(&old["spec"][list])) {
             container["resources"] = before["resources"].clone();
         }
     }
     if masked != old["spec"] {
-        errors.0.push(FieldError::forbidden("spec", "only cpu and memory resources are mutable"));
+        errors.0.push(FieldError::forbidden(
+            "spec",
+            "only cpu and memory resources are mutable",
+        ));
     }
     if super::qos_class(&object["spec"]) != super::qos_class(&old["spec"]) {
-        errors.add("spec", &super::qos_class(&object["spec"]).into(), "Pod QOS Class may not change as a result of resizing");
+        errors.add(
+            "spec",
+            &super::qos_class(&object["spec"]).into(),
+            "Pod QOS Class may not change as a result of resizing",
+        );
     }
     spec::validate_pod_spec(&mut errors, "spec", &object["spec"]);
     errors.0
@@ -188,9 +253,20 @@ mod tests {
         assert_eq!(validate(&new, &pod()), []);
         new["spec"]["containers"][0]["command"] = json!(["sh"]);
         let errors = validate(&new, &pod());
-        assert!(errors[0].message.starts_with("Forbidden: pod updates may not change fields other than"), "{errors:?}");
+        assert!(
+            errors[0]
+                .message
+                .starts_with("Forbidden: pod updates may not change fields other than"),
+            "{errors:?}"
+        );
         let mut more = pod();
-        more["spec"]["containers"].as_array_mut().expect("a list").push(json!({ "name": "b", "image": "y" }));
-        assert_eq!(validate(&more, &pod())[0].message, "Forbidden: pod updates may not add or remove containers");
+        more["spec"]["containers"]
+            .as_array_mut()
+            .expect("a list")
+            .push(json!({ "name": "b", "image": "y" }));
+        assert_eq!(
+            validate(&more, &pod())[0].message,
+            "Forbidden: pod updates may not add or remove containers"
+        );
     }
 }
