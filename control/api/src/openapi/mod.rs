@@ -19,6 +19,12 @@ use crate::resource::{Resource, Verb};
 
 static PACKED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/definitions.z"));
 
+/// What clients ask for to get version 2 in protobuf.
+pub const V2_PROTOBUF_ACCEPT: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// What they get: the same, as a media type that can be parsed (kube-openapi, `handler`).
+pub const V2_PROTOBUF_CONTENT_TYPE: &str =
+    "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
 const COMPONENT: &str = "#/components/schemas/";
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
 
@@ -27,7 +33,7 @@ pub fn v2(resources: &[Arc<Resource>]) -> Vec<u8> {
     serde_json::to_vec(&v2_document(resources)).expect("a JSON value always serialises")
 }
 
-/// The document of version 2 in the protobuf encoding of `application/com.github.proto-openapi.spec.v2@v1.0+protobuf`.
+/// The document of version 2 in protobuf, for [`V2_PROTOBUF_ACCEPT`]; it is sent as [`V2_PROTOBUF_CONTENT_TYPE`].
 pub fn v2_protobuf(resources: &[Arc<Resource>]) -> Vec<u8> {
     gnostic::document(&v2_document(resources))
 }

@@ -277,7 +277,7 @@ fn env_source(errors: &mut Errors, at: &str, kind: &str, source: &Value) {
                 || field.starts_with("metadata.annotations['");
             if field.is_empty() {
                 errors.required(format!("{at}.fieldPath"), "");
-            } else if !(subscript && field.ends_with("']")) && !FIELDS.contains(&field) {
+            } else if !(FIELDS.contains(&field) || subscript && field.ends_with("']")) {
                 if field
                     .split('.')
                     .next()
