@@ -31,9 +31,20 @@ const CREATE_RETRY: Duration = Duration::from_secs(10);
 /// A job's end.
 pub(crate) enum Done {
     Sandbox(Result<(SandboxId, Option<SystemTime>), SandboxError>),
-    Started { container: String, dead: Option<SystemTime>, result: Result<ContainerId, StartError> },
-    PostStart { container: String, id: ContainerId, result: Result<(), String> },
-    Stopped { id: ContainerId, result: Result<(), RuntimeError> },
+    Started {
+        container: String,
+        dead: Option<SystemTime>,
+        result: Result<ContainerId, StartError>,
+    },
+    PostStart {
+        container: String,
+        id: ContainerId,
+        result: Result<(), String>,
+    },
+    Stopped {
+        id: ContainerId,
+        result: Result<(), RuntimeError>,
+    },
     /// `None`: given up for a shorter grace period.
     Killed(Option<Result<(), RuntimeError>>),
     Renewed(Result<Option<SystemTime>, MountError>),
@@ -71,12 +82,19 @@ impl Worker {
             Action::CrashLoop { container, delay } => {
                 let waiting = Waiting {
                     reason: "CrashLoopBackOff".to_owned(),
-                    message: format!("back-off {} restarting failed container={container} pod={}", go_duration(delay), self.key),
+                    message: format!(
+                        "back-off {} restarting failed container={container} pod={}",
+                        go_duration(delay),
+                        self.key
+                    ),
                 };
                 self.back_off(
                     &container,
                     waiting,
-                    format!("Back-off restarting failed container {container} in pod {}", self.key),
+                    format!(
+                        "Back-off restarting failed container {container} in pod {}",
+                        self.key
+                    ),
                 );
                 false
             }
@@ -84,16 +102,32 @@ impl Worker {
                 let image = pod::find_container(pod::spec(&self.pod), &container)
                     .and_then(|(c, _)| c.image)
                     .unwrap_or_default();
-                let cause = self.memory.container(&container).and_then(|m| m.pull.as_ref()).map(|p| p.message.clone());
+                let cause = self
+                    .memory
+                    .container(&container)
+                    .and_then(|m| m.pull.as_ref())
+                    .map(|p| p.message.clone());
                 let message = format!(
                     "Back-off pulling image \"{image}\": ErrImagePull: {}",
                     cause.unwrap_or_default()
                 );
-                let waiting = Waiting { reason: "ImagePullBackOff".to_owned(), message };
-                self.back_off(&container, waiting, format!("Back-off pulling image \"{image}\""));
+                let waiting = Waiting {
+                    reason: "ImagePullBackOff".to_owned(),
+                    message,
+                };
+                self.back_off(
+                    &container,
+                    waiting,
+                    format!("Back-off pulling image \"{image}\""),
+                );
                 false
             }
-            Action::Stop { id, container, message, grace } => {
+            Action::Stop {
+                id,
+                container,
+                message,
+                grace,
+            } => {
                 self.stop(&id, &container, message, grace, observed);
                 false
             }
@@ -135,7 +169,8 @@ impl Worker {
 
     fn start(&mut self, name: &str, attempt: u32, observed: &Observed) -> bool {
         let found = pod::find_container(pod::spec(&self.pod), name);
-        let (Some((container, _)), Some(sandbox)) = (found, observed.ready_sandbox().cloned()) else {
+        let (Some((container, _)), Some(sandbox)) = (found, observed.ready_sandbox().cloned())
+        else {
             return false;
         };
         self.memory.starting = Some(name.to_owned());
@@ -146,8 +181,13 @@ impl Worker {
         let (ctx, pod, wake) = (self.ctx.clone(), self.pod.clone(), self.wake.clone());
         let cancel = self.cancel.clone();
         self.jobs.spawn(async move {
-            let result = start::start(&ctx, &pod, &container, &sandbox, attempt, &wake, &cancel).await;
-            Done::Started { container: container.name, dead, result }
+            let result =
+                start::start(&ctx, &pod, &container, &sandbox, attempt, &wake, &cancel).await;
+            Done::Started {
+                container: container.name,
+                dead,
+                result,
+            }
         });
         false
     }
@@ -156,16 +196,34 @@ impl Worker {
         let remembered = self.memory.container_mut(container);
         if remembered.waiting.as_ref() != Some(&waiting) {
             remembered.waiting = Some(waiting);
-            self.ctx.events.pod(&self.pod, Some(container), Severity::Warning, "BackOff", event);
+            self.ctx.events.pod(
+                &self.pod,
+                Some(container),
+                Severity::Warning,
+                "BackOff",
+                event,
+            );
         }
     }
 
-    fn stop(&mut self, id: &ContainerId, name: &str, message: String, grace: Option<Duration>, observed: &Observed) {
-        let Some(status) = observed.latest(name).filter(|s| s.id == *id).cloned() else { return };
+    fn stop(
+        &mut self,
+        id: &ContainerId,
+        name: &str,
+        message: String,
+        grace: Option<Duration>,
+        observed: &Observed,
+    ) {
+        let Some(status) = observed.latest(name).filter(|s| s.id == *id).cloned() else {
+            return;
+        };
         self.memory.stopping.insert(id.clone());
         let grace = grace.unwrap_or_else(|| pod::grace_period(&self.pod));
         let (ctx, pod) = (self.ctx.clone(), self.pod.clone());
-        let ip = observed.sandboxes.first().and_then(|s| s.ips.first().copied());
+        let ip = observed
+            .sandboxes
+            .first()
+            .and_then(|s| s.ips.first().copied());
         let id = id.clone();
         self.jobs.spawn(async move {
             let result = kill::container(&ctx, &pod, &status, ip, message, grace).await;
@@ -176,22 +234,37 @@ impl Worker {
     pub(crate) fn renew_volumes(&mut self, observed: &Observed) {
         self.renewing = true;
         self.renew_at = None;
-        let ips = observed.sandboxes.first().map(|s| s.ips.clone()).unwrap_or_default();
+        let ips = observed
+            .sandboxes
+            .first()
+            .map(|s| s.ips.clone())
+            .unwrap_or_default();
         let (ctx, pod, wake) = (self.ctx.clone(), self.pod.clone(), self.wake.clone());
-        self.jobs.spawn(async move { Done::Renewed(volumes::set_up(&ctx, &pod, &ips, &wake).await) });
+        self.jobs
+            .spawn(async move { Done::Renewed(volumes::set_up(&ctx, &pod, &ips, &wake).await) });
     }
 
     /// Takes a job's end into the pod's memory.
     pub(crate) fn finish(&mut self, done: Done) {
         match done {
             Done::Sandbox(result) => self.sandbox_made(result),
-            Done::Started { container, dead, result } => self.started(&container, dead, result),
-            Done::PostStart { container, id, result } => {
+            Done::Started {
+                container,
+                dead,
+                result,
+            } => self.started(&container, dead, result),
+            Done::PostStart {
+                container,
+                id,
+                result,
+            } => {
                 let remembered = self.memory.container_mut(&container);
                 remembered.post_start_running = false;
                 if let Err(message) = result {
-                    remembered.condemned =
-                        Some(Condemned { message: "FailedPostStartHook".to_owned(), grace: None });
+                    remembered.condemned = Some(Condemned {
+                        message: "FailedPostStartHook".to_owned(),
+                        grace: None,
+                    });
                     tracing::info!(pod = %self.key, container = id.0, "postStart hook failed");
                     self.ctx.events.pod(
                         &self.pod,
@@ -230,7 +303,13 @@ impl Worker {
                 match result {
                     Ok(at) => self.renew_at = self.renew_at.or(at),
                     Err(error) => {
-                        self.ctx.events.pod(&self.pod, None, Severity::Warning, "FailedMount", error.to_string());
+                        self.ctx.events.pod(
+                            &self.pod,
+                            None,
+                            Severity::Warning,
+                            "FailedMount",
+                            error.to_string(),
+                        );
                         self.renew_at = Some(SystemTime::now() + CREATE_RETRY);
                     }
                 }
@@ -251,16 +330,24 @@ impl Worker {
         };
         let (reason, message) = match &error {
             SandboxError::Mount(_) => ("FailedMount", error.to_string()),
-            SandboxError::Runtime { message } => {
-                ("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {message}"))
-            }
+            SandboxError::Runtime { message } => (
+                "FailedCreatePodSandBox",
+                format!("Failed to create pod sandbox: {message}"),
+            ),
             SandboxError::Cancelled => return,
         };
-        self.ctx.events.pod(&self.pod, None, Severity::Warning, reason, message);
+        self.ctx
+            .events
+            .pod(&self.pod, None, Severity::Warning, reason, message);
         self.memory.sandbox_retry_at = Some(SystemTime::now() + SANDBOX_RETRY);
     }
 
-    fn started(&mut self, name: &str, dead: Option<SystemTime>, result: Result<ContainerId, StartError>) {
+    fn started(
+        &mut self,
+        name: &str,
+        dead: Option<SystemTime>,
+        result: Result<ContainerId, StartError>,
+    ) {
         let now = SystemTime::now();
         self.memory.starting = None;
         let remembered = self.memory.container_mut(name);
@@ -283,14 +370,20 @@ impl Worker {
             }
             Err(StartError::Cancelled) => {}
             Err(error) => {
-                remembered.waiting =
-                    Some(Waiting { reason: error.reason().to_owned(), message: error.to_string() });
+                remembered.waiting = Some(Waiting {
+                    reason: error.reason().to_owned(),
+                    message: error.to_string(),
+                });
                 match error {
                     StartError::Run { id, .. } => self.containers.push(id),
                     StartError::Image(ImageError::Pull { message, .. }) => {
                         let previous = remembered.pull.as_ref().map(|p| p.backoff);
                         let backoff = Backoff::next(previous, now, now);
-                        remembered.pull = Some(PullFailure { message, at: now, backoff });
+                        remembered.pull = Some(PullFailure {
+                            message,
+                            at: now,
+                            backoff,
+                        });
                     }
                     _ => remembered.retry_at = Some(now + CREATE_RETRY),
                 }
@@ -299,18 +392,35 @@ impl Worker {
     }
 
     fn post_start(&mut self, name: &str, id: ContainerId) {
-        let Some((container, _)) = pod::find_container(pod::spec(&self.pod), name) else { return };
-        let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.clone()) else { return };
+        let Some((container, _)) = pod::find_container(pod::spec(&self.pod), name) else {
+            return;
+        };
+        let Some(hook) = container
+            .lifecycle
+            .as_ref()
+            .and_then(|l| l.post_start.clone())
+        else {
+            return;
+        };
         self.memory.container_mut(name).post_start_running = true;
         let ctx = self.ctx.clone();
         let sandbox = self.sandboxes.last().cloned();
         self.jobs.spawn(async move {
             let ip = match sandbox {
-                Some(sandbox) => ctx.runtime.sandbox_status(&sandbox).await.ok().and_then(|s| s.ips.first().copied()),
+                Some(sandbox) => ctx
+                    .runtime
+                    .sandbox_status(&sandbox)
+                    .await
+                    .ok()
+                    .and_then(|s| s.ips.first().copied()),
                 None => None,
             };
             let result = hooks::run(&ctx, &container, &id, ip, &hook).await;
-            Done::PostStart { container: container.name, id, result }
+            Done::PostStart {
+                container: container.name,
+                id,
+                result,
+            }
         });
     }
 
@@ -401,10 +511,14 @@ async fn create_sandbox(
 
 /// Deletes the object, if it still is this very pod; returns whether it is gone.
 async fn delete_object(ctx: &Ctx, key: &PodKey) -> bool {
-    let api: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(ctx.client.clone(), &key.namespace);
+    let api: Api<k8s_openapi::api::core::v1::Pod> =
+        Api::namespaced(ctx.client.clone(), &key.namespace);
     let parameters = DeleteParams {
         grace_period_seconds: Some(0),
-        preconditions: Some(Preconditions { uid: Some(key.uid.clone()), resource_version: None }),
+        preconditions: Some(Preconditions {
+            uid: Some(key.uid.clone()),
+            resource_version: None,
+        }),
         ..DeleteParams::default()
     };
     match api.delete(&key.name, &parameters).await {
@@ -427,7 +541,10 @@ fn remove_logs(ctx: &Ctx, key: &PodKey, observed: &Observed) {
     };
     let links = ctx.config.log_root.join("containers");
     for container in &observed.containers {
-        let name = format!("{}_{}_{}-{}.log", key.name, key.namespace, container.config.name, container.id.0);
+        let name = format!(
+            "{}_{}_{}-{}.log",
+            key.name, key.namespace, container.config.name, container.id.0
+        );
         let link = links.join(name);
         note(&link, std::fs::remove_file(&link));
     }
@@ -438,7 +555,11 @@ fn remove_logs(ctx: &Ctx, key: &PodKey, observed: &Observed) {
 /// A duration as Go writes it: `10s`, `1m20s`, `5m0s`.
 fn go_duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
-    if seconds < 60 { format!("{seconds}s") } else { format!("{}m{}s", seconds / 60, seconds % 60) }
+    if seconds < 60 {
+        format!("{seconds}s")
+    } else {
+        format!("{}m{}s", seconds / 60, seconds % 60)
+    }
 }
 
 #[cfg(test)]
@@ -447,7 +568,9 @@ mod tests {
 
     #[test]
     fn durations_read_as_in_go() {
-        let text: Vec<String> = [10, 80, 300].map(|s| go_duration(Duration::from_secs(s))).to_vec();
+        let text: Vec<String> = [10, 80, 300]
+            .map(|s| go_duration(Duration::from_secs(s)))
+            .to_vec();
         assert_eq!(text, ["10s", "1m20s", "5m0s"]);
     }
 }

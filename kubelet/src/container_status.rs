@@ -2,7 +2,8 @@
 
 use k8s_openapi::api::core::v1::{
     Container, ContainerState as ApiState, ContainerStateRunning, ContainerStateTerminated,
-    ContainerStateWaiting, ContainerStatus as ApiStatus, Pod, ResourceRequirements, VolumeMountStatus,
+    ContainerStateWaiting, ContainerStatus as ApiStatus, Pod, ResourceRequirements,
+    VolumeMountStatus,
 };
 use knarr_engine::types::{ContainerState, ContainerStatus};
 
@@ -53,10 +54,17 @@ fn one(
     let previous = history.next();
     let remembered = memory.container(name);
     let waiting = |reason: &str, message: Option<String>| ApiState {
-        waiting: Some(ContainerStateWaiting { reason: Some(reason.to_owned()), message }),
+        waiting: Some(ContainerStateWaiting {
+            reason: Some(reason.to_owned()),
+            message,
+        }),
         ..ApiState::default()
     };
-    let default_reason = if initialising && kind != Kind::Ephemeral { "PodInitializing" } else { "ContainerCreating" };
+    let default_reason = if initialising && kind != Kind::Ephemeral {
+        "PodInitializing"
+    } else {
+        "ContainerCreating"
+    };
     let mut status = ApiStatus {
         name: name.clone(),
         image: container.image.clone().unwrap_or_default(),
@@ -86,7 +94,10 @@ fn one(
                 status.last_state = Some(state(previous, facts));
             }
             let will_restart = current.state == ContainerState::Exited && memory.ending.is_none();
-            if let Some(w) = remembered.and_then(|m| m.waiting.as_ref()).filter(|_| will_restart) {
+            if let Some(w) = remembered
+                .and_then(|m| m.waiting.as_ref())
+                .filter(|_| will_restart)
+            {
                 status.last_state = status.state.take();
                 status.state = Some(waiting(&w.reason, Some(w.message.clone())));
             }
@@ -98,8 +109,10 @@ fn one(
                     Kind::Regular | Kind::Sidecar => started && ready,
                 };
                 status.resources = resources(container);
-                status.allocated_resources =
-                    container.resources.as_ref().and_then(|r| r.requests.clone());
+                status.allocated_resources = container
+                    .resources
+                    .as_ref()
+                    .and_then(|r| r.requests.clone());
             } else if kind == Kind::Init {
                 status.ready = current.state == ContainerState::Exited && current.exit_code == 0;
             }
@@ -125,7 +138,9 @@ fn state(status: &ContainerStatus, facts: &Facts<'_>) -> ApiState {
             ..ApiState::default()
         },
         ContainerState::Running => ApiState {
-            running: Some(ContainerStateRunning { started_at: status.started_at.map(time) }),
+            running: Some(ContainerStateRunning {
+                started_at: status.started_at.map(time),
+            }),
             ..ApiState::default()
         },
         ContainerState::Exited => {

@@ -52,15 +52,27 @@ pub(crate) fn field(pod: &Pod, path: &str, around: &Surroundings<'_>) -> Result<
     let meta = &pod.metadata;
     let spec = pod::spec(pod);
     let join = crate::runtime::join_ips;
-    let ips = if spec.host_network == Some(true) { around.node_ips } else { around.pod_ips };
+    let ips = if spec.host_network == Some(true) {
+        around.node_ips
+    } else {
+        around.pod_ips
+    };
     let first = |ips: &[IpAddr]| ips.first().map(ToString::to_string).unwrap_or_default();
     if let Some((map, key)) = subscript(path) {
         let map = match map {
             "metadata.labels" => &meta.labels,
             "metadata.annotations" => &meta.annotations,
-            _ => return Err(EnvError::Field { path: path.to_owned() }),
+            _ => {
+                return Err(EnvError::Field {
+                    path: path.to_owned(),
+                });
+            }
         };
-        return Ok(map.as_ref().and_then(|m| m.get(key)).cloned().unwrap_or_default());
+        return Ok(map
+            .as_ref()
+            .and_then(|m| m.get(key))
+            .cloned()
+            .unwrap_or_default());
     }
     Ok(match path {
         "metadata.name" => meta.name.clone().unwrap_or_default(),
@@ -74,7 +86,11 @@ pub(crate) fn field(pod: &Pod, path: &str, around: &Surroundings<'_>) -> Result<
         "status.hostIPs" => join(around.node_ips),
         "status.podIP" => first(ips),
         "status.podIPs" => join(ips),
-        _ => return Err(EnvError::Field { path: path.to_owned() }),
+        _ => {
+            return Err(EnvError::Field {
+                path: path.to_owned(),
+            });
+        }
     })
 }
 
@@ -103,7 +119,9 @@ pub(crate) fn resource(
     let other = match selector.container_name.as_deref().filter(|n| !n.is_empty()) {
         Some(name) => Some(
             pod::find_container(pod::spec(pod), name)
-                .ok_or_else(|| EnvError::Container { name: name.to_owned() })?
+                .ok_or_else(|| EnvError::Container {
+                    name: name.to_owned(),
+                })?
                 .0,
         ),
         None => None,
@@ -111,15 +129,23 @@ pub(crate) fn resource(
     let container = other
         .as_ref()
         .or(container)
-        .ok_or_else(|| EnvError::Container { name: String::new() })?;
+        .ok_or_else(|| EnvError::Container {
+            name: String::new(),
+        })?;
     let (side, name) = selector
         .resource
         .split_once('.')
-        .ok_or_else(|| EnvError::Resource { resource: selector.resource.clone() })?;
+        .ok_or_else(|| EnvError::Resource {
+            resource: selector.resource.clone(),
+        })?;
     let value = match side {
         "limits" => resources::limit(container, name),
         "requests" => resources::request(container, name),
-        _ => return Err(EnvError::Resource { resource: selector.resource.clone() }),
+        _ => {
+            return Err(EnvError::Resource {
+                resource: selector.resource.clone(),
+            });
+        }
     };
     let divisor = selector
         .divisor
@@ -219,16 +245,19 @@ pub(crate) async fn variables(
             } else if let Some(selector) = &from.resource_field_ref {
                 Some(resource(pod, Some(container), selector, around)?)
             } else {
-                let (kind, name, key, optional) = match (&from.config_map_key_ref, &from.secret_key_ref) {
-                    (Some(r), _) => (Kind::ConfigMap, &r.name, &r.key, r.optional),
-                    (None, Some(r)) => (Kind::Secret, &r.name, &r.key, r.optional),
-                    (None, None) => continue,
-                };
+                let (kind, name, key, optional) =
+                    match (&from.config_map_key_ref, &from.secret_key_ref) {
+                        (Some(r), _) => (Kind::ConfigMap, &r.name, &r.key, r.optional),
+                        (None, Some(r)) => (Kind::Secret, &r.name, &r.key, r.optional),
+                        (None, None) => continue,
+                    };
                 key_value(source, namespace, kind, name, key, optional == Some(true)).await?
             }
         } else {
             let text = variable.value.as_deref().unwrap_or_default();
-            Some(expand(text, |n| known.get(n).or_else(|| services.get(n)).cloned()))
+            Some(expand(text, |n| {
+                known.get(n).or_else(|| services.get(n)).cloned()
+            }))
         };
         // An optional reference that leads nowhere sets nothing.
         if let Some(value) = value {

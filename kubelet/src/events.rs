@@ -46,7 +46,14 @@ impl Events {
     }
 
     /// Records an event of a pod, or of one of its containers.
-    pub(crate) fn pod(&self, pod: &Pod, container: Option<&str>, severity: Severity, reason: &'static str, message: String) {
+    pub(crate) fn pod(
+        &self,
+        pod: &Pod,
+        container: Option<&str>,
+        severity: Severity,
+        reason: &'static str,
+        message: String,
+    ) {
         let key = PodKey::of(pod);
         let field_path = container.map(|name| {
             let kind = pod::find_container(pod::spec(pod), name).map_or(Kind::Regular, |(_, k)| k);
@@ -69,7 +76,13 @@ impl Events {
     }
 
     /// Records an event of the node itself.
-    pub(crate) fn node(&self, name: &str, severity: Severity, reason: &'static str, message: String) {
+    pub(crate) fn node(
+        &self,
+        name: &str,
+        severity: Severity,
+        reason: &'static str,
+        message: String,
+    ) {
         self.record(
             ObjectReference {
                 kind: Some("Node".to_owned()),
@@ -83,8 +96,20 @@ impl Events {
         );
     }
 
-    fn record(&self, object: ObjectReference, severity: Severity, reason: &'static str, message: String) {
-        let entry = Entry { object, severity, reason, message, at: Timestamp::now() };
+    fn record(
+        &self,
+        object: ObjectReference,
+        severity: Severity,
+        reason: &'static str,
+        message: String,
+    ) {
+        let entry = Entry {
+            object,
+            severity,
+            reason,
+            message,
+            at: Timestamp::now(),
+        };
         if let Err(error) = self.queue.try_send(entry) {
             tracing::warn!(%error, "event dropped");
         }
@@ -109,7 +134,11 @@ struct Known {
 async fn write(client: Client, node: String, mut queue: mpsc::Receiver<Entry>) {
     let mut known: HashMap<Sameness, Known> = HashMap::new();
     while let Some(entry) = queue.recv().await {
-        let namespace = entry.object.namespace.clone().unwrap_or_else(|| "default".to_owned());
+        let namespace = entry
+            .object
+            .namespace
+            .clone()
+            .unwrap_or_else(|| "default".to_owned());
         let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
         let key = Sameness {
             uid: entry.object.uid.clone().unwrap_or_default(),
@@ -122,7 +151,10 @@ async fn write(client: Client, node: String, mut queue: mpsc::Receiver<Entry>) {
             seen.count += 1;
             seen.used = entry.at;
             let patch = serde_json::json!({"count": seen.count, "lastTimestamp": Time(entry.at)});
-            match api.patch(&seen.name, &PatchParams::default(), &Patch::Merge(patch)).await {
+            match api
+                .patch(&seen.name, &PatchParams::default(), &Patch::Merge(patch))
+                .await
+            {
                 Ok(_) => continue,
                 // It has expired; it is written anew below.
                 Err(kube::Error::Api(status)) if status.code == 404 => {}
@@ -148,7 +180,14 @@ async fn write(client: Client, node: String, mut queue: mpsc::Receiver<Entry>) {
                     let middle = times[times.len() / 2];
                     known.retain(|_, k| k.used > middle);
                 }
-                known.insert(key, Known { name, count: 1, used: entry.at });
+                known.insert(
+                    key,
+                    Known {
+                        name,
+                        count: 1,
+                        used: entry.at,
+                    },
+                );
             }
             // The namespace is going away: nobody is left to read it.
             Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {
@@ -169,7 +208,10 @@ fn event(node: &str, namespace: &str, name: &str, entry: &Entry) -> Event {
         involved_object: entry.object.clone(),
         reason: Some(entry.reason.to_owned()),
         message: Some(entry.message.clone()),
-        source: Some(EventSource { component: Some("kubelet".to_owned()), host: Some(node.to_owned()) }),
+        source: Some(EventSource {
+            component: Some("kubelet".to_owned()),
+            host: Some(node.to_owned()),
+        }),
         first_timestamp: Some(Time(entry.at)),
         last_timestamp: Some(Time(entry.at)),
         count: Some(1),

@@ -30,7 +30,9 @@ pub(crate) fn orphaned_directories(ctx: &Ctx, known: impl Fn(&str) -> bool) {
     }
     for (name, path) in entries(&ctx.config.log_root.join("pods")) {
         // Other kubelets' pods may log here too, so only what has our form and no owner goes.
-        let Some(uid) = name.rsplit('_').next() else { continue };
+        let Some(uid) = name.rsplit('_').next() else {
+            continue;
+        };
         if !known(uid)
             && let Err(error) = fs::remove_dir_all(&path)
         {
@@ -49,15 +51,20 @@ pub(crate) fn orphaned_directories(ctx: &Ctx, known: impl Fn(&str) -> bool) {
 }
 
 fn entries(directory: &Path) -> Vec<(String, std::path::PathBuf)> {
-    let Ok(list) = fs::read_dir(directory) else { return Vec::new() };
-    list.flatten().map(|e| (e.file_name().to_string_lossy().into_owned(), e.path())).collect()
+    let Ok(list) = fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    list.flatten()
+        .map(|e| (e.file_name().to_string_lossy().into_owned(), e.path()))
+        .collect()
 }
 
 /// Removes unused images whenever the disk gets full.
 pub(crate) async fn images(ctx: Arc<Ctx>) {
     let mut ticks = tokio::time::interval(IMAGE_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut unused_since: std::collections::HashMap<String, SystemTime> = std::collections::HashMap::new();
+    let mut unused_since: std::collections::HashMap<String, SystemTime> =
+        std::collections::HashMap::new();
     loop {
         ticks.tick().await;
         match collect(&ctx, &mut unused_since).await {
@@ -79,8 +86,13 @@ async fn collect(
     unused_since: &mut std::collections::HashMap<String, SystemTime>,
 ) -> Result<(), RuntimeError> {
     let disk = || used_percent(&ctx.config.node_dir).unwrap_or(0);
-    let used: HashSet<String> =
-        ctx.runtime.list_containers().await?.into_iter().map(|c| c.config.image_id).collect();
+    let used: HashSet<String> = ctx
+        .runtime
+        .list_containers()
+        .await?
+        .into_iter()
+        .map(|c| c.config.image_id)
+        .collect();
     let images = ctx.runtime.list_images().await?;
     let now = SystemTime::now();
     unused_since.retain(|id, _| !used.contains(id) && images.iter().any(|i| i.id == *id));

@@ -39,11 +39,19 @@ pub(crate) async fn run(
     } else if let Some(get) = &hook.http_get {
         let target = http_check::target(get, container, pod_ip)?;
         // Only a refused connection counts; whatever the server answers is fine.
-        http_check::get(&target, Duration::from_secs(30)).await.map_err(|e| {
-            format!("HTTP lifecycle hook ({}) for Container \"{}\" failed - error: {e}", target.path, container.name)
-        })?;
+        http_check::get(&target, Duration::from_secs(30))
+            .await
+            .map_err(|e| {
+                format!(
+                    "HTTP lifecycle hook ({}) for Container \"{}\" failed - error: {e}",
+                    target.path, container.name
+                )
+            })?;
     } else if let Some(sleep) = &hook.sleep {
-        tokio::time::sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))).await;
+        tokio::time::sleep(Duration::from_secs(
+            u64::try_from(sleep.seconds).unwrap_or(0),
+        ))
+        .await;
     }
     Ok(())
 }

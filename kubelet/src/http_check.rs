@@ -29,27 +29,56 @@ pub(crate) struct Target {
 pub(crate) fn port(container: &Container, wanted: &IntOrString) -> Result<u16, String> {
     let number = match wanted {
         IntOrString::Int(number) => *number,
-        IntOrString::String(name) => match container.ports.iter().flatten().find(|p| p.name.as_ref() == Some(name)) {
+        IntOrString::String(name) => match container
+            .ports
+            .iter()
+            .flatten()
+            .find(|p| p.name.as_ref() == Some(name))
+        {
             Some(port) => port.container_port,
-            None => name.parse().map_err(|_| format!("couldn't find port: {name:?} in container {}", container.name))?,
+            None => name.parse().map_err(|_| {
+                format!(
+                    "couldn't find port: {name:?} in container {}",
+                    container.name
+                )
+            })?,
         },
     };
-    u16::try_from(number).ok().filter(|p| *p > 0).ok_or_else(|| format!("invalid port number: {number}"))
+    u16::try_from(number)
+        .ok()
+        .filter(|p| *p > 0)
+        .ok_or_else(|| format!("invalid port number: {number}"))
 }
 
 /// What an `httpGet` of this container means.
-pub(crate) fn target(get: &HTTPGetAction, container: &Container, pod_ip: Option<IpAddr>) -> Result<Target, String> {
+pub(crate) fn target(
+    get: &HTTPGetAction,
+    container: &Container,
+    pod_ip: Option<IpAddr>,
+) -> Result<Target, String> {
     let host = match get.host.as_deref().filter(|h| !h.is_empty()) {
         Some(host) => host.to_owned(),
         None => pod_ip.ok_or("the pod has no address yet")?.to_string(),
     };
     let path = get.path.as_deref().filter(|p| !p.is_empty()).unwrap_or("/");
     Ok(Target {
-        https: get.scheme.as_deref().is_some_and(|s| s.eq_ignore_ascii_case("https")),
+        https: get
+            .scheme
+            .as_deref()
+            .is_some_and(|s| s.eq_ignore_ascii_case("https")),
         host,
         port: port(container, &get.port)?,
-        path: if path.starts_with('/') { path.to_owned() } else { format!("/{path}") },
-        headers: get.http_headers.iter().flatten().map(|h| (h.name.clone(), h.value.clone())).collect(),
+        path: if path.starts_with('/') {
+            path.to_owned()
+        } else {
+            format!("/{path}")
+        },
+        headers: get
+            .http_headers
+            .iter()
+            .flatten()
+            .map(|h| (h.name.clone(), h.value.clone()))
+            .collect(),
     })
 }
 
@@ -74,7 +103,11 @@ pub(crate) async fn get(target: &Target, timeout: Duration) -> Result<(u16, Stri
 }
 
 fn bracketed(host: &str) -> String {
-    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
+    if host.contains(':') {
+        format!("[{host}]")
+    } else {
+        host.to_owned()
+    }
 }
 
 async fn exchange(target: &Target) -> Result<(u16, String), String> {
@@ -86,7 +119,10 @@ async fn exchange(target: &Target) -> Result<(u16, String), String> {
             .with_no_client_auth();
         let name = ServerName::try_from(target.host.clone()).map_err(|e| e.to_string())?;
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-        let stream = connector.connect(name, stream).await.map_err(|e| e.to_string())?;
+        let stream = connector
+            .connect(name, stream)
+            .await
+            .map_err(|e| e.to_string())?;
         request(target, stream).await
     } else {
         request(target, stream).await
@@ -115,9 +151,17 @@ where
         .map_err(|e| e.to_string())?;
     let driver = tokio::spawn(connection);
     let mut request = hyper::Request::get(&target.path);
-    let given = |name: &str| target.headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(name));
+    let given = |name: &str| {
+        target
+            .headers
+            .iter()
+            .any(|(n, _)| n.eq_ignore_ascii_case(name))
+    };
     if !given("host") {
-        request = request.header("Host", format!("{}:{}", bracketed(&target.host), target.port));
+        request = request.header(
+            "Host",
+            format!("{}:{}", bracketed(&target.host), target.port),
+        );
     }
     if !given("user-agent") {
         request = request.header("User-Agent", "kube-probe/1.37");
@@ -128,13 +172,21 @@ where
     for (name, value) in &target.headers {
         request = request.header(name, value);
     }
-    let request = request.header("Connection", "close").body(Empty::<bytes::Bytes>::new()).map_err(|e| e.to_string())?;
-    let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
+    let request = request
+        .header("Connection", "close")
+        .body(Empty::<bytes::Bytes>::new())
+        .map_err(|e| e.to_string())?;
+    let response = sender
+        .send_request(request)
+        .await
+        .map_err(|e| e.to_string())?;
     let status = response.status().as_u16();
     let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
     driver.abort();
     // A longer body is cut off; the status has been read by then.
-    let text = body.map(|b| String::from_utf8_lossy(&b.to_bytes()).into_owned()).unwrap_or_default();
+    let text = body
+        .map(|b| String::from_utf8_lossy(&b.to_bytes()).into_owned())
+        .unwrap_or_default();
     Ok((status, text))
 }
 
@@ -173,6 +225,8 @@ impl ServerCertVerifier for AnyCertificate {
     }
 
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        rustls::crypto::ring::default_provider().signature_verification_algorithms.supported_schemes()
+        rustls::crypto::ring::default_provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

@@ -20,7 +20,9 @@ use crate::runtime::chain;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ImageError {
     /// The name cannot be understood.
-    #[error("Failed to apply default image tag \"{image}\": couldn't parse image name \"{image}\": invalid reference format")]
+    #[error(
+        "Failed to apply default image tag \"{image}\": couldn't parse image name \"{image}\": invalid reference format"
+    )]
     InvalidName { image: String },
     /// The policy forbids to pull, and it is not here.
     #[error("Container image \"{image}\" is not present with pull policy of Never")]
@@ -44,18 +46,30 @@ pub(crate) async fn ensure(
     if !is_reference(&image) {
         return Err(ImageError::InvalidName { image });
     }
-    let event = |severity, reason, message| ctx.events.pod(pod, Some(&container.name), severity, reason, message);
-    let policy = container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
+    let event = |severity, reason, message| {
+        ctx.events
+            .pod(pod, Some(&container.name), severity, reason, message)
+    };
+    let policy = container
+        .image_pull_policy
+        .as_deref()
+        .unwrap_or("IfNotPresent");
     if policy != "Always" {
-        let present = ctx.runtime.image_status(&image).await.map_err(|e| ImageError::Inspect {
-            image: image.clone(),
-            message: chain(&e),
-        })?;
+        let present = ctx
+            .runtime
+            .image_status(&image)
+            .await
+            .map_err(|e| ImageError::Inspect {
+                image: image.clone(),
+                message: chain(&e),
+            })?;
         if let Some(status) = present {
             event(
                 Severity::Normal,
                 "Pulled",
-                format!("Container image \"{image}\" already present on machine and can be accessed by the pod"),
+                format!(
+                    "Container image \"{image}\" already present on machine and can be accessed by the pod"
+                ),
             );
             return Ok(status);
         }
@@ -68,7 +82,11 @@ pub(crate) async fn ensure(
             return Err(ImageError::NeverPull { image });
         }
     }
-    event(Severity::Normal, "Pulling", format!("Pulling image \"{image}\""));
+    event(
+        Severity::Normal,
+        "Pulling",
+        format!("Pulling image \"{image}\""),
+    );
     let start = Instant::now();
     let auth = credentials(ctx, pod, &image, wake).await;
     match ctx.runtime.pull_image(&image, auth).await {
@@ -86,7 +104,11 @@ pub(crate) async fn ensure(
         }
         Err(error) => {
             let message = chain(&error);
-            event(Severity::Warning, "Failed", format!("Failed to pull image \"{image}\": {message}"));
+            event(
+                Severity::Warning,
+                "Failed",
+                format!("Failed to pull image \"{image}\": {message}"),
+            );
             Err(ImageError::Pull { image, message })
         }
     }
@@ -102,16 +124,23 @@ fn duration(elapsed: std::time::Duration) -> String {
 
 /// Whether the text has the form of an image reference (distribution's grammar, without its finer points).
 fn is_reference(image: &str) -> bool {
-    let (name, digest) = image.split_once('@').map_or((image, None), |(n, d)| (n, Some(d)));
+    let (name, digest) = image
+        .split_once('@')
+        .map_or((image, None), |(n, d)| (n, Some(d)));
     let (path, tag) = match name.rsplit_once(':') {
         Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
         _ => (name, None),
     };
     let tag_ok = tag.is_none_or(|t| {
-        !t.is_empty() && t.len() <= 128 && t.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+        !t.is_empty()
+            && t.len() <= 128
+            && t.chars()
+                .all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
     });
     let digest_ok = digest.is_none_or(|d| {
-        d.split_once(':').is_some_and(|(a, h)| !a.is_empty() && h.len() >= 32 && h.chars().all(|c| c.is_ascii_hexdigit()))
+        d.split_once(':').is_some_and(|(a, h)| {
+            !a.is_empty() && h.len() >= 32 && h.chars().all(|c| c.is_ascii_hexdigit())
+        })
     });
     let mut parts: Vec<&str> = path.split('/').collect();
     // The first part may be a host, where capitals and a port are allowed.
@@ -120,20 +149,32 @@ fn is_reference(image: &str) -> bool {
         parts.remove(0);
     }
     let path_ok = parts.iter().all(|part| {
-        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+        let edge =
+            |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
         edge(part.chars().next())
             && edge(part.chars().last())
-            && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
+            && part
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
     });
     tag_ok && digest_ok && path_ok
 }
 
 /// The credentials of the pod's pull secrets that fit the image's registry.
-async fn credentials(ctx: &Ctx, pod: &Pod, image: &str, wake: &Arc<Notify>) -> Option<RegistryAuth> {
+async fn credentials(
+    ctx: &Ctx,
+    pod: &Pod,
+    image: &str,
+    wake: &Arc<Notify>,
+) -> Option<RegistryAuth> {
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     for secret in pod::spec(pod).image_pull_secrets.iter().flatten() {
-        let reference = Reference { kind: Kind::Secret, namespace: namespace.clone(), name: secret.name.clone() };
+        let reference = Reference {
+            kind: Kind::Secret,
+            namespace: namespace.clone(),
+            name: secret.name.clone(),
+        };
         match ctx.objects.get(&reference, uid, wake).await {
             Ok(data) => {
                 let found = data
@@ -178,25 +219,41 @@ struct DockerAuth {
     auth: String,
 }
 
-fn matching(auths: &std::collections::BTreeMap<String, DockerAuth>, image: &str) -> Option<RegistryAuth> {
+fn matching(
+    auths: &std::collections::BTreeMap<String, DockerAuth>,
+    image: &str,
+) -> Option<RegistryAuth> {
     let host = match image.split_once('/') {
         Some((first, _)) if first.contains(['.', ':']) || first == "localhost" => first,
         _ => "docker.io",
     };
     let (_, auth) = auths.iter().find(|(server, _)| {
-        let server = server.trim_start_matches("https://").trim_start_matches("http://");
+        let server = server
+            .trim_start_matches("https://")
+            .trim_start_matches("http://");
         let (server, path) = server.split_once('/').unwrap_or((server, ""));
-        let hub = matches!(server, "index.docker.io" | "registry-1.docker.io" | "docker.io") && host == "docker.io";
+        let hub = matches!(
+            server,
+            "index.docker.io" | "registry-1.docker.io" | "docker.io"
+        ) && host == "docker.io";
         let path = path.trim_end_matches('/');
-        let path_fits = path.is_empty() || matches!(path, "v1" | "v2") || image.starts_with(&format!("{host}/{path}"));
+        let path_fits = path.is_empty()
+            || matches!(path, "v1" | "v2")
+            || image.starts_with(&format!("{host}/{path}"));
         (server == host || hub) && path_fits
     })?;
     if !auth.username.is_empty() {
-        return Some(RegistryAuth { username: auth.username.clone(), password: auth.password.clone() });
+        return Some(RegistryAuth {
+            username: auth.username.clone(),
+            password: auth.password.clone(),
+        });
     }
     let text = String::from_utf8(STANDARD.decode(&auth.auth).ok()?).ok()?;
     let (username, password) = text.split_once(':')?;
-    Some(RegistryAuth { username: username.to_owned(), password: password.to_owned() })
+    Some(RegistryAuth {
+        username: username.to_owned(),
+        password: password.to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -205,7 +262,13 @@ mod tests {
 
     #[test]
     fn references_are_told_from_nonsense() {
-        for good in ["busybox", "busybox:1.36", "docker.io/library/a_b:v1", "localhost:5000/a/b", "Host.io/x:T"] {
+        for good in [
+            "busybox",
+            "busybox:1.36",
+            "docker.io/library/a_b:v1",
+            "localhost:5000/a/b",
+            "Host.io/x:T",
+        ] {
             assert!(is_reference(good), "{good}");
         }
         for bad in ["", "UPPER", "a b", "a:", "a@b", "/a", "a//b", "a:b:c"] {

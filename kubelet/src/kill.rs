@@ -28,20 +28,34 @@ pub(crate) async fn container(
     grace: Duration,
 ) -> Result<(), RuntimeError> {
     let name = &status.config.name;
-    ctx.events.pod(pod, Some(name), Severity::Normal, "Killing", message);
+    ctx.events
+        .pod(pod, Some(name), Severity::Normal, "Killing", message);
     let mut left = grace;
     let spec = pod::find_container(pod::spec(pod), name).map(|(c, _)| c);
-    let hook = spec.as_ref().and_then(|c| Some((c, c.lifecycle.as_ref()?.pre_stop.as_ref()?)));
+    let hook = spec
+        .as_ref()
+        .and_then(|c| Some((c, c.lifecycle.as_ref()?.pre_stop.as_ref()?)));
     if let Some((spec, hook)) = hook {
         let start = Instant::now();
         match tokio::time::timeout(grace, hooks::run(ctx, spec, &status.id, pod_ip, hook)).await {
             Ok(Ok(())) => {}
             Ok(Err(message)) => {
-                ctx.events.pod(pod, Some(name), Severity::Warning, "FailedPreStopHook", format!("PreStopHook failed: {message}"));
+                ctx.events.pod(
+                    pod,
+                    Some(name),
+                    Severity::Warning,
+                    "FailedPreStopHook",
+                    format!("PreStopHook failed: {message}"),
+                );
             }
-            Err(_) => tracing::info!(container = name, "preStop hook did not end within the grace period"),
+            Err(_) => tracing::info!(
+                container = name,
+                "preStop hook did not end within the grace period"
+            ),
         }
-        left = grace.saturating_sub(start.elapsed()).max(MIN_GRACE_AFTER_HOOK);
+        left = grace
+            .saturating_sub(start.elapsed())
+            .max(MIN_GRACE_AFTER_HOOK);
     }
     match ctx.runtime.stop_container(&status.id, left).await {
         Err(RuntimeError::NotFound { .. }) => Ok(()),
@@ -52,9 +66,17 @@ pub(crate) async fn container(
 /// Stops all containers of the pod, then its sandboxes.
 ///
 /// Sidecars outlive the others and stop in the reverse of their order, within the same grace period.
-pub(crate) async fn pod(ctx: &Ctx, pod: &Pod, observed: &Observed, grace: Duration) -> Result<(), RuntimeError> {
+pub(crate) async fn pod(
+    ctx: &Ctx,
+    pod: &Pod,
+    observed: &Observed,
+    grace: Duration,
+) -> Result<(), RuntimeError> {
     let deadline = Instant::now() + grace;
-    let pod_ip = observed.sandboxes.first().and_then(|s| s.ips.first().copied());
+    let pod_ip = observed
+        .sandboxes
+        .first()
+        .and_then(|s| s.ips.first().copied());
     let spec = pod::spec(pod);
     let sidecars: Vec<&str> = pod::init_containers(spec)
         .filter(|(_, kind)| *kind == Kind::Sidecar)
@@ -62,7 +84,9 @@ pub(crate) async fn pod(ctx: &Ctx, pod: &Pod, observed: &Observed, grace: Durati
         .collect();
     let running = |status: &&ContainerStatus| status.state == ContainerState::Running;
     let stop = |status: ContainerStatus| async move {
-        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
+        let left = deadline
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_secs(1));
         let message = format!("Stopping container {}", status.config.name);
         container(ctx, pod, &status, pod_ip, message, left.min(grace)).await
     };
@@ -100,7 +124,10 @@ pub(crate) async fn remove(ctx: &Ctx, observed: &Observed) -> bool {
         }
     };
     for container in &observed.containers {
-        note("container", ctx.runtime.remove_container(&container.id).await);
+        note(
+            "container",
+            ctx.runtime.remove_container(&container.id).await,
+        );
     }
     for sandbox in &observed.sandboxes {
         note("sandbox", ctx.runtime.remove_sandbox(&sandbox.id).await);

@@ -22,9 +22,11 @@ mod probe;
 mod probes;
 mod quantity;
 mod resources;
+mod run;
 mod runtime;
 mod sandbox;
 mod security;
+mod server;
 mod services;
 mod start;
 mod status;
@@ -34,3 +36,4 @@ mod worker;
 mod writer;
 
 pub use config::{KubeletConfig, ServingIdentity};
+pub use run::RunError;

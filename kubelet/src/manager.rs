@@ -32,7 +32,8 @@ impl Pods {
     /// One pod by name.
     pub(crate) fn find(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
         let named = |pod: &&Arc<Pod>| {
-            pod.metadata.namespace.as_deref() == Some(namespace) && pod.metadata.name.as_deref() == Some(name)
+            pod.metadata.namespace.as_deref() == Some(namespace)
+                && pod.metadata.name.as_deref() == Some(name)
         };
         self.0.read().values().find(named).cloned()
     }
@@ -66,13 +67,15 @@ struct Manager {
 pub(crate) enum ManagerError {
     /// The runtime does not say what it has.
     #[error("list what the runtime already has")]
-    List {
-        source: RuntimeError,
-    },
+    List { source: RuntimeError },
 }
 
 /// Runs the node's pods until stopped.
-pub(crate) async fn run(ctx: Arc<Ctx>, pods: Pods, stop: CancellationToken) -> Result<(), ManagerError> {
+pub(crate) async fn run(
+    ctx: Arc<Ctx>,
+    pods: Pods,
+    stop: CancellationToken,
+) -> Result<(), ManagerError> {
     let mut events = ctx.runtime.events();
     let list = |source| ManagerError::List { source };
     let sandboxes = ctx.runtime.list_sandboxes().await.map_err(list)?;
@@ -86,7 +89,8 @@ pub(crate) async fn run(ctx: Arc<Ctx>, pods: Pods, stop: CancellationToken) -> R
         tasks: JoinSet::new(),
     };
     drop((sandboxes, containers));
-    let config = watcher::Config::default().fields(&format!("spec.nodeName={}", ctx.config.node_name));
+    let config =
+        watcher::Config::default().fields(&format!("spec.nodeName={}", ctx.config.node_name));
     let stream = watcher(Api::<Pod>::all(ctx.client.clone()), config).default_backoff();
     let mut stream = std::pin::pin!(stream);
     let mut listed: HashSet<String> = HashSet::new();
@@ -155,8 +159,14 @@ impl Manager {
     fn spawn(&mut self, pod: Pod, gone: bool) {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let pod = Arc::new(pod);
-        let (input, receiver) = watch::channel(Input { pod: pod.clone(), gone });
-        let Existing { sandboxes, containers } = self.existing.remove(&uid).unwrap_or_default();
+        let (input, receiver) = watch::channel(Input {
+            pod: pod.clone(),
+            gone,
+        });
+        let Existing {
+            sandboxes,
+            containers,
+        } = self.existing.remove(&uid).unwrap_or_default();
         let worker = Worker::new(Start {
             ctx: self.ctx.clone(),
             input: receiver,
@@ -199,17 +209,30 @@ impl Manager {
     }
 }
 
-fn existing(sandboxes: &[SandboxStatus], containers: &[ContainerStatus]) -> HashMap<String, Existing> {
+fn existing(
+    sandboxes: &[SandboxStatus],
+    containers: &[ContainerStatus],
+) -> HashMap<String, Existing> {
     let mut map: HashMap<String, Existing> = HashMap::new();
     let mut owners: HashMap<&SandboxId, &str> = HashMap::new();
     for sandbox in sandboxes {
         owners.insert(&sandbox.id, &sandbox.config.uid);
-        map.entry(sandbox.config.uid.clone()).or_default().sandboxes.push(sandbox.id.clone());
+        map.entry(sandbox.config.uid.clone())
+            .or_default()
+            .sandboxes
+            .push(sandbox.id.clone());
     }
     for container in containers {
-        let label = container.config.labels.get(label::POD_UID).map(String::as_str);
+        let label = container
+            .config
+            .labels
+            .get(label::POD_UID)
+            .map(String::as_str);
         if let Some(uid) = label.or(owners.get(&container.sandbox_id).copied()) {
-            map.entry(uid.to_owned()).or_default().containers.push(container.id.clone());
+            map.entry(uid.to_owned())
+                .or_default()
+                .containers
+                .push(container.id.clone());
         }
     }
     map
@@ -224,7 +247,11 @@ fn orphans(sandboxes: &[SandboxStatus]) -> Vec<Pod> {
     by_uid
         .into_iter()
         .map(|(uid, sandbox)| {
-            let grace = sandbox.config.annotations.get(label::GRACE).and_then(|g| g.parse().ok());
+            let grace = sandbox
+                .config
+                .annotations
+                .get(label::GRACE)
+                .and_then(|g| g.parse().ok());
             Pod {
                 metadata: ObjectMeta {
                     name: Some(sandbox.config.name.clone()),
@@ -234,7 +261,10 @@ fn orphans(sandboxes: &[SandboxStatus]) -> Vec<Pod> {
                     deletion_grace_period_seconds: grace,
                     ..ObjectMeta::default()
                 },
-                spec: Some(PodSpec { termination_grace_period_seconds: grace, ..PodSpec::default() }),
+                spec: Some(PodSpec {
+                    termination_grace_period_seconds: grace,
+                    ..PodSpec::default()
+                }),
                 status: None,
             }
         })
@@ -246,16 +276,22 @@ async fn kill_all(ctx: &Ctx) {
         Ok(()) | Err(RuntimeError::NotFound { .. }) => {}
         Err(error) => tracing::warn!(error = chain(&error), "stop a pod"),
     };
-    let (Ok(containers), Ok(sandboxes)) =
-        (ctx.runtime.list_containers().await, ctx.runtime.list_sandboxes().await)
-    else {
+    let (Ok(containers), Ok(sandboxes)) = (
+        ctx.runtime.list_containers().await,
+        ctx.runtime.list_sandboxes().await,
+    ) else {
         tracing::error!("the runtime does not list its pods; they go on running");
         return;
     };
     // Short: this is for demonstrations and tests, whose user has pressed Ctrl-C.
     let grace = std::time::Duration::from_secs(2);
-    let stops = containers.iter().map(|c| ctx.runtime.stop_container(&c.id, grace));
-    futures::future::join_all(stops).await.into_iter().for_each(note);
+    let stops = containers
+        .iter()
+        .map(|c| ctx.runtime.stop_container(&c.id, grace));
+    futures::future::join_all(stops)
+        .await
+        .into_iter()
+        .for_each(note);
     for container in &containers {
         note(ctx.runtime.remove_container(&container.id).await);
     }

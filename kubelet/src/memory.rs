@@ -22,7 +22,9 @@ pub(crate) struct Observed {
 impl Observed {
     /// The sandbox that containers can be started in.
     pub(crate) fn ready_sandbox(&self) -> Option<&SandboxStatus> {
-        self.sandboxes.first().filter(|s| s.state == SandboxState::Ready)
+        self.sandboxes
+            .first()
+            .filter(|s| s.state == SandboxState::Ready)
     }
 
     /// The newest container of this name.
@@ -31,8 +33,13 @@ impl Observed {
     }
 
     /// The containers of this name, the newest first.
-    pub(crate) fn history<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a ContainerStatus> {
-        self.containers.iter().filter(move |c| c.config.name == name)
+    pub(crate) fn history<'a>(
+        &'a self,
+        name: &'a str,
+    ) -> impl Iterator<Item = &'a ContainerStatus> {
+        self.containers
+            .iter()
+            .filter(move |c| c.config.name == name)
     }
 }
 
@@ -57,12 +64,17 @@ impl Backoff {
 
     /// Whether a failure at `at` came so late that the delays start anew.
     pub(crate) fn expired(&self, at: SystemTime) -> bool {
-        at.duration_since(self.since).is_ok_and(|quiet| quiet > BACKOFF_MAX * 2)
+        at.duration_since(self.since)
+            .is_ok_and(|quiet| quiet > BACKOFF_MAX * 2)
     }
 
     /// When a failure at `at` may be tried again.
     pub(crate) fn until(&self, at: SystemTime) -> SystemTime {
-        if self.expired(at) { at } else { at + self.delay }
+        if self.expired(at) {
+            at
+        } else {
+            at + self.delay
+        }
     }
 }
 

@@ -67,7 +67,10 @@ pub(crate) struct Objects {
 
 impl Objects {
     pub(crate) fn new(client: Client) -> Self {
-        Self { client, entries: Mutex::new(HashMap::new()) }
+        Self {
+            client,
+            entries: Mutex::new(HashMap::new()),
+        }
     }
 
     /// The object's content now; watches it on behalf of the pod from then on.
@@ -86,17 +89,27 @@ impl Objects {
             let entry = entries
                 .entry(reference.clone())
                 .or_insert_with(|| start(self.client.clone(), reference.clone()));
-            entry.readers.lock().insert(pod_uid.to_owned(), wake.clone());
+            entry
+                .readers
+                .lock()
+                .insert(pod_uid.to_owned(), wake.clone());
             entry.content.clone()
         };
         let now = content.wait_for(|c| !matches!(c, Content::Pending)).await;
         match now.as_deref() {
             Ok(Content::Present(data)) => Ok(data.clone()),
-            Ok(Content::Absent) => Err(ObjectError::NotFound { kind, name: reference.name.clone() }),
-            Ok(Content::Failed(message)) => Err(ObjectError::Unavailable { kind, message: message.clone() }),
-            Ok(Content::Pending) | Err(_) => {
-                Err(ObjectError::Unavailable { kind, message: "the watch ended".to_owned() })
-            }
+            Ok(Content::Absent) => Err(ObjectError::NotFound {
+                kind,
+                name: reference.name.clone(),
+            }),
+            Ok(Content::Failed(message)) => Err(ObjectError::Unavailable {
+                kind,
+                message: message.clone(),
+            }),
+            Ok(Content::Pending) | Err(_) => Err(ObjectError::Unavailable {
+                kind,
+                message: "the watch ended".to_owned(),
+            }),
         }
     }
 
@@ -116,7 +129,11 @@ fn start(client: Client, reference: Reference) -> Entry {
     let stop = CancellationToken::new();
     let task = follow(client, reference, sender, readers.clone());
     tokio::spawn(stop.clone().run_until_cancelled_owned(task));
-    Entry { content, readers, _stop: stop.drop_guard() }
+    Entry {
+        content,
+        readers,
+        _stop: stop.drop_guard(),
+    }
 }
 
 async fn follow(
@@ -159,24 +176,43 @@ async fn run<K>(
             Ok(watcher::Event::Init) => seen = None,
             Ok(watcher::Event::InitApply(object)) => seen = Some(data(object)),
             Ok(watcher::Event::InitDone) => {
-                publish(seen.take().map_or(Content::Absent, |d| Content::Present(Arc::new(d))));
+                publish(
+                    seen.take()
+                        .map_or(Content::Absent, |d| Content::Present(Arc::new(d))),
+                );
                 first = false;
             }
             Ok(watcher::Event::Apply(object)) => publish(Content::Present(Arc::new(data(object)))),
             Ok(watcher::Event::Delete(_)) => publish(Content::Absent),
             // Once something is known it stays good while the watch is being set up again.
             Err(error) if first => publish(Content::Failed(crate::runtime::chain(&error))),
-            Err(error) => tracing::debug!(error = crate::runtime::chain(&error), "object watch interrupted"),
+            Err(error) => tracing::debug!(
+                error = crate::runtime::chain(&error),
+                "object watch interrupted"
+            ),
         }
     }
 }
 
 fn config_map_data(object: ConfigMap) -> BTreeMap<String, Vec<u8>> {
-    let text = object.data.into_iter().flatten().map(|(k, v)| (k, v.into_bytes()));
-    let binary = object.binary_data.into_iter().flatten().map(|(k, ByteString(v))| (k, v));
+    let text = object
+        .data
+        .into_iter()
+        .flatten()
+        .map(|(k, v)| (k, v.into_bytes()));
+    let binary = object
+        .binary_data
+        .into_iter()
+        .flatten()
+        .map(|(k, ByteString(v))| (k, v));
     text.chain(binary).collect()
 }
 
 fn secret_data(object: Secret) -> BTreeMap<String, Vec<u8>> {
-    object.data.into_iter().flatten().map(|(k, ByteString(v))| (k, v)).collect()
+    object
+        .data
+        .into_iter()
+        .flatten()
+        .map(|(k, ByteString(v))| (k, v))
+        .collect()
 }

@@ -57,9 +57,15 @@ impl Plan {
 /// How one container's end is answered: its own rules first, then its own policy, then the pod's.
 pub(crate) fn restarts(spec: &PodSpec, container: &Container, exit_code: i32) -> bool {
     for rule in container.restart_policy_rules.iter().flatten() {
-        let Some(codes) = &rule.exit_codes else { continue };
+        let Some(codes) = &rule.exit_codes else {
+            continue;
+        };
         let listed = codes.values.iter().flatten().any(|v| *v == exit_code);
-        let matches = if codes.operator == "NotIn" { !listed } else { listed };
+        let matches = if codes.operator == "NotIn" {
+            !listed
+        } else {
+            listed
+        };
         if matches && rule.action == "Restart" {
             return true;
         }
@@ -93,7 +99,9 @@ pub(crate) fn outcome(pod: &Pod, observed: &Observed) -> Outcome {
     for (container, kind) in pod::init_containers(spec) {
         let latest = observed.latest(&container.name);
         let failed = latest.is_some_and(|s| {
-            s.state == ContainerState::Exited && s.exit_code != 0 && !init_restarts(spec, container, s.exit_code)
+            s.state == ContainerState::Exited
+                && s.exit_code != 0
+                && !init_restarts(spec, container, s.exit_code)
         });
         if kind == Kind::Init && failed {
             return Outcome::Failed;
@@ -102,13 +110,19 @@ pub(crate) fn outcome(pod: &Pod, observed: &Observed) -> Outcome {
     let mut failed = false;
     for container in &spec.containers {
         match observed.latest(&container.name) {
-            Some(s) if s.state == ContainerState::Exited && !restarts(spec, container, s.exit_code) => {
+            Some(s)
+                if s.state == ContainerState::Exited && !restarts(spec, container, s.exit_code) =>
+            {
                 failed |= s.exit_code != 0;
             }
             _ => return Outcome::Open,
         }
     }
-    if failed { Outcome::Failed } else { Outcome::Succeeded }
+    if failed {
+        Outcome::Failed
+    } else {
+        Outcome::Succeeded
+    }
 }
 
 /// Init containers know two policies: again, or the pod fails.
@@ -146,7 +160,10 @@ pub(crate) fn plan(pod: &Pod, observed: &Observed, memory: &Memory, now: SystemT
             plan.wake(at);
             return plan;
         }
-        let attempt = observed.sandboxes.first().map_or(0, |s| s.config.attempt + 1);
+        let attempt = observed
+            .sandboxes
+            .first()
+            .map_or(0, |s| s.config.attempt + 1);
         plan.actions.push(Action::CreateSandbox { attempt });
         return plan;
     };
@@ -182,7 +199,13 @@ pub(crate) fn plan(pod: &Pod, observed: &Observed, memory: &Memory, now: SystemT
 }
 
 /// Why the pod is to end, if it is.
-fn ending(pod: &Pod, observed: &Observed, memory: &Memory, now: SystemTime, plan: &mut Plan) -> Option<Ending> {
+fn ending(
+    pod: &Pod,
+    observed: &Observed,
+    memory: &Memory,
+    now: SystemTime,
+    plan: &mut Plan,
+) -> Option<Ending> {
     if let Some(ending) = &memory.ending {
         return Some(ending.clone());
     }
@@ -266,7 +289,12 @@ impl Containers<'_> {
         }
     }
 
-    fn regular_container(&mut self, spec: &PodSpec, container: &Container, latest: Option<&ContainerStatus>) {
+    fn regular_container(
+        &mut self,
+        spec: &PodSpec,
+        container: &Container,
+        latest: Option<&ContainerStatus>,
+    ) {
         match latest {
             None => self.start(container, None),
             Some(status) => match status.state {
@@ -286,7 +314,9 @@ impl Containers<'_> {
         if self.memory.starting.as_deref() == Some(container.name.as_str()) {
             return;
         }
-        self.plan.actions.push(Action::Remove { id: status.id.clone() });
+        self.plan.actions.push(Action::Remove {
+            id: status.id.clone(),
+        });
         if self.may_start {
             self.may_start = false;
             self.plan.actions.push(Action::Start {
@@ -350,13 +380,19 @@ impl Containers<'_> {
                 return;
             }
         }
-        if let Some(at) = remembered.and_then(|m| m.retry_at).filter(|at| *at > self.now) {
+        if let Some(at) = remembered
+            .and_then(|m| m.retry_at)
+            .filter(|at| *at > self.now)
+        {
             self.plan.wake(at);
             return;
         }
         if self.may_start {
             self.may_start = false;
-            let attempt = self.observed.latest(name).map_or(0, |s| s.config.attempt + 1);
+            let attempt = self
+                .observed
+                .latest(name)
+                .map_or(0, |s| s.config.attempt + 1);
             self.plan.actions.push(Action::Start {
                 container: name.clone(),
                 attempt,

@@ -94,13 +94,19 @@ pub(crate) fn all_containers(spec: &PodSpec) -> Vec<(Container, Kind)> {
     init_containers(spec)
         .map(|(c, k)| (c.clone(), k))
         .chain(spec.containers.iter().map(|c| (c.clone(), Kind::Regular)))
-        .chain(ephemeral_containers(spec).into_iter().map(|c| (c, Kind::Ephemeral)))
+        .chain(
+            ephemeral_containers(spec)
+                .into_iter()
+                .map(|c| (c, Kind::Ephemeral)),
+        )
         .collect()
 }
 
 /// One container of the pod by name.
 pub(crate) fn find_container(spec: &PodSpec, name: &str) -> Option<(Container, Kind)> {
-    all_containers(spec).into_iter().find(|(c, _)| c.name == name)
+    all_containers(spec)
+        .into_iter()
+        .find(|(c, _)| c.name == name)
 }
 
 /// How a container's events name it: `spec.containers{name}`.
@@ -150,5 +156,8 @@ pub(crate) fn hostname(pod: &Pod) -> String {
 pub(crate) fn fqdn(pod: &Pod, cluster_domain: &str) -> Option<String> {
     let subdomain = spec(pod).subdomain.as_deref().filter(|s| !s.is_empty())?;
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    Some(format!("{}.{subdomain}.{namespace}.svc.{cluster_domain}", hostname(pod)))
+    Some(format!(
+        "{}.{subdomain}.{namespace}.svc.{cluster_domain}",
+        hostname(pod)
+    ))
 }

@@ -80,7 +80,11 @@ impl Tally {
             self.last = Some(passed);
             self.run = 1;
         }
-        let needed = if passed { self.successes_needed } else { self.failures_needed };
+        let needed = if passed {
+            self.successes_needed
+        } else {
+            self.failures_needed
+        };
         if self.run < needed || self.told == Some(passed) {
             return None;
         }
@@ -105,15 +109,20 @@ pub(crate) struct Subject {
 impl Subject {
     /// Probes until it is dropped, or until a result that nothing can follow.
     pub(crate) async fn run(self, verdicts: mpsc::Sender<Verdict>) {
-        let Some(probe) = self.purpose.of(&self.container) else { return };
+        let Some(probe) = self.purpose.of(&self.container) else {
+            return;
+        };
         let seconds = |value: Option<i32>, default: i32| {
             Duration::from_secs(u64::try_from(value.unwrap_or(default).max(0)).unwrap_or(0))
         };
         let delay = seconds(probe.initial_delay_seconds, 0);
-        let age = SystemTime::now().duration_since(self.started_at).unwrap_or_default();
+        let age = SystemTime::now()
+            .duration_since(self.started_at)
+            .unwrap_or_default();
         tokio::time::sleep(delay.saturating_sub(age)).await;
         let timeout = seconds(probe.timeout_seconds, 1).max(Duration::from_secs(1));
-        let mut ticks = tokio::time::interval(seconds(probe.period_seconds, 10).max(Duration::from_secs(1)));
+        let mut ticks =
+            tokio::time::interval(seconds(probe.period_seconds, 10).max(Duration::from_secs(1)));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut tally = Tally::new(probe, self.initial);
         loop {
@@ -128,7 +137,9 @@ impl Subject {
                     format!("{} probe {message}", self.purpose.name()),
                 );
             }
-            let Some(passed) = tally.add(result.is_ok()) else { continue };
+            let Some(passed) = tally.add(result.is_ok()) else {
+                continue;
+            };
             let verdict = Verdict {
                 container: self.container.name.clone(),
                 id: self.id.clone(),
@@ -158,13 +169,19 @@ impl Subject {
                     let message = chain(&error);
                     let timed_out = message.contains("timed out") || message.contains("timeout");
                     return Err(if timed_out {
-                        format!("failed: command timed out: {text:?} timed out after {}s", timeout.as_secs())
+                        format!(
+                            "failed: command timed out: {text:?} timed out after {}s",
+                            timeout.as_secs()
+                        )
                     } else {
                         format!("errored and resulted in unknown state: {message}")
                     });
                 }
                 Err(_) => {
-                    return Err(format!("failed: command timed out: {text:?} timed out after {}s", timeout.as_secs()));
+                    return Err(format!(
+                        "failed: command timed out: {text:?} timed out after {}s",
+                        timeout.as_secs()
+                    ));
                 }
             };
             if output.exit_code == 0 {
@@ -182,7 +199,9 @@ impl Subject {
             if (200..400).contains(&status) {
                 Ok(())
             } else {
-                Err(format!("failed: HTTP probe failed with statuscode: {status}"))
+                Err(format!(
+                    "failed: HTTP probe failed with statuscode: {status}"
+                ))
             }
         } else if let Some(tcp) = &probe.tcp_socket {
             let host = match tcp.host.as_deref().filter(|h| !h.is_empty()) {
@@ -197,7 +216,10 @@ impl Subject {
                 Err(_) => Err(format!("failed: dial tcp {host}:{port}: i/o timeout")),
             }
         } else {
-            Err("errored and resulted in unknown state: this node cannot run the probe's handler".to_owned())
+            Err(
+                "errored and resulted in unknown state: this node cannot run the probe's handler"
+                    .to_owned(),
+            )
         }
     }
 }
@@ -208,12 +230,29 @@ mod tests {
 
     #[test]
     fn a_verdict_changes_only_at_its_threshold() {
-        let probe = Probe { success_threshold: Some(2), failure_threshold: Some(3), ..Probe::default() };
+        let probe = Probe {
+            success_threshold: Some(2),
+            failure_threshold: Some(3),
+            ..Probe::default()
+        };
         let mut tally = Tally::new(&probe, Some(false));
-        let results = [true, false, true, true, false, false, true, false, false, false, false];
+        let results = [
+            true, false, true, true, false, false, true, false, false, false, false,
+        ];
         let got: Vec<Option<bool>> = results.into_iter().map(|r| tally.add(r)).collect();
-        let expected =
-            [None, None, None, Some(true), None, None, None, None, None, Some(false), None];
+        let expected = [
+            None,
+            None,
+            None,
+            Some(true),
+            None,
+            None,
+            None,
+            None,
+            None,
+            Some(false),
+            None,
+        ];
         assert_eq!(got, expected);
     }
 }

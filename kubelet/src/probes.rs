@@ -29,20 +29,34 @@ pub(crate) struct Probes {
 impl Probes {
     /// Verdicts arrive at the other end of `sender`.
     pub(crate) fn new(sender: mpsc::Sender<Verdict>) -> Self {
-        Self { sender, running: HashMap::new() }
+        Self {
+            sender,
+            running: HashMap::new(),
+        }
     }
 
     /// Starts the probes of containers that run, ends those of containers that do not.
-    pub(crate) fn follow(&mut self, ctx: &Arc<Ctx>, pod: &Arc<Pod>, observed: &Observed, memory: &mut Memory) {
+    pub(crate) fn follow(
+        &mut self,
+        ctx: &Arc<Ctx>,
+        pod: &Arc<Pod>,
+        observed: &Observed,
+        memory: &mut Memory,
+    ) {
         let pod_ip = if pod::spec(pod).host_network == Some(true) {
             ctx.config.node_ips.first().copied()
         } else {
-            observed.sandboxes.first().and_then(|s| s.ips.first().copied())
+            observed
+                .sandboxes
+                .first()
+                .and_then(|s| s.ips.first().copied())
         };
         let spec = pod::spec(pod);
         for (container, _) in pod::all_containers(spec) {
             let name = container.name.clone();
-            let latest = observed.latest(&name).filter(|s| s.state == ContainerState::Running);
+            let latest = observed
+                .latest(&name)
+                .filter(|s| s.state == ContainerState::Running);
             // A pod that goes is not probed any more: its containers are stopped anyway.
             let Some(status) = latest.filter(|_| !memory.killing && !memory.killed) else {
                 self.running.remove(&name);
@@ -54,13 +68,24 @@ impl Probes {
                 remembered.started = started || container.startup_probe.is_none();
                 remembered.ready = ready || container.readiness_probe.is_none();
                 remembered.condemned = None;
-                self.running.insert(name.clone(), Running { id: status.id.clone(), tasks: HashMap::new() });
+                self.running.insert(
+                    name.clone(),
+                    Running {
+                        id: status.id.clone(),
+                        tasks: HashMap::new(),
+                    },
+                );
             }
-            let (started, ready) = memory.container(&name).map_or((false, false), |m| (m.started, m.ready));
-            let Some(running) = self.running.get_mut(&name) else { continue };
+            let (started, ready) = memory
+                .container(&name)
+                .map_or((false, false), |m| (m.started, m.ready));
+            let Some(running) = self.running.get_mut(&name) else {
+                continue;
+            };
             for purpose in [Purpose::Startup, Purpose::Readiness, Purpose::Liveness] {
                 let due = (purpose == Purpose::Startup) != started;
-                if !due || purpose.of(&container).is_none() || running.tasks.contains_key(&purpose) {
+                if !due || purpose.of(&container).is_none() || running.tasks.contains_key(&purpose)
+                {
                     continue;
                 }
                 let subject = Subject {
@@ -85,11 +110,16 @@ impl Probes {
 
     /// Notes a verdict in the pod's memory.
     pub(crate) fn take(&mut self, ctx: &Ctx, pod: &Pod, verdict: Verdict, memory: &mut Memory) {
-        let current = self.running.get(&verdict.container).is_some_and(|r| r.id == verdict.id);
+        let current = self
+            .running
+            .get(&verdict.container)
+            .is_some_and(|r| r.id == verdict.id);
         if !current {
             return;
         }
-        let Some((container, _)) = pod::find_container(pod::spec(pod), &verdict.container) else { return };
+        let Some((container, _)) = pod::find_container(pod::spec(pod), &verdict.container) else {
+            return;
+        };
         let remembered = memory.container_mut(&verdict.container);
         match (verdict.purpose, verdict.passed) {
             (Purpose::Startup, true) => remembered.started = true,
@@ -100,7 +130,11 @@ impl Probes {
                 let grace = probe
                     .and_then(|p| p.termination_grace_period_seconds)
                     .map(|s| Duration::from_secs(u64::try_from(s).unwrap_or(0).max(1)));
-                tracing::info!(node = ctx.config.node_name, container = verdict.container, "probe failed, restarting");
+                tracing::info!(
+                    node = ctx.config.node_name,
+                    container = verdict.container,
+                    "probe failed, restarting"
+                );
                 remembered.condemned = Some(Condemned {
                     message: format!(
                         "Container {} failed {} probe, will be restarted",

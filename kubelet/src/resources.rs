@@ -60,7 +60,10 @@ fn lookup<'a>(
     pick: fn(&ResourceRequirements) -> &Option<BTreeMap<String, Quantity>>,
     name: &str,
 ) -> Option<&'a Quantity> {
-    pick(resources?).as_ref()?.get(name).filter(|q| millis(q) > 0)
+    pick(resources?)
+        .as_ref()?
+        .get(name)
+        .filter(|q| millis(q) > 0)
 }
 
 /// A container's limit for one resource, if it has one above zero.
@@ -88,7 +91,9 @@ fn quota(milli_cpu: i64) -> i64 {
 /// `memory_capacity` is the node's, in bytes; it scales `oom_score_adj` of burstable containers.
 /// Source: kubernetes, pkg/kubelet/qos/policy.go.
 pub(crate) fn container(pod: &Pod, container: &Container, memory_capacity: i64) -> LinuxResources {
-    let cpu_request = request(container, "cpu").or(limit(container, "cpu")).map_or(0, millis);
+    let cpu_request = request(container, "cpu")
+        .or(limit(container, "cpu"))
+        .map_or(0, millis);
     let cpu_limit = limit(container, "cpu").map(millis);
     let memory_limit = limit(container, "memory").map(units);
     let memory_request = request(container, "memory").map_or(0, units);
@@ -129,11 +134,20 @@ pub(crate) fn pod(pod: &Pod) -> LinuxResources {
     let spec = pod::spec(pod);
     let pod_level = |limits: bool, name: &str| {
         let resources = spec.resources.as_ref()?;
-        let map = if limits { &resources.limits } else { &resources.requests };
+        let map = if limits {
+            &resources.limits
+        } else {
+            &resources.requests
+        };
         map.as_ref()?.get(name)
     };
     let cpu_request = pod_level(false, "cpu").map_or_else(
-        || aggregate(pod, |c| Some(request(c, "cpu").or(limit(c, "cpu")).map_or(0, millis))).unwrap_or(0),
+        || {
+            aggregate(pod, |c| {
+                Some(request(c, "cpu").or(limit(c, "cpu")).map_or(0, millis))
+            })
+            .unwrap_or(0)
+        },
         millis,
     );
     let cpu_limit = pod_level(true, "cpu")
@@ -180,11 +194,17 @@ fn aggregate(pod: &Pod, value: impl Fn(&Container) -> Option<i64>) -> Option<i64
 
 /// What a pod asks for in all, for the groups above it: CPU in thousandths.
 pub(crate) fn pod_cpu_request(pod: &Pod) -> i64 {
-    aggregate(pod, |c| Some(request(c, "cpu").or(limit(c, "cpu")).map_or(0, millis))).unwrap_or(0)
+    aggregate(pod, |c| {
+        Some(request(c, "cpu").or(limit(c, "cpu")).map_or(0, millis))
+    })
+    .unwrap_or(0)
 }
 
 /// The resources of the QoS groups above the pods, by path.
-pub(crate) fn qos_groups(capacity_milli_cpu: i64, burstable_milli_cpu: i64) -> [(&'static str, LinuxResources); 3] {
+pub(crate) fn qos_groups(
+    capacity_milli_cpu: i64,
+    burstable_milli_cpu: i64,
+) -> [(&'static str, LinuxResources); 3] {
     let group = |milli: i64| LinuxResources {
         cpu_shares: Some(shares(milli)),
         ..LinuxResources::default()
@@ -212,7 +232,11 @@ mod tests {
     fn classes_decide_group_and_oom_score() {
         for (resources, path, score) in [
             (serde_json::json!({}), "kubepods/besteffort/podu", 1000),
-            (serde_json::json!({"requests": {"memory": "100"}}), "kubepods/burstable/podu", 900),
+            (
+                serde_json::json!({"requests": {"memory": "100"}}),
+                "kubepods/burstable/podu",
+                900,
+            ),
             (
                 serde_json::json!({"limits": {"cpu": "1", "memory": "100"}}),
                 "kubepods/podu",
@@ -230,7 +254,10 @@ mod tests {
     fn limits_become_quota_and_bytes() {
         let pod = pod_with(serde_json::json!({"limits": {"cpu": "250m", "memory": "64Mi"}}));
         let own = container(&pod, &pod::spec(&pod).containers[0], 1 << 30);
-        assert_eq!((own.cpu_quota, own.cpu_period, own.cpu_shares), (Some(25_000), Some(100_000), Some(256)));
+        assert_eq!(
+            (own.cpu_quota, own.cpu_period, own.cpu_shares),
+            (Some(25_000), Some(100_000), Some(256))
+        );
         assert_eq!(own.memory_limit, Some(64 << 20));
         assert_eq!(super::pod(&pod).memory_limit, Some(64 << 20));
     }

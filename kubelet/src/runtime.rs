@@ -92,8 +92,13 @@ pub(crate) trait Runtime: Send + Sync + 'static {
         command: Vec<String>,
         timeout: Option<Duration>,
     ) -> Result<ExecOutput, RuntimeError>;
-    async fn exec(&self, id: &ContainerId, request: StreamRequest) -> Result<Session, RuntimeError>;
-    async fn attach(&self, id: &ContainerId, request: StreamRequest) -> Result<Session, RuntimeError>;
+    async fn exec(&self, id: &ContainerId, request: StreamRequest)
+    -> Result<Session, RuntimeError>;
+    async fn attach(
+        &self,
+        id: &ContainerId,
+        request: StreamRequest,
+    ) -> Result<Session, RuntimeError>;
     async fn port_forward(&self, id: &SandboxId, port: u16) -> Result<PodStream, RuntimeError>;
     async fn container_stats(&self, id: &ContainerId) -> Result<Stats, RuntimeError>;
     async fn sandbox_stats(&self, id: &SandboxId) -> Result<Stats, RuntimeError>;
@@ -127,5 +132,8 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 
 /// The primary address first, as Kubernetes lists them.
 pub(crate) fn join_ips(ips: &[IpAddr]) -> String {
-    ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    ips.iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(",")
 }

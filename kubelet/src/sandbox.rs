@@ -6,7 +6,9 @@ use std::io;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
-use knarr_engine::types::{DnsConfig, NamespaceMode, Namespaces, PortMapping, Protocol, SandboxConfig};
+use knarr_engine::types::{
+    DnsConfig, NamespaceMode, Namespaces, PortMapping, Protocol, SandboxConfig,
+};
 
 use crate::config::KubeletConfig;
 use crate::pod::{self, PodKey};
@@ -39,10 +41,15 @@ pub(crate) fn config(config: &KubeletConfig, pod: &Pod, attempt: u32) -> io::Res
     labels.insert(label::POD_NAME.to_owned(), key.name.clone());
     labels.insert(label::POD_NAMESPACE.to_owned(), key.namespace.clone());
     labels.insert(label::POD_UID.to_owned(), key.uid.clone());
-    let grace = spec.termination_grace_period_seconds.unwrap_or(30).to_string();
+    let grace = spec
+        .termination_grace_period_seconds
+        .unwrap_or(30)
+        .to_string();
     let hostname = match (host_network, spec.set_hostname_as_fqdn) {
         (true, _) => String::new(),
-        (false, Some(true)) => pod::fqdn(pod, &config.cluster_domain).unwrap_or_else(|| pod::hostname(pod)),
+        (false, Some(true)) => {
+            pod::fqdn(pod, &config.cluster_domain).unwrap_or_else(|| pod::hostname(pod))
+        }
         (false, _) => pod::hostname(pod),
     };
     let sysctls = spec
@@ -59,7 +66,11 @@ pub(crate) fn config(config: &KubeletConfig, pod: &Pod, attempt: u32) -> io::Res
         hostname,
         log_directory: config.log_dir(&key.namespace, &key.name, &key.uid),
         dns: Some(dns(config, pod)?),
-        port_mappings: if host_network { Vec::new() } else { port_mappings(spec) },
+        port_mappings: if host_network {
+            Vec::new()
+        } else {
+            port_mappings(spec)
+        },
         labels,
         annotations: BTreeMap::from([(label::GRACE.to_owned(), grace)]),
         cgroup_parent: resources::cgroup_path(pod),
@@ -71,7 +82,11 @@ pub(crate) fn config(config: &KubeletConfig, pod: &Pod, attempt: u32) -> io::Res
 
 fn namespaces(spec: &PodSpec) -> Namespaces {
     let host = |on: Option<bool>, otherwise: NamespaceMode| {
-        if on == Some(true) { NamespaceMode::Node } else { otherwise }
+        if on == Some(true) {
+            NamespaceMode::Node
+        } else {
+            otherwise
+        }
     };
     let shared = if spec.share_process_namespace == Some(true) {
         NamespaceMode::Pod
@@ -82,7 +97,11 @@ fn namespaces(spec: &PodSpec) -> Namespaces {
         network: host(spec.host_network, NamespaceMode::Pod),
         pid: host(spec.host_pid, shared),
         ipc: host(spec.host_ipc, NamespaceMode::Pod),
-        user: if spec.host_users == Some(false) { NamespaceMode::Pod } else { NamespaceMode::Node },
+        user: if spec.host_users == Some(false) {
+            NamespaceMode::Pod
+        } else {
+            NamespaceMode::Node
+        },
     }
 }
 
@@ -102,7 +121,11 @@ fn port_mappings(spec: &PodSpec) -> Vec<PortMapping> {
                 },
                 container_port: u16::try_from(port.container_port).ok()?,
                 host_port,
-                host_ip: port.host_ip.as_deref().and_then(|ip| ip.parse::<IpAddr>().ok()).filter(|ip| !ip.is_unspecified()),
+                host_ip: port
+                    .host_ip
+                    .as_deref()
+                    .and_then(|ip| ip.parse::<IpAddr>().ok())
+                    .filter(|ip| !ip.is_unspecified()),
             })
         })
         .collect()
@@ -126,8 +149,11 @@ fn dns(config: &KubeletConfig, pod: &Pod) -> io::Result<DnsConfig> {
             if use_cluster {
                 let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
                 let domain = &config.cluster_domain;
-                let mut searches =
-                    vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.clone()];
+                let mut searches = vec![
+                    format!("{namespace}.svc.{domain}"),
+                    format!("svc.{domain}"),
+                    domain.clone(),
+                ];
                 searches.extend(host.searches.into_iter().filter(|s| s != "."));
                 DnsConfig {
                     servers: config.cluster_dns.iter().map(ToString::to_string).collect(),
@@ -229,17 +255,27 @@ mod tests {
     use crate::config::ServingIdentity;
 
     fn settings(resolv_conf: &std::path::Path) -> KubeletConfig {
-        let serving = ServingIdentity { certificate: String::new(), key: String::new() };
-        let mut config =
-            KubeletConfig::new("n".into(), [10, 0, 0, 1].into(), "/x".into(), serving, String::new());
+        let serving = ServingIdentity {
+            certificate: String::new(),
+            key: String::new(),
+        };
+        let mut config = KubeletConfig::new(
+            "n".into(),
+            [10, 0, 0, 1].into(),
+            "/x".into(),
+            serving,
+            String::new(),
+        );
         config.cluster_dns = vec![[10, 43, 0, 10].into()];
         config.resolv_conf = resolv_conf.to_owned();
         config
     }
 
     fn pod_with(spec: serde_json::Value) -> Pod {
-        serde_json::from_value(serde_json::json!({"metadata": {"name": "p", "namespace": "ns"}, "spec": spec}))
-            .expect("a pod")
+        serde_json::from_value(
+            serde_json::json!({"metadata": {"name": "p", "namespace": "ns"}, "spec": spec}),
+        )
+        .expect("a pod")
     }
 
     #[test]
@@ -248,11 +284,31 @@ mod tests {
         let file = dir.path().join("resolv.conf");
         fs::write(&file, "nameserver 9.9.9.9\nsearch lan\noptions edns0\n").expect("written");
         let config = settings(&file);
-        let cluster = ["ns.svc.cluster.local", "svc.cluster.local", "cluster.local", "lan"];
+        let cluster = [
+            "ns.svc.cluster.local",
+            "svc.cluster.local",
+            "cluster.local",
+            "lan",
+        ];
         for (spec, servers, searches, options) in [
-            (serde_json::json!({}), vec!["10.43.0.10"], cluster.to_vec(), vec!["ndots:5"]),
-            (serde_json::json!({"dnsPolicy": "Default"}), vec!["9.9.9.9"], vec!["lan"], vec!["edns0"]),
-            (serde_json::json!({"hostNetwork": true}), vec!["9.9.9.9"], vec!["lan"], vec!["edns0"]),
+            (
+                serde_json::json!({}),
+                vec!["10.43.0.10"],
+                cluster.to_vec(),
+                vec!["ndots:5"],
+            ),
+            (
+                serde_json::json!({"dnsPolicy": "Default"}),
+                vec!["9.9.9.9"],
+                vec!["lan"],
+                vec!["edns0"],
+            ),
+            (
+                serde_json::json!({"hostNetwork": true}),
+                vec!["9.9.9.9"],
+                vec!["lan"],
+                vec!["edns0"],
+            ),
             (
                 serde_json::json!({"dnsPolicy": "None", "dnsConfig":
                     {"nameservers": ["1.1.1.1"], "searches": ["a"], "options": [{"name": "ndots", "value": "2"}]}}),
@@ -268,18 +324,24 @@ mod tests {
             ),
         ] {
             let got = dns(&config, &pod_with(spec.clone())).expect("dns");
-            assert_eq!((got.servers, got.searches, got.options), (
-                servers.into_iter().map(str::to_owned).collect(),
-                searches.into_iter().map(str::to_owned).collect(),
-                options.into_iter().map(str::to_owned).collect(),
-            ), "{spec}");
+            assert_eq!(
+                (got.servers, got.searches, got.options),
+                (
+                    servers.into_iter().map(str::to_owned).collect(),
+                    searches.into_iter().map(str::to_owned).collect(),
+                    options.into_iter().map(str::to_owned).collect(),
+                ),
+                "{spec}"
+            );
         }
     }
 
     #[test]
     fn hosts_file_names_the_pod_and_its_aliases() {
         let config = settings(std::path::Path::new("/dev/null"));
-        let pod = pod_with(serde_json::json!({"subdomain": "s", "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["a", "b"]}]}));
+        let pod = pod_with(
+            serde_json::json!({"subdomain": "s", "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["a", "b"]}]}),
+        );
         let text = hosts(&config, &pod, &[[10, 42, 0, 5].into()]);
         assert!(text.ends_with(
             "10.42.0.5\tp.s.ns.svc.cluster.local\tp\n\n# Entries added by HostAliases.\n1.2.3.4\ta\tb\n"

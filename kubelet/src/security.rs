@@ -47,34 +47,55 @@ pub(crate) fn context(
 
 /// Without a profile the runtime's own applies, as with the kubelet's `seccompDefault`.
 fn seccomp(profile: Option<&ApiSeccomp>, root: &Path) -> Result<SeccompProfile, String> {
-    let Some(profile) = profile else { return Ok(SeccompProfile::RuntimeDefault) };
+    let Some(profile) = profile else {
+        return Ok(SeccompProfile::RuntimeDefault);
+    };
     match profile.type_.as_str() {
         "Unconfined" => Ok(SeccompProfile::Unconfined),
-        "Localhost" => match profile.localhost_profile.as_deref().filter(|p| !p.is_empty()) {
+        "Localhost" => match profile
+            .localhost_profile
+            .as_deref()
+            .filter(|p| !p.is_empty())
+        {
             Some(path) => Ok(SeccompProfile::Localhost(root.join(path))),
-            None => Err("localhostProfile must be set if seccompProfile type is Localhost.".to_owned()),
+            None => {
+                Err("localhostProfile must be set if seccompProfile type is Localhost.".to_owned())
+            }
         },
         _ => Ok(SeccompProfile::RuntimeDefault),
     }
 }
 
 /// Source: kubernetes, pkg/kubelet/kuberuntime/security_context.go, `verifyRunAsNonRoot`.
-fn non_root(pod: &Pod, container: &Container, user: Option<i64>, image: &ImageStatus) -> Result<(), String> {
-    let place = format!("(pod: \"{}\", container: {})", PodKey::of(pod), container.name);
+fn non_root(
+    pod: &Pod,
+    container: &Container,
+    user: Option<i64>,
+    image: &ImageStatus,
+) -> Result<(), String> {
+    let place = format!(
+        "(pod: \"{}\", container: {})",
+        PodKey::of(pod),
+        container.name
+    );
     if let Some(user) = user {
         return if user == 0 {
-            Err(format!("container's runAsUser breaks non-root policy {place}"))
+            Err(format!(
+                "container's runAsUser breaks non-root policy {place}"
+            ))
         } else {
             Ok(())
         };
     }
     let name = image.user.split(':').next().unwrap_or_default();
     match name.parse::<i64>() {
-        Ok(0) => Err(format!("container has runAsNonRoot and image will run as root {place}")),
+        Ok(0) => Err(format!(
+            "container has runAsNonRoot and image will run as root {place}"
+        )),
         Ok(_) => Ok(()),
-        Err(_) if name.is_empty() => {
-            Err(format!("container has runAsNonRoot and image will run as root {place}"))
-        }
+        Err(_) if name.is_empty() => Err(format!(
+            "container has runAsNonRoot and image will run as root {place}"
+        )),
         Err(_) => Err(format!(
             "container has runAsNonRoot and image has non-numeric user ({name}), cannot verify user is non-root {place}"
         )),

@@ -34,12 +34,16 @@ pub(crate) struct Services {
 
 impl Services {
     pub(crate) fn new() -> Self {
-        Self { by_namespace: RwLock::default(), synced: watch::channel(false).0 }
+        Self {
+            by_namespace: RwLock::default(),
+            synced: watch::channel(false).0,
+        }
     }
 
     /// Keeps the services current until dropped.
     pub(crate) async fn follow(&self, client: Client) {
-        let stream = watcher(Api::<Service>::all(client), watcher::Config::default()).default_backoff();
+        let stream =
+            watcher(Api::<Service>::all(client), watcher::Config::default()).default_backoff();
         let mut stream = std::pin::pin!(stream);
         let mut fresh: HashMap<String, Links> = HashMap::new();
         while let Some(event) = stream.next().await {
@@ -50,16 +54,22 @@ impl Services {
                     *self.by_namespace.write() = std::mem::take(&mut fresh);
                     self.synced.send_replace(true);
                 }
-                Ok(watcher::Event::Apply(service)) => insert(&mut self.by_namespace.write(), &service),
+                Ok(watcher::Event::Apply(service)) => {
+                    insert(&mut self.by_namespace.write(), &service)
+                }
                 Ok(watcher::Event::Delete(service)) => {
                     let meta = service.metadata;
                     let mut all = self.by_namespace.write();
-                    if let Some(links) = all.get_mut(meta.namespace.as_deref().unwrap_or_default()) {
+                    if let Some(links) = all.get_mut(meta.namespace.as_deref().unwrap_or_default())
+                    {
                         links.remove(meta.name.as_deref().unwrap_or_default());
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(error = crate::runtime::chain(&error), "watch of services interrupted");
+                    tracing::warn!(
+                        error = crate::runtime::chain(&error),
+                        "watch of services interrupted"
+                    );
                 }
             }
         }
@@ -89,7 +99,9 @@ fn insert(all: &mut HashMap<String, Links>, service: &Service) {
     let name = service.metadata.name.clone().unwrap_or_default();
     let links = all.entry(namespace).or_default();
     let spec = service.spec.as_ref();
-    let address = spec.and_then(|s| s.cluster_ip.as_deref()).filter(|a| !a.is_empty() && *a != "None");
+    let address = spec
+        .and_then(|s| s.cluster_ip.as_deref())
+        .filter(|a| !a.is_empty() && *a != "None");
     match (address, spec) {
         (Some(address), Some(spec)) => {
             let ports = spec
@@ -102,7 +114,13 @@ fn insert(all: &mut HashMap<String, Links>, service: &Service) {
                     protocol: p.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
                 })
                 .collect();
-            links.insert(name, Link { address: address.to_owned(), ports });
+            links.insert(
+                name,
+                Link {
+                    address: address.to_owned(),
+                    ports,
+                },
+            );
         }
         _ => {
             links.remove(&name);
@@ -115,14 +133,23 @@ fn render(name: &str, link: &Link) -> BTreeMap<String, String> {
     let upper = |text: &str| text.to_uppercase().replace('-', "_");
     let prefix = upper(name);
     let address = &link.address;
-    let host = if address.contains(':') { format!("[{address}]") } else { address.clone() };
+    let host = if address.contains(':') {
+        format!("[{address}]")
+    } else {
+        address.clone()
+    };
     let mut out = BTreeMap::new();
-    let Some(first) = link.ports.first() else { return out };
+    let Some(first) = link.ports.first() else {
+        return out;
+    };
     out.insert(format!("{prefix}_SERVICE_HOST"), address.clone());
     out.insert(format!("{prefix}_SERVICE_PORT"), first.port.to_string());
     for (index, port) in link.ports.iter().enumerate() {
         if !port.name.is_empty() {
-            out.insert(format!("{prefix}_SERVICE_PORT_{}", upper(&port.name)), port.port.to_string());
+            out.insert(
+                format!("{prefix}_SERVICE_PORT_{}", upper(&port.name)),
+                port.port.to_string(),
+            );
         }
         let protocol = port.protocol.to_lowercase();
         let url = format!("{protocol}://{host}:{}", port.port);
@@ -146,10 +173,16 @@ mod tests {
     fn a_service_becomes_docker_style_variables() {
         let link = Link {
             address: "10.0.0.11".into(),
-            ports: vec![Port { name: "main-port".into(), port: 6379, protocol: "TCP".into() }],
+            ports: vec![Port {
+                name: "main-port".into(),
+                port: 6379,
+                protocol: "TCP".into(),
+            }],
         };
-        let got: Vec<String> =
-            render("redis-primary", &link).into_iter().map(|(k, v)| format!("{k}={v}")).collect();
+        let got: Vec<String> = render("redis-primary", &link)
+            .into_iter()
+            .map(|(k, v)| format!("{k}={v}"))
+            .collect();
         assert_eq!(
             got,
             [

@@ -61,7 +61,11 @@ impl StartError {
 
 /// The host's file that a container writes its last words to.
 pub(crate) fn termination_log(ctx: &Ctx, uid: &str, container: &str, attempt: u32) -> PathBuf {
-    ctx.config.pod_dir(uid).join("containers").join(container).join(attempt.to_string())
+    ctx.config
+        .pod_dir(uid)
+        .join("containers")
+        .join(container)
+        .join(attempt.to_string())
 }
 
 struct Reader<'a> {
@@ -73,7 +77,11 @@ struct Reader<'a> {
 
 impl Source for Reader<'_> {
     async fn read(&self, kind: objects::Kind, name: &str) -> Result<Data, ObjectError> {
-        let reference = Reference { kind, namespace: self.namespace.to_owned(), name: name.to_owned() };
+        let reference = Reference {
+            kind,
+            namespace: self.namespace.to_owned(),
+            name: name.to_owned(),
+        };
         self.ctx.objects.get(&reference, self.uid, self.wake).await
     }
 }
@@ -102,9 +110,21 @@ pub(crate) async fn start(
             other => format!("Error: {other}"),
         };
         if let StartError::Image(ImageError::InvalidName { .. }) = error {
-            ctx.events.pod(pod, Some(&container.name), Severity::Warning, "InspectFailed", error.to_string());
+            ctx.events.pod(
+                pod,
+                Some(&container.name),
+                Severity::Warning,
+                "InspectFailed",
+                error.to_string(),
+            );
         }
-        ctx.events.pod(pod, Some(&container.name), Severity::Warning, "Failed", message);
+        ctx.events.pod(
+            pod,
+            Some(&container.name),
+            Severity::Warning,
+            "Failed",
+            message,
+        );
     }
     result
 }
@@ -128,7 +148,13 @@ async fn try_start(
         .await
         .map_err(|message| StartError::Config { message })?;
     let event = |reason, message: &str| {
-        ctx.events.pod(pod, Some(&container.name), Severity::Normal, reason, message.to_owned());
+        ctx.events.pod(
+            pod,
+            Some(&container.name),
+            Severity::Normal,
+            reason,
+            message.to_owned(),
+        );
     };
     let log = sandbox.config.log_directory.join(&config.log_path);
     let id = ctx
@@ -140,10 +166,16 @@ async fn try_start(
     ctx.runtime
         .start_container(&id)
         .await
-        .map_err(|e| StartError::Run { id: id.clone(), message: chain(&e) })?;
+        .map_err(|e| StartError::Run {
+            id: id.clone(),
+            message: chain(&e),
+        })?;
     event("Started", "Container started");
     let key = PodKey::of(pod);
-    let name = format!("{}_{}_{}-{}.log", key.name, key.namespace, container.name, id.0);
+    let name = format!(
+        "{}_{}_{}-{}.log",
+        key.name, key.namespace, container.name, id.0
+    );
     let link = ctx.config.log_root.join("containers").join(name);
     if let Err(error) = symlink(&log, &link) {
         tracing::warn!(%error, link = %link.display(), "link the container's log");
@@ -163,17 +195,36 @@ async fn configure(
     let key = PodKey::of(pod);
     let spec = pod::spec(pod);
     let security = security::context(pod, container, image, &ctx.config.node_dir.join("seccomp"))?;
-    let services = ctx.services.variables(&key.namespace, spec.enable_service_links != Some(false)).await;
-    let reader = Reader { ctx, namespace: &key.namespace, uid: &key.uid, wake };
+    let services = ctx
+        .services
+        .variables(&key.namespace, spec.enable_service_links != Some(false))
+        .await;
+    let reader = Reader {
+        ctx,
+        namespace: &key.namespace,
+        uid: &key.uid,
+        wake,
+    };
     let around = ctx.surroundings(&sandbox.ips);
-    let mut env = env::variables(pod, container, services, &around, &reader).await.map_err(|e| chain(&e))?;
-    let host_name = if sandbox.config.hostname.is_empty() { &ctx.config.node_name } else { &sandbox.config.hostname };
+    let mut env = env::variables(pod, container, services, &around, &reader)
+        .await
+        .map_err(|e| chain(&e))?;
+    let host_name = if sandbox.config.hostname.is_empty() {
+        &ctx.config.node_name
+    } else {
+        &sandbox.config.hostname
+    };
     if !env.iter().any(|(name, _)| name == "HOSTNAME") {
         env.insert(0, ("HOSTNAME".to_owned(), host_name.clone()));
     }
     let known: BTreeMap<&str, &str> = env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     let expand = |text: &str| env::expand(text, |name| known.get(name).map(|v| (*v).to_owned()));
-    let command = container.command.iter().flatten().map(|c| expand(c)).collect();
+    let command = container
+        .command
+        .iter()
+        .flatten()
+        .map(|c| expand(c))
+        .collect();
     let args = container.args.iter().flatten().map(|a| expand(a)).collect();
     let mut mounts = volumes::mounts(ctx, pod, container, expand)?;
     mounts.extend(own_files(ctx, pod, container, sandbox, attempt, &mounts)?);
@@ -203,7 +254,10 @@ async fn configure(
         tty: container.tty == Some(true),
         resources: resources::container(pod, container, memory),
         security,
-        stop_signal: container.lifecycle.as_ref().and_then(|l| l.stop_signal.clone()),
+        stop_signal: container
+            .lifecycle
+            .as_ref()
+            .and_then(|l| l.stop_signal.clone()),
     })
 }
 
@@ -218,7 +272,11 @@ fn own_files(
 ) -> Result<Vec<Mount>, String> {
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     let mut own = Vec::new();
-    let taken = |path: &str| mounts.iter().any(|m| m.container_path == std::path::Path::new(path));
+    let taken = |path: &str| {
+        mounts
+            .iter()
+            .any(|m| m.container_path == std::path::Path::new(path))
+    };
     if !taken("/etc/hosts") {
         let path = ctx.config.pod_dir(uid).join("etc-hosts");
         let content = sandbox::hosts(&ctx.config, pod, &sandbox.ips);
@@ -226,9 +284,16 @@ fn own_files(
         if fs::read_to_string(&path).ok().as_deref() != Some(content.as_str()) {
             fs::write(&path, content).map_err(|e| format!("write {}: {e}", path.display()))?;
         }
-        own.push(Mount { host_path: path, container_path: "/etc/hosts".into(), ..Mount::default() });
+        own.push(Mount {
+            host_path: path,
+            container_path: "/etc/hosts".into(),
+            ..Mount::default()
+        });
     }
-    let inside = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
+    let inside = container
+        .termination_message_path
+        .as_deref()
+        .unwrap_or("/dev/termination-log");
     if !inside.is_empty() {
         let path = termination_log(ctx, uid, &container.name, attempt);
         let failed = |e: std::io::Error| format!("make {}: {e}", path.display());
@@ -238,7 +303,11 @@ fn own_files(
         fs::File::create(&path).map_err(failed)?;
         // The container's user is not ours.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).map_err(failed)?;
-        own.push(Mount { host_path: path, container_path: inside.into(), ..Mount::default() });
+        own.push(Mount {
+            host_path: path,
+            container_path: inside.into(),
+            ..Mount::default()
+        });
     }
     Ok(own)
 }

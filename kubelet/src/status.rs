@@ -38,13 +38,21 @@ pub(crate) fn build(
     let mut phase = phase(pod, observed, memory);
     let mut reason = None;
     let mut message = None;
-    if let Some(Ending::Failed { reason: r, message: m }) = &memory.ending {
+    if let Some(Ending::Failed {
+        reason: r,
+        message: m,
+    }) = &memory.ending
+    {
         phase = "Failed";
         reason = Some((*r).to_owned());
         message = Some(m.clone());
     } else if let Some(status) = pod.status.as_ref().filter(|_| pod::is_terminal(pod)) {
         // A terminal phase is never left.
-        phase = if status.phase.as_deref() == Some("Succeeded") { "Succeeded" } else { "Failed" };
+        phase = if status.phase.as_deref() == Some("Succeeded") {
+            "Succeeded"
+        } else {
+            "Failed"
+        };
         reason.clone_from(&status.reason);
         message.clone_from(&status.message);
     }
@@ -55,8 +63,12 @@ pub(crate) fn build(
         start_time: memory.start_time.map(time),
         observed_generation: pod.metadata.generation,
         host_ip: node_ips.first().map(ToString::to_string),
-        host_ips: (!node_ips.is_empty())
-            .then(|| node_ips.iter().map(|ip| HostIP { ip: ip.to_string() }).collect()),
+        host_ips: (!node_ips.is_empty()).then(|| {
+            node_ips
+                .iter()
+                .map(|ip| HostIP { ip: ip.to_string() })
+                .collect()
+        }),
         container_statuses: (!regular.is_empty()).then_some(regular),
         init_container_statuses: (!init.is_empty()).then_some(init),
         ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
@@ -92,7 +104,9 @@ fn phase(pod: &Pod, observed: &Observed, memory: &Memory) -> &'static str {
     for container in &spec.containers {
         match observed.latest(&container.name) {
             None => unknown = true,
-            Some(s) if s.started_at.is_none() && s.state == ContainerState::Created => unknown = true,
+            Some(s) if s.started_at.is_none() && s.state == ContainerState::Created => {
+                unknown = true
+            }
             Some(s) => {
                 started = true;
                 running |= s.state == ContainerState::Running;
@@ -102,9 +116,17 @@ fn phase(pod: &Pod, observed: &Observed, memory: &Memory) -> &'static str {
     }
     // Stopped for good by the node: what would have been restarted is not any more.
     if memory.killed && memory.ending.is_some() && !running {
-        return if failed || unknown { "Failed" } else { "Succeeded" };
+        return if failed || unknown {
+            "Failed"
+        } else {
+            "Succeeded"
+        };
     }
-    if !started || unknown { "Pending" } else { "Running" }
+    if !started || unknown {
+        "Pending"
+    } else {
+        "Running"
+    }
 }
 
 fn conditions(
@@ -131,7 +153,9 @@ fn conditions(
         ("ContainersReady", containers),
         ("PodScheduled", Verdict::plain(true)),
     ];
-    let known = previous.or(pod.status.as_ref()).and_then(|s| s.conditions.as_ref());
+    let known = previous
+        .or(pod.status.as_ref())
+        .and_then(|s| s.conditions.as_ref());
     verdicts
         .into_iter()
         .map(|(kind, verdict)| {
@@ -164,11 +188,19 @@ struct Verdict {
 
 impl Verdict {
     fn plain(ok: bool) -> Self {
-        Self { ok, reason: None, message: None }
+        Self {
+            ok,
+            reason: None,
+            message: None,
+        }
     }
 
     fn no(reason: &str, message: Option<String>) -> Self {
-        Self { ok: false, reason: Some(reason.to_owned()), message }
+        Self {
+            ok: false,
+            reason: Some(reason.to_owned()),
+            message,
+        }
     }
 }
 
@@ -178,7 +210,11 @@ fn names(list: &[&str]) -> String {
 
 fn initialised(spec: &PodSpec, status: &PodStatus, phase: &str) -> Verdict {
     if phase == "Succeeded" {
-        return Verdict { ok: true, reason: Some("PodCompleted".to_owned()), message: None };
+        return Verdict {
+            ok: true,
+            reason: Some("PodCompleted".to_owned()),
+            message: None,
+        };
     }
     let mut incomplete = Vec::new();
     for (container, kind) in pod::init_containers(spec) {
@@ -196,13 +232,20 @@ fn initialised(spec: &PodSpec, status: &PodStatus, phase: &str) -> Verdict {
         }
     }
     // Once a regular container ran, initialisation is over, whatever became of a sidecar since.
-    let begun = status.container_statuses.iter().flatten().any(|s| s.container_id.is_some());
+    let begun = status
+        .container_statuses
+        .iter()
+        .flatten()
+        .any(|s| s.container_id.is_some());
     if incomplete.is_empty() || begun {
         return Verdict::plain(true);
     }
     Verdict::no(
         "ContainersNotInitialized",
-        Some(format!("containers with incomplete status: {}", names(&incomplete))),
+        Some(format!(
+            "containers with incomplete status: {}",
+            names(&incomplete)
+        )),
     )
 }
 
@@ -230,7 +273,10 @@ fn containers_ready(spec: &PodSpec, status: &PodStatus, phase: &str) -> Verdict 
     }
     Verdict::no(
         "ContainersNotReady",
-        Some(format!("containers with unready status: {}", names(&unready))),
+        Some(format!(
+            "containers with unready status: {}",
+            names(&unready)
+        )),
     )
 }
 

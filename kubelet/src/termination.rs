@@ -30,7 +30,8 @@ pub(crate) fn message(ctx: &Ctx, pod: &Pod, status: &ContainerStatus) -> Option<
         return Some(text);
     }
     let (container, _) = pod::find_container(pod::spec(pod), &status.config.name)?;
-    let wants_log = container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
+    let wants_log =
+        container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
     if !wants_log || status.exit_code == 0 {
         return None;
     }
@@ -40,7 +41,11 @@ pub(crate) fn message(ctx: &Ctx, pod: &Pod, status: &ContainerStatus) -> Option<
 
 fn read_start(path: &Path) -> Option<String> {
     let mut bytes = Vec::new();
-    File::open(path).ok()?.take(MAX_MESSAGE).read_to_end(&mut bytes).ok()?;
+    File::open(path)
+        .ok()?
+        .take(MAX_MESSAGE)
+        .read_to_end(&mut bytes)
+        .ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -49,10 +54,14 @@ fn read_end(path: &Path) -> Option<String> {
     let length = file.metadata().ok()?.len();
     // Each line carries a time and a stream before its text.
     let window = (MAX_LOG_MESSAGE + MAX_LOG_LINES * 48) as u64;
-    file.seek(SeekFrom::Start(length.saturating_sub(window))).ok()?;
+    file.seek(SeekFrom::Start(length.saturating_sub(window)))
+        .ok()?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).ok()?;
-    let lines: Vec<Line<'_>> = bytes.split_inclusive(|b| *b == b'\n').filter_map(Line::parse).collect();
+    let lines: Vec<Line<'_>> = bytes
+        .split_inclusive(|b| *b == b'\n')
+        .filter_map(Line::parse)
+        .collect();
     let mut text = Vec::new();
     for line in lines.iter().skip(lines.len().saturating_sub(MAX_LOG_LINES)) {
         text.extend_from_slice(line.text);

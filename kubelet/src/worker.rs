@@ -76,7 +76,13 @@ pub(crate) struct Worker {
 
 impl Worker {
     pub(crate) fn new(start: Start) -> Self {
-        let Start { ctx, mut input, wake, sandboxes, containers } = start;
+        let Start {
+            ctx,
+            mut input,
+            wake,
+            sandboxes,
+            containers,
+        } = start;
         let Input { pod, gone } = input.borrow_and_update().clone();
         let (sender, verdicts) = mpsc::channel(16);
         let known = pod.status.as_ref().and_then(|s| s.start_time.as_ref());
@@ -112,7 +118,8 @@ impl Worker {
     pub(crate) async fn run(mut self) {
         loop {
             let observed = self.observe().await;
-            self.probes.follow(&self.ctx, &self.pod, &observed, &mut self.memory);
+            self.probes
+                .follow(&self.ctx, &self.pod, &observed, &mut self.memory);
             let now = SystemTime::now();
             let plan = plan(&self.pod, &observed, &self.memory, now);
             let mut acted = false;
@@ -127,7 +134,10 @@ impl Worker {
             }
             self.publish(&observed);
             let mut wake_at = plan.wake_at;
-            if let Some(at) = self.renew_at.filter(|_| !self.renewing && self.memory.ending.is_none()) {
+            if let Some(at) = self
+                .renew_at
+                .filter(|_| !self.renewing && self.memory.ending.is_none())
+            {
                 if at <= now {
                     self.renew_volumes(&observed);
                 } else {
@@ -135,7 +145,10 @@ impl Worker {
                 }
             }
             let sleep = wake_at.map(|at| at.duration_since(now).unwrap_or_default());
-            let timer = [sleep.map(|s| Instant::now() + s), self.writer.wake_at()].into_iter().flatten().min();
+            let timer = [sleep.map(|s| Instant::now() + s), self.writer.wake_at()]
+                .into_iter()
+                .flatten()
+                .min();
             self.wait(timer).await;
         }
     }
@@ -178,7 +191,12 @@ impl Worker {
     }
 
     fn take_input(&mut self, input: Input) {
-        let metadata = |pod: &Pod| (pod.metadata.labels.clone(), pod.metadata.annotations.clone());
+        let metadata = |pod: &Pod| {
+            (
+                pod.metadata.labels.clone(),
+                pod.metadata.annotations.clone(),
+            )
+        };
         if metadata(&self.pod) != metadata(&input.pod) && crate::volumes::has_content(&input.pod) {
             self.renew_at = Some(SystemTime::now());
         }
@@ -215,10 +233,16 @@ impl Worker {
             match self.ctx.runtime.container_status(id).await {
                 Ok(status) => observed.containers.push(status),
                 Err(RuntimeError::NotFound { .. }) => lost.push(id.clone()),
-                Err(error) => tracing::warn!(pod = %self.key, %error, "read the container's status"),
+                Err(error) => {
+                    tracing::warn!(pod = %self.key, %error, "read the container's status")
+                }
             }
         }
-        for ended in observed.containers.iter().filter(|c| c.state == ContainerState::Exited) {
+        for ended in observed
+            .containers
+            .iter()
+            .filter(|c| c.state == ContainerState::Exited)
+        {
             if !self.messages.contains_key(&ended.id) {
                 let message = termination::message(&self.ctx, &self.pod, ended);
                 self.messages.insert(ended.id.clone(), message);
@@ -227,14 +251,20 @@ impl Worker {
         self.messages.retain(|id, _| !lost.contains(id));
         self.sandboxes.retain(|id| !lost_sandboxes.contains(id));
         self.containers.retain(|id| !lost.contains(id));
-        observed.sandboxes.sort_by_key(|s| std::cmp::Reverse((s.config.attempt, s.created_at)));
-        observed.containers.sort_by_key(|c| std::cmp::Reverse((c.config.attempt, c.created_at)));
+        observed
+            .sandboxes
+            .sort_by_key(|s| std::cmp::Reverse((s.config.attempt, s.created_at)));
+        observed
+            .containers
+            .sort_by_key(|c| std::cmp::Reverse((c.config.attempt, c.created_at)));
         observed
     }
 
     /// The status that the API should show now.
     pub(crate) fn status(&self, observed: &Observed) -> PodStatus {
-        let facts = Facts { termination_message: &|s| self.messages.get(&s.id).cloned().flatten() };
+        let facts = Facts {
+            termination_message: &|s| self.messages.get(&s.id).cloned().flatten(),
+        };
         status::build(
             &self.pod,
             observed,
@@ -252,13 +282,17 @@ impl Worker {
             return;
         }
         let status = self.status(observed);
-        let remarkable = observed.containers.iter().any(|c| c.state != ContainerState::Created)
+        let remarkable = observed
+            .containers
+            .iter()
+            .any(|c| c.state != ContainerState::Created)
             || self.memory.containers.values().any(|c| c.waiting.is_some())
             || self.memory.ending.is_some();
         self.writer.want(status, remarkable);
         if let Some(write) = self.writer.next(&self.pod) {
             let (client, key) = (self.ctx.client.clone(), self.key.clone());
-            self.jobs.spawn(async move { Done::Status(write.send(client, &key).await) });
+            self.jobs
+                .spawn(async move { Done::Status(write.send(client, &key).await) });
         }
     }
 }

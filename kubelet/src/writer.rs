@@ -68,7 +68,11 @@ impl StatusWriter {
 
     /// When to call [`next`](Self::next) again.
     pub(crate) fn wake_at(&self) -> Option<Instant> {
-        if self.writing || self.wanted == self.sent { None } else { self.not_before }
+        if self.writing || self.wanted == self.sent {
+            None
+        } else {
+            self.not_before
+        }
     }
 
     /// The write that is due, if none is under way.
@@ -81,7 +85,10 @@ impl StatusWriter {
         let previous = self.sent.as_ref().or(pod.status.as_ref());
         self.writing = true;
         self.not_before = None;
-        Some(Write { body: patch(&PodKey::of(pod), previous, &status), status })
+        Some(Write {
+            body: patch(&PodKey::of(pod), previous, &status),
+            status,
+        })
     }
 
     /// Notes what became of the write.
@@ -99,7 +106,14 @@ impl Write {
     /// Sends it.
     pub(crate) async fn send(self, client: Client, key: &PodKey) -> Written {
         let api: Api<Pod> = Api::namespaced(client, &key.namespace);
-        match api.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(self.body)).await {
+        match api
+            .patch_status(
+                &key.name,
+                &PatchParams::default(),
+                &Patch::Strategic(self.body),
+            )
+            .await
+        {
             Ok(_) => Written::Done(Box::new(self.status)),
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Written::Gone,
             Err(error) => {
@@ -120,7 +134,10 @@ fn patch(key: &PodKey, previous: Option<&PodStatus>, wanted: &PodStatus) -> Valu
     let previous = previous.map(as_object).unwrap_or_default();
     for (name, value) in &previous {
         // What other writers own stays as it is.
-        let foreign = matches!(name.as_str(), "qosClass" | "nominatedNodeName" | "resize" | "resourceClaimStatuses");
+        let foreign = matches!(
+            name.as_str(),
+            "qosClass" | "nominatedNodeName" | "resize" | "resourceClaimStatuses"
+        );
         if !status.contains_key(name) && !foreign && !value.is_null() {
             status.insert(name.clone(), Value::Null);
         }
@@ -136,7 +153,9 @@ fn patch(key: &PodKey, previous: Option<&PodStatus>, wanted: &PodStatus) -> Valu
     }
     for list in ["podIPs", "hostIPs"] {
         // Merged by address otherwise, so that an old one would stay.
-        if previous.get(list).is_some_and(|old| Some(old) != status.get(list))
+        if previous
+            .get(list)
+            .is_some_and(|old| Some(old) != status.get(list))
             && let Some(Value::Array(entries)) = status.get_mut(list)
         {
             entries.push(json!({"$patch": "replace"}));
@@ -151,14 +170,21 @@ mod tests {
 
     #[test]
     fn fields_that_went_away_are_nulled() {
-        let key = PodKey { namespace: "n".into(), name: "p".into(), uid: "u".into() };
+        let key = PodKey {
+            namespace: "n".into(),
+            name: "p".into(),
+            uid: "u".into(),
+        };
         let old = PodStatus {
             reason: Some("Evicted".into()),
             pod_ip: Some("1.1.1.1".into()),
             qos_class: Some("Burstable".into()),
             ..PodStatus::default()
         };
-        let new = PodStatus { phase: Some("Running".into()), ..PodStatus::default() };
+        let new = PodStatus {
+            phase: Some("Running".into()),
+            ..PodStatus::default()
+        };
         assert_eq!(
             patch(&key, Some(&old), &new),
             json!({"metadata": {"uid": "u"}, "status": {"phase": "Running", "reason": null, "podIP": null}})
@@ -168,7 +194,10 @@ mod tests {
     #[tokio::test]
     async fn one_write_at_a_time_and_the_newest_wins() {
         let pod = Pod::default();
-        let status = |phase: &str| PodStatus { phase: Some(phase.into()), ..PodStatus::default() };
+        let status = |phase: &str| PodStatus {
+            phase: Some(phase.into()),
+            ..PodStatus::default()
+        };
         let mut writer = StatusWriter::default();
         writer.want(status("Pending"), true);
         let first = writer.next(&pod).expect("a write");

@@ -32,7 +32,12 @@ impl<'a> Line<'a> {
         };
         // Tags after the first, which nothing writes yet, are set off by colons.
         let partial = parts.next()?.split(|b| *b == b':').next()? == b"P";
-        Some(Self { time, stream, partial, text: parts.next().unwrap_or_default() })
+        Some(Self {
+            time,
+            stream,
+            partial,
+            text: parts.next().unwrap_or_default(),
+        })
     }
 }
 
@@ -45,10 +50,20 @@ mod tests {
         let line = Line::parse(b"2026-01-01T00:00:00.1Z stderr P a b\n").expect("a line");
         assert_eq!(
             line,
-            Line { time: "2026-01-01T00:00:00.1Z", stream: Stream::Stderr, partial: true, text: b"a b" }
+            Line {
+                time: "2026-01-01T00:00:00.1Z",
+                stream: Stream::Stderr,
+                partial: true,
+                text: b"a b"
+            }
         );
         assert_eq!(Line::parse(b"t stdout F \n").expect("empty").text, b"");
-        for bad in [&b"t stdout F unfinished"[..], b"t other F x\n", b"\n", b"one\n"] {
+        for bad in [
+            &b"t stdout F unfinished"[..],
+            b"t other F x\n",
+            b"\n",
+            b"one\n",
+        ] {
             assert_eq!(Line::parse(bad), None);
         }
     }

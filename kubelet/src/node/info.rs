@@ -24,7 +24,10 @@ pub(crate) fn machine() -> Machine {
         .and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok())
         .unwrap_or(0);
     let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-    Machine { cpus, memory_bytes: total * 1024 }
+    Machine {
+        cpus,
+        memory_bytes: total * 1024,
+    }
 }
 
 /// Memory that is not available right now, in bytes, over all; for `stats/summary` and conditions.
@@ -42,7 +45,12 @@ fn read(path: impl AsRef<Path>) -> String {
 }
 
 fn first_line(path: &str) -> String {
-    read(path).lines().next().unwrap_or_default().trim().to_owned()
+    read(path)
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }
 
 /// The architecture as Go names it.
@@ -61,10 +69,13 @@ pub(crate) fn system() -> NodeSystemInfo {
         .lines()
         .find_map(|l| l.strip_prefix("PRETTY_NAME="))
         .map_or_else(|| "Linux".to_owned(), |v| v.trim_matches('"').to_owned());
-    let machine_id = [first_line("/etc/machine-id"), first_line("/var/lib/dbus/machine-id")]
-        .into_iter()
-        .find(|id| !id.is_empty())
-        .unwrap_or_default();
+    let machine_id = [
+        first_line("/etc/machine-id"),
+        first_line("/var/lib/dbus/machine-id"),
+    ]
+    .into_iter()
+    .find(|id| !id.is_empty())
+    .unwrap_or_default();
     let system_uuid = Some(first_line("/sys/class/dmi/id/product_uuid"))
         .filter(|id| !id.is_empty())
         .unwrap_or_else(|| machine_id.clone());
@@ -72,7 +83,9 @@ pub(crate) fn system() -> NodeSystemInfo {
         .lines()
         .find_map(|l| l.strip_prefix("SwapTotal:"))
         .and_then(|l| l.trim().trim_end_matches(" kB").parse::<i64>().ok())
-        .map(|kib| NodeSwapStatus { capacity: Some(kib * 1024) });
+        .map(|kib| NodeSwapStatus {
+            capacity: Some(kib * 1024),
+        });
     NodeSystemInfo {
         architecture: architecture().to_owned(),
         boot_id: first_line("/proc/sys/kernel/random/boot_id"),
@@ -93,23 +106,45 @@ pub(crate) fn system() -> NodeSystemInfo {
 pub(crate) fn capacity(config: &KubeletConfig, machine: Machine) -> BTreeMap<String, Quantity> {
     let mut map = BTreeMap::from([
         ("cpu".to_owned(), Quantity(machine.cpus.to_string())),
-        ("memory".to_owned(), Quantity(format!("{}Ki", machine.memory_bytes / 1024))),
+        (
+            "memory".to_owned(),
+            Quantity(format!("{}Ki", machine.memory_bytes / 1024)),
+        ),
         ("pods".to_owned(), Quantity(config.max_pods.to_string())),
-        ("ephemeral-storage".to_owned(), Quantity(format!("{}Ki", disk(&config.node_dir).0 / 1024))),
+        (
+            "ephemeral-storage".to_owned(),
+            Quantity(format!("{}Ki", disk(&config.node_dir).0 / 1024)),
+        ),
     ]);
-    let pages = fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
+    let pages = fs::read_dir("/sys/kernel/mm/hugepages")
+        .into_iter()
+        .flatten()
+        .flatten();
     for entry in pages {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let size = name.trim_start_matches("hugepages-").trim_end_matches("kB").parse::<u64>().ok();
-        let count = read(entry.path().join("nr_hugepages")).trim().parse::<u64>().ok();
-        let (Some(size), Some(count)) = (size, count) else { continue };
+        let size = name
+            .trim_start_matches("hugepages-")
+            .trim_end_matches("kB")
+            .parse::<u64>()
+            .ok();
+        let count = read(entry.path().join("nr_hugepages"))
+            .trim()
+            .parse::<u64>()
+            .ok();
+        let (Some(size), Some(count)) = (size, count) else {
+            continue;
+        };
         let suffix = if size % (1 << 20) == 0 {
             format!("{}Gi", size >> 20)
         } else {
             format!("{}Mi", size >> 10)
         };
         let amount = size * count;
-        let value = if amount == 0 { "0".to_owned() } else { format!("{amount}Ki") };
+        let value = if amount == 0 {
+            "0".to_owned()
+        } else {
+            format!("{amount}Ki")
+        };
         map.insert(format!("hugepages-{suffix}"), Quantity(value));
     }
     map
@@ -117,7 +152,10 @@ pub(crate) fn capacity(config: &KubeletConfig, machine: Machine) -> BTreeMap<Str
 
 /// Size and free space of the disk that a directory is on, in bytes.
 pub(crate) fn disk(path: &Path) -> (u64, u64) {
-    let existing = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
+    let existing = path
+        .ancestors()
+        .find(|p| p.exists())
+        .unwrap_or(Path::new("/"));
     nix::sys::statvfs::statvfs(existing).map_or((0, 0), |s| {
         let unit = s.fragment_size() as u64;
         (s.blocks() as u64 * unit, s.blocks_available() as u64 * unit)
@@ -128,8 +166,50 @@ pub(crate) fn disk(path: &Path) -> (u64, u64) {
 pub(crate) fn processes() -> (u64, u64) {
     // `/proc/loadavg`: "0.1 0.2 0.3 running/all last".
     let loadavg = read("/proc/loadavg");
-    let all = loadavg.split(' ').nth(3).and_then(|f| f.split('/').nth(1)).and_then(|n| n.parse().ok());
+    let all = loadavg
+        .split(' ')
+        .nth(3)
+        .and_then(|f| f.split('/').nth(1))
+        .and_then(|n| n.parse().ok());
     let max = |path: &str| first_line(path).parse::<u64>().unwrap_or(u64::MAX);
     let most = max("/proc/sys/kernel/pid_max").min(max("/proc/sys/kernel/threads-max"));
     (all.unwrap_or(0), most)
+}
+
+/// CPU time that the whole machine used since its start, in nanoseconds.
+pub(crate) fn cpu_ns() -> u64 {
+    // `/proc/stat`: "cpu user nice system idle iowait irq softirq steal …", in ticks of 10 ms.
+    let stat = read("/proc/stat");
+    let fields: Vec<u64> = stat
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .skip(1)
+        .take(8)
+        .filter_map(|f| f.parse().ok())
+        .collect();
+    let idle = fields.get(3).copied().unwrap_or(0) + fields.get(4).copied().unwrap_or(0);
+    (fields.iter().sum::<u64>() - idle) * 10_000_000
+}
+
+/// This process: resident bytes, CPU seconds, open descriptors.
+pub(crate) fn own() -> (u64, f64, usize) {
+    let page = 4096;
+    let resident = read("/proc/self/statm")
+        .split(' ')
+        .nth(1)
+        .and_then(|v| v.parse::<u64>().ok())
+        .unwrap_or(0);
+    let stat = read("/proc/self/stat");
+    // The second field is the program's name in brackets, which may hold spaces.
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks: u64 = after_name
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .filter_map(|f| f.parse::<u64>().ok())
+        .sum();
+    let descriptors = fs::read_dir("/proc/self/fd").map_or(0, |d| d.count().saturating_sub(1));
+    (resident * page, ticks as f64 / 100.0, descriptors)
 }

@@ -98,7 +98,9 @@ async fn write_status(
         addresses.push(json!({"$patch": "replace"}));
     }
     let patch = Patch::Strategic(json!({"status": value}));
-    api.patch_status(name, &PatchParams::default(), &patch).await.map(|_| ())
+    api.patch_status(name, &PatchParams::default(), &patch)
+        .await
+        .map(|_| ())
 }
 
 /// Waits until the controllers gave the node its pod addresses.
@@ -112,11 +114,15 @@ pub(crate) async fn pod_cidr(client: Client, name: &str) -> ipnet::IpNet {
                 let cidr = node.spec.and_then(|s| s.pod_cidr).filter(|c| !c.is_empty());
                 match cidr.map(|c| c.parse()) {
                     Some(Ok(cidr)) => return cidr,
-                    Some(Err(error)) => tracing::error!(%error, "the node's podCIDR cannot be read"),
+                    Some(Err(error)) => {
+                        tracing::error!(%error, "the node's podCIDR cannot be read")
+                    }
                     None => {}
                 }
             }
-            Some(Err(error)) => tracing::warn!(error = chain(&error), "watch of the node interrupted"),
+            Some(Err(error)) => {
+                tracing::warn!(error = chain(&error), "watch of the node interrupted")
+            }
             Some(Ok(_)) => {}
             None => tokio::time::sleep(RETRY).await,
         }
@@ -124,7 +130,11 @@ pub(crate) async fn pod_cidr(client: Client, name: &str) -> ipnet::IpNet {
 }
 
 /// Keeps the node's status current.
-pub(crate) async fn report(ctx: Arc<Ctx>, changed: Arc<tokio::sync::Notify>, network_ready: tokio::sync::watch::Receiver<bool>) {
+pub(crate) async fn report(
+    ctx: Arc<Ctx>,
+    changed: Arc<tokio::sync::Notify>,
+    network_ready: tokio::sync::watch::Receiver<bool>,
+) {
     let mut written: Option<k8s_openapi::api::core::v1::NodeStatus> = None;
     let mut written_at = tokio::time::Instant::now();
     let mut network_ready = network_ready;
@@ -138,7 +148,11 @@ pub(crate) async fn report(ctx: Arc<Ctx>, changed: Arc<tokio::sync::Notify>, net
         }
         let status = status::build(&ctx, written.as_ref(), &problems).await;
         let due = written_at.elapsed() >= ctx.config.status_interval;
-        if due || written.as_ref().is_none_or(|old| status::differs(old, &status)) {
+        if due
+            || written
+                .as_ref()
+                .is_none_or(|old| status::differs(old, &status))
+        {
             match write_status(&ctx.client, &ctx.config.node_name, &status).await {
                 Ok(()) => {
                     written = Some(status);
@@ -216,9 +230,18 @@ fn new_lease(name: &str, node_uid: &str, seconds: i32) -> Lease {
 }
 
 /// The node's addresses as the API lists them.
-pub(crate) fn addresses(name: &str, ips: &[IpAddr]) -> Vec<k8s_openapi::api::core::v1::NodeAddress> {
+pub(crate) fn addresses(
+    name: &str,
+    ips: &[IpAddr],
+) -> Vec<k8s_openapi::api::core::v1::NodeAddress> {
     use k8s_openapi::api::core::v1::NodeAddress;
-    let internal = ips.iter().map(|ip| NodeAddress { address: ip.to_string(), type_: "InternalIP".to_owned() });
-    let hostname = NodeAddress { address: name.to_owned(), type_: "Hostname".to_owned() };
+    let internal = ips.iter().map(|ip| NodeAddress {
+        address: ip.to_string(),
+        type_: "InternalIP".to_owned(),
+    });
+    let hostname = NodeAddress {
+        address: name.to_owned(),
+        type_: "Hostname".to_owned(),
+    };
     internal.chain([hostname]).collect()
 }

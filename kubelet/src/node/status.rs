@@ -20,7 +20,11 @@ const MEMORY_PRESSURE: u64 = 100 << 20;
 const DISK_PRESSURE_PERCENT: u64 = 10;
 
 /// Computes the status; `problems` say why the node is not ready.
-pub(super) async fn build(ctx: &Ctx, previous: Option<&NodeStatus>, problems: &[String]) -> NodeStatus {
+pub(super) async fn build(
+    ctx: &Ctx,
+    previous: Option<&NodeStatus>,
+    problems: &[String],
+) -> NodeStatus {
     let capacity = info::capacity(&ctx.config, ctx.machine);
     NodeStatus {
         addresses: Some(addresses(&ctx.config.node_name, &ctx.config.node_ips)),
@@ -28,7 +32,9 @@ pub(super) async fn build(ctx: &Ctx, previous: Option<&NodeStatus>, problems: &[
         capacity: Some(capacity),
         conditions: Some(conditions(ctx, previous, problems, SystemTime::now())),
         daemon_endpoints: Some(NodeDaemonEndpoints {
-            kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(ctx.config.listen.port()) }),
+            kubelet_endpoint: Some(DaemonEndpoint {
+                port: i32::from(ctx.config.listen.port()),
+            }),
         }),
         images: Some(images(ctx).await),
         node_info: Some(info::system()),
@@ -54,7 +60,12 @@ async fn images(ctx: &Ctx) -> Vec<ContainerImage> {
         .collect()
 }
 
-fn conditions(ctx: &Ctx, previous: Option<&NodeStatus>, problems: &[String], now: SystemTime) -> Vec<NodeCondition> {
+fn conditions(
+    ctx: &Ctx,
+    previous: Option<&NodeStatus>,
+    problems: &[String],
+    now: SystemTime,
+) -> Vec<NodeCondition> {
     let memory = info::memory_available() < MEMORY_PRESSURE;
     let (total, free) = info::disk(&ctx.config.node_dir);
     let disk = total > 0 && free * 100 / total < DISK_PRESSURE_PERCENT;
@@ -62,22 +73,47 @@ fn conditions(ctx: &Ctx, previous: Option<&NodeStatus>, problems: &[String], now
     let pids = running * 100 / most.max(1) > 95;
     let pressure = |on: bool, what: &str, subject: &str| {
         let (reason, message) = if on {
-            (format!("KubeletHas{what}"), format!("kubelet has {subject}"))
+            (
+                format!("KubeletHas{what}"),
+                format!("kubelet has {subject}"),
+            )
         } else {
-            let none = what.replace("Insufficient", "Sufficient").replace("DiskPressure", "NoDiskPressure");
-            (format!("KubeletHas{none}"), format!("kubelet has {}", no(subject)))
+            let none = what
+                .replace("Insufficient", "Sufficient")
+                .replace("DiskPressure", "NoDiskPressure");
+            (
+                format!("KubeletHas{none}"),
+                format!("kubelet has {}", no(subject)),
+            )
         };
         (on, reason, message)
     };
     let ready = if problems.is_empty() {
-        (true, "KubeletReady".to_owned(), "kubelet is posting ready status".to_owned())
+        (
+            true,
+            "KubeletReady".to_owned(),
+            "kubelet is posting ready status".to_owned(),
+        )
     } else {
         (false, "KubeletNotReady".to_owned(), problems.join(", "))
     };
     let all = [
-        ("MemoryPressure", pressure(memory, "InsufficientMemory", "insufficient memory available")),
-        ("DiskPressure", pressure(disk, "DiskPressure", "disk pressure")),
-        ("PIDPressure", pressure(pids, "InsufficientPID", "insufficient PID available")),
+        (
+            "MemoryPressure",
+            pressure(
+                memory,
+                "InsufficientMemory",
+                "insufficient memory available",
+            ),
+        ),
+        (
+            "DiskPressure",
+            pressure(disk, "DiskPressure", "disk pressure"),
+        ),
+        (
+            "PIDPressure",
+            pressure(pids, "InsufficientPID", "insufficient PID available"),
+        ),
         ("Ready", ready),
     ];
     all.into_iter()

@@ -40,13 +40,20 @@ pub(crate) enum WriteError {
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> WriteError + '_ {
-    |source| WriteError::Io { path: path.to_owned(), source }
+    |source| WriteError::Io {
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// Makes `directory` show `payload`, all at once; returns whether anything changed.
 ///
 /// `group` owns the files and may read them (`fsGroup`).
-pub(crate) fn write(directory: &Path, payload: &Payload, group: Option<u32>) -> Result<bool, WriteError> {
+pub(crate) fn write(
+    directory: &Path,
+    payload: &Payload,
+    group: Option<u32>,
+) -> Result<bool, WriteError> {
     for path in payload.keys() {
         let normal = path.components().all(|c| matches!(c, Component::Normal(_)));
         if !normal || path.as_os_str().is_empty() || path.to_string_lossy().starts_with("..") {
@@ -65,7 +72,14 @@ pub(crate) fn write(directory: &Path, payload: &Payload, group: Option<u32>) -> 
     own(&target, 0o755, None, group)?;
     for (path, file) in payload {
         let place = target.join(path);
-        for parent in path.ancestors().skip(1).filter(|p| !p.as_os_str().is_empty()).collect::<Vec<_>>().into_iter().rev() {
+        for parent in path
+            .ancestors()
+            .skip(1)
+            .filter(|p| !p.as_os_str().is_empty())
+            .collect::<Vec<_>>()
+            .into_iter()
+            .rev()
+        {
             let parent = target.join(parent);
             if !parent.is_dir() {
                 fs::create_dir(&parent).map_err(at(&parent))?;
@@ -109,7 +123,9 @@ fn same(data: &Path, payload: &Payload, group: Option<u32>) -> bool {
     let mut found = 0;
     let mut pending = vec![data.to_owned()];
     while let Some(directory) = pending.pop() {
-        let Ok(entries) = fs::read_dir(&directory) else { return false };
+        let Ok(entries) = fs::read_dir(&directory) else {
+            return false;
+        };
         for entry in entries {
             let Ok(entry) = entry else { return false };
             let path = entry.path();
@@ -117,7 +133,9 @@ fn same(data: &Path, payload: &Payload, group: Option<u32>) -> bool {
                 pending.push(path);
                 continue;
             }
-            let Some(file) = path.strip_prefix(data).ok().and_then(|p| payload.get(p)) else { return false };
+            let Some(file) = path.strip_prefix(data).ok().and_then(|p| payload.get(p)) else {
+                return false;
+            };
             let mode = fs::metadata(&path).map(|m| m.permissions().mode() & 0o7777);
             let equal = mode.is_ok_and(|m| m == effective_mode(file.mode, group))
                 && fs::read(&path).is_ok_and(|c| c == file.content);
@@ -137,7 +155,9 @@ fn show(directory: &Path, payload: &Payload) -> Result<(), WriteError> {
     for first in &firsts {
         let link = directory.join(first);
         match symlink(Path::new(DATA).join(first), &link) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(at(&link)(error)),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(at(&link)(error));
+            }
             _ => {}
         }
     }
@@ -159,7 +179,11 @@ mod tests {
         files
             .iter()
             .map(|(path, content)| {
-                let file = File { content: content.as_bytes().to_vec(), mode: 0o640, owner: None };
+                let file = File {
+                    content: content.as_bytes().to_vec(),
+                    mode: 0o640,
+                    owner: None,
+                };
                 (PathBuf::from(path), file)
             })
             .collect()
@@ -172,7 +196,10 @@ mod tests {
         assert!(write(path, &payload(&[("a", "1"), ("d/e/b", "2")]), None).expect("first"));
         assert!(!write(path, &payload(&[("a", "1"), ("d/e/b", "2")]), None).expect("same"));
         assert_eq!(fs::read_to_string(path.join("d/e/b")).expect("b"), "2");
-        assert_eq!(fs::read_link(path.join("a")).expect("link"), Path::new("..data/a"));
+        assert_eq!(
+            fs::read_link(path.join("a")).expect("link"),
+            Path::new("..data/a")
+        );
         assert!(write(path, &payload(&[("c", "3")]), None).expect("other"));
         let mut names: Vec<String> = fs::read_dir(path)
             .expect("list")
@@ -181,7 +208,11 @@ mod tests {
             .collect();
         names.sort();
         assert_eq!(names, ["..data", "c"]);
-        let mode = fs::metadata(path.join("c")).expect("c").permissions().mode() & 0o777;
+        let mode = fs::metadata(path.join("c"))
+            .expect("c")
+            .permissions()
+            .mode()
+            & 0o777;
         assert_eq!(mode, 0o640);
     }
 
@@ -189,7 +220,10 @@ mod tests {
     fn paths_that_leave_the_directory_are_refused() {
         let dir = tempfile::tempdir().expect("a directory");
         for bad in ["../a", "/a", "a/../../b", "..data"] {
-            assert!(write(dir.path(), &payload(&[(bad, "")]), None).is_err(), "{bad}");
+            assert!(
+                write(dir.path(), &payload(&[(bad, "")]), None).is_err(),
+                "{bad}"
+            );
         }
     }
 }

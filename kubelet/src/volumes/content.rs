@@ -66,18 +66,35 @@ pub(super) async fn set_up(
     pod_ips: &[IpAddr],
     wake: &Arc<Notify>,
 ) -> Result<Option<SystemTime>, String> {
-    let mut gather =
-        Gather { ctx, pod, pod_ips, wake, mode: DEFAULT_MODE, payload: Payload::new(), renew_at: None };
+    let mut gather = Gather {
+        ctx,
+        pod,
+        pod_ips,
+        wake,
+        mode: DEFAULT_MODE,
+        payload: Payload::new(),
+        renew_at: None,
+    };
     if let Some(source) = &volume.config_map {
         gather.mode = source.default_mode.unwrap_or(DEFAULT_MODE);
         gather
-            .object(objects::Kind::ConfigMap, &source.name, source.items.as_deref(), source.optional == Some(true))
+            .object(
+                objects::Kind::ConfigMap,
+                &source.name,
+                source.items.as_deref(),
+                source.optional == Some(true),
+            )
             .await?;
     } else if let Some(source) = &volume.secret {
         gather.mode = source.default_mode.unwrap_or(DEFAULT_MODE);
         let name = source.secret_name.as_deref().unwrap_or_default();
         gather
-            .object(objects::Kind::Secret, name, source.items.as_deref(), source.optional == Some(true))
+            .object(
+                objects::Kind::Secret,
+                name,
+                source.items.as_deref(),
+                source.optional == Some(true),
+            )
             .await?;
     } else if let Some(source) = &volume.downward_api {
         gather.mode = source.default_mode.unwrap_or(DEFAULT_MODE);
@@ -87,10 +104,19 @@ pub(super) async fn set_up(
         for part in source.sources.iter().flatten() {
             if let Some(s) = &part.config_map {
                 let optional = s.optional == Some(true);
-                gather.object(objects::Kind::ConfigMap, &s.name, s.items.as_deref(), optional).await?;
+                gather
+                    .object(
+                        objects::Kind::ConfigMap,
+                        &s.name,
+                        s.items.as_deref(),
+                        optional,
+                    )
+                    .await?;
             } else if let Some(s) = &part.secret {
                 let optional = s.optional == Some(true);
-                gather.object(objects::Kind::Secret, &s.name, s.items.as_deref(), optional).await?;
+                gather
+                    .object(objects::Kind::Secret, &s.name, s.items.as_deref(), optional)
+                    .await?;
             } else if let Some(s) = &part.downward_api {
                 gather.downward(s.items.as_deref().unwrap_or_default())?;
             } else if let Some(s) = &part.service_account_token {
@@ -112,14 +138,23 @@ pub(super) async fn set_up(
         }
         atomic::write(&path, &payload, group).map_err(|e| chain(&e))
     };
-    let _changed = tokio::task::spawn_blocking(write).await.map_err(|e| e.to_string())??;
+    let _changed = tokio::task::spawn_blocking(write)
+        .await
+        .map_err(|e| e.to_string())??;
     Ok(renew_at)
 }
 
 impl Gather<'_> {
     fn add(&mut self, path: &str, content: Vec<u8>, mode: Option<i32>) {
         let mode = u32::try_from(mode.unwrap_or(self.mode)).unwrap_or(0o644) & 0o7777;
-        self.payload.insert(PathBuf::from(path), File { content, mode, owner: None });
+        self.payload.insert(
+            PathBuf::from(path),
+            File {
+                content,
+                mode,
+                owner: None,
+            },
+        );
     }
 
     async fn object(
@@ -155,7 +190,11 @@ impl Gather<'_> {
                         objects::Kind::ConfigMap => "configmap",
                         objects::Kind::Secret => "secret",
                     };
-                    return Err(format!("{kind} references non-existent {} key: {}", if kind == "secret" { "secret" } else { "config" }, item.key));
+                    return Err(format!(
+                        "{kind} references non-existent {} key: {}",
+                        if kind == "secret" { "secret" } else { "config" },
+                        item.key
+                    ));
                 }
             }
         }
@@ -173,9 +212,17 @@ impl Gather<'_> {
 
     async fn token(&mut self, source: &ServiceAccountTokenProjection) -> Result<(), String> {
         let seconds = source.expiration_seconds.unwrap_or(DEFAULT_TOKEN_SECONDS);
-        let account = pod::spec(self.pod).service_account_name.clone().unwrap_or_else(|| "default".to_owned());
+        let account = pod::spec(self.pod)
+            .service_account_name
+            .clone()
+            .unwrap_or_else(|| "default".to_owned());
         let uid = self.pod.metadata.uid.clone().unwrap_or_default();
-        let key = (uid, account, source.audience.clone().filter(|a| !a.is_empty()), seconds);
+        let key = (
+            uid,
+            account,
+            source.audience.clone().filter(|a| !a.is_empty()),
+            seconds,
+        );
         let known = self.ctx.tokens.0.lock().get(&key).cloned();
         let token = match known.filter(|t| t.renew_at > SystemTime::now()) {
             Some(token) => token,
@@ -185,12 +232,23 @@ impl Gather<'_> {
                 token
             }
         };
-        self.renew_at = Some(self.renew_at.map_or(token.renew_at, |at| at.min(token.renew_at)));
+        self.renew_at = Some(
+            self.renew_at
+                .map_or(token.renew_at, |at| at.min(token.renew_at)),
+        );
         // Whoever the containers run as must read it, and nobody else.
         let owner = common_user(self.pod);
         let private = owner.is_some() || fs_group(self.pod).is_some();
-        let mode = if private { 0o600 } else { u32::try_from(self.mode).unwrap_or(0o644) };
-        let file = File { content: token.text.into_bytes(), mode, owner };
+        let mode = if private {
+            0o600
+        } else {
+            u32::try_from(self.mode).unwrap_or(0o644)
+        };
+        let file = File {
+            content: token.text.into_bytes(),
+            mode,
+            owner,
+        };
         self.payload.insert(PathBuf::from(&source.path), file);
         Ok(())
     }
@@ -201,13 +259,23 @@ fn common_user(pod: &Pod) -> Option<u32> {
     let spec = pod::spec(pod);
     let default = spec.security_context.as_ref().and_then(|s| s.run_as_user);
     let mut users = pod::all_containers(spec).into_iter().map(|(container, _)| {
-        container.security_context.as_ref().and_then(|s| s.run_as_user).or(default)
+        container
+            .security_context
+            .as_ref()
+            .and_then(|s| s.run_as_user)
+            .or(default)
     });
     let first = users.next()??;
-    users.all(|u| u == Some(first)).then(|| u32::try_from(first).ok())?
+    users
+        .all(|u| u == Some(first))
+        .then(|| u32::try_from(first).ok())?
 }
 
-fn value(pod: &Pod, item: &DownwardAPIVolumeFile, around: &Surroundings<'_>) -> Result<String, env::EnvError> {
+fn value(
+    pod: &Pod,
+    item: &DownwardAPIVolumeFile,
+    around: &Surroundings<'_>,
+) -> Result<String, env::EnvError> {
     if let Some(selector) = &item.field_ref {
         env::field(pod, &selector.field_path, around)
     } else if let Some(selector) = &item.resource_field_ref {
@@ -240,7 +308,9 @@ async fn request(ctx: &Ctx, pod: &Pod, key: &TokenKey) -> Result<Token, String> 
         .create_subresource("token", account, &PostParams::default(), &asked)
         .await
         .map_err(|e| format!("failed to fetch token: {}", chain(&e)))?;
-    let status = answer.status.ok_or("failed to fetch token: the answer has no status")?;
+    let status = answer
+        .status
+        .ok_or("failed to fetch token: the answer has no status")?;
     let (Some(text), Some(end)) = (status.token, status.expiration_timestamp) else {
         return Err("failed to fetch token: the answer has no token".to_owned());
     };

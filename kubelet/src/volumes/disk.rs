@@ -18,15 +18,20 @@ pub(super) fn empty_dir(path: &Path, volume: &Volume, group: Option<u32>) -> Res
     fs::create_dir_all(path).map_err(|e| format!("make {}: {e}", path.display()))?;
     let source = volume.empty_dir.as_ref();
     if source.and_then(|s| s.medium.as_deref()) == Some("Memory") {
-        let size = source.and_then(|s| s.size_limit.as_ref()).map(units).filter(|s| *s > 0);
+        let size = source
+            .and_then(|s| s.size_limit.as_ref())
+            .map(units)
+            .filter(|s| *s > 0);
         tmpfs(path, size)?;
     }
     // Set-group-id lets what is made inside belong to the pod's group.
     let mode = if group.is_some() { 0o2777 } else { 0o777 };
     if let Some(group) = group {
-        std::os::unix::fs::chown(path, None, Some(group)).map_err(|e| format!("chown {}: {e}", path.display()))?;
+        std::os::unix::fs::chown(path, None, Some(group))
+            .map_err(|e| format!("chown {}: {e}", path.display()))?;
     }
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(|e| format!("chmod {}: {e}", path.display()))
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .map_err(|e| format!("chmod {}: {e}", path.display()))
 }
 
 /// Mounts memory at `path`.
@@ -54,7 +59,9 @@ pub(super) fn is_mount_point(path: &Path) -> bool {
 ///
 /// Source: kubernetes, pkg/volume/hostpath/host_path.go.
 pub(super) fn host_path(volume: &Volume) -> Result<(), String> {
-    let Some(source) = &volume.host_path else { return Ok(()) };
+    let Some(source) = &volume.host_path else {
+        return Ok(());
+    };
     let path = Path::new(&source.path);
     let kind = source.type_.as_deref().unwrap_or_default();
     match kind {
@@ -63,7 +70,8 @@ pub(super) fn host_path(volume: &Volume) -> Result<(), String> {
         }
         "FileOrCreate" if !path.exists() => {
             fs::File::create(path).map_err(|e| format!("make {}: {e}", path.display()))?;
-            fs::set_permissions(path, fs::Permissions::from_mode(0o644)).map_err(|e| format!("chmod {}: {e}", path.display()))?;
+            fs::set_permissions(path, fs::Permissions::from_mode(0o644))
+                .map_err(|e| format!("chmod {}: {e}", path.display()))?;
         }
         // Without a type the runtime makes a directory where there is nothing.
         "" if !path.exists() => {
@@ -72,9 +80,16 @@ pub(super) fn host_path(volume: &Volume) -> Result<(), String> {
         _ => {}
     }
     let found = fs::metadata(path).ok().map(|m| m.file_type());
-    let failed = |what: &str| Err(format!("hostPath type check failed: {} is not {what}", source.path));
+    let failed = |what: &str| {
+        Err(format!(
+            "hostPath type check failed: {} is not {what}",
+            source.path
+        ))
+    };
     match kind {
-        "Directory" | "DirectoryOrCreate" if !found.is_some_and(|t| t.is_dir()) => failed("a directory"),
+        "Directory" | "DirectoryOrCreate" if !found.is_some_and(|t| t.is_dir()) => {
+            failed("a directory")
+        }
         "File" | "FileOrCreate" if !found.is_some_and(|t| t.is_file()) => failed("a file"),
         "Socket" if !found.is_some_and(|t| t.is_socket()) => failed("a socket file"),
         "CharDevice" if !found.is_some_and(|t| t.is_char_device()) => failed("a character device"),
@@ -101,7 +116,8 @@ pub(crate) fn remove_pod_dir(directory: &Path) -> Result<(), RemoveError> {
     if !directory.exists() {
         return Ok(());
     }
-    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|source| RemoveError::Mounts { source })?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo")
+        .map_err(|source| RemoveError::Mounts { source })?;
     let mut below: Vec<PathBuf> = mounts
         .lines()
         .filter_map(|line| line.split(' ').nth(4))
@@ -111,13 +127,18 @@ pub(crate) fn remove_pod_dir(directory: &Path) -> Result<(), RemoveError> {
     // Later mounts may lie on earlier ones.
     below.reverse();
     for path in below {
-        umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
-            .map_err(|source| RemoveError::Unmount { path: path.clone(), source })?;
+        umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).map_err(|source| {
+            RemoveError::Unmount {
+                path: path.clone(),
+                source,
+            }
+        })?;
     }
     match fs::remove_dir_all(directory) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(RemoveError::Remove { path: directory.to_owned(), source })
-        }
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(RemoveError::Remove {
+            path: directory.to_owned(),
+            source,
+        }),
         _ => Ok(()),
     }
 }

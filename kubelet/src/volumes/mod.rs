@@ -40,7 +40,10 @@ pub(crate) async fn set_up(
 ) -> Result<Option<SystemTime>, MountError> {
     let mut renew = None;
     for volume in pod::spec(pod).volumes.iter().flatten() {
-        let fail = |message: String| MountError { volume: volume.name.clone(), message };
+        let fail = |message: String| MountError {
+            volume: volume.name.clone(),
+            message,
+        };
         let due = match plugin(volume) {
             Plugin::HostPath => {
                 disk::host_path(volume).map_err(fail)?;
@@ -52,10 +55,14 @@ pub(crate) async fn set_up(
                 None
             }
             Plugin::ConfigMap | Plugin::Secret | Plugin::DownwardApi | Plugin::Projected => {
-                content::set_up(ctx, pod, volume, pod_ips, wake).await.map_err(fail)?
+                content::set_up(ctx, pod, volume, pod_ips, wake)
+                    .await
+                    .map_err(fail)?
             }
             Plugin::Other => {
-                return Err(fail("this node has no driver for the volume's type".to_owned()));
+                return Err(fail(
+                    "this node has no driver for the volume's type".to_owned(),
+                ));
             }
         };
         renew = match (renew, due) {
@@ -105,11 +112,19 @@ fn directory(ctx: &Ctx, pod: &Pod, volume: &Volume) -> PathBuf {
         Plugin::DownwardApi => "kubernetes.io~downward-api",
         Plugin::Projected => "kubernetes.io~projected",
         Plugin::HostPath | Plugin::Other => {
-            return volume.host_path.as_ref().map(|h| PathBuf::from(&h.path)).unwrap_or_default();
+            return volume
+                .host_path
+                .as_ref()
+                .map(|h| PathBuf::from(&h.path))
+                .unwrap_or_default();
         }
     };
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-    ctx.config.pod_dir(uid).join("volumes").join(plugin).join(&volume.name)
+    ctx.config
+        .pod_dir(uid)
+        .join("volumes")
+        .join(plugin)
+        .join(&volume.name)
 }
 
 /// The group that owns the pod's volumes.
@@ -136,7 +151,12 @@ pub(crate) fn mounts(
             .iter()
             .flatten()
             .find(|v| v.name == wanted.name)
-            .ok_or_else(|| format!("cannot find volume \"{}\" to mount into container \"{}\"", wanted.name, container.name))?;
+            .ok_or_else(|| {
+                format!(
+                    "cannot find volume \"{}\" to mount into container \"{}\"",
+                    wanted.name, container.name
+                )
+            })?;
         let mut host_path = directory(ctx, pod, volume);
         let sub_path = match (&wanted.sub_path, &wanted.sub_path_expr) {
             (Some(path), _) if !path.is_empty() => Some(path.clone()),
@@ -165,7 +185,10 @@ pub(crate) fn mounts(
             host_path,
             container_path: PathBuf::from(&wanted.mount_path),
             readonly: wanted.read_only == Some(true) || written_by_us,
-            recursive_read_only: matches!(wanted.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible")),
+            recursive_read_only: matches!(
+                wanted.recursive_read_only.as_deref(),
+                Some("Enabled" | "IfPossible")
+            ),
             propagation: match wanted.mount_propagation.as_deref() {
                 Some("HostToContainer") => MountPropagation::HostToContainer,
                 Some("Bidirectional") => MountPropagation::Bidirectional,
@@ -178,9 +201,10 @@ pub(crate) fn mounts(
 
 /// Whether the content of some volume comes from other objects or the pod's own metadata.
 pub(crate) fn has_content(pod: &Pod) -> bool {
-    pod::spec(pod)
-        .volumes
-        .iter()
-        .flatten()
-        .any(|v| !matches!(plugin(v), Plugin::EmptyDir | Plugin::HostPath | Plugin::Other))
+    pod::spec(pod).volumes.iter().flatten().any(|v| {
+        !matches!(
+            plugin(v),
+            Plugin::EmptyDir | Plugin::HostPath | Plugin::Other
+        )
+    })
 }

@@ -29,8 +29,17 @@ pub(super) enum SubPathError {
 }
 
 /// Binds `path` inside `volume` to `place`, making it a directory if there is nothing yet.
-pub(super) fn bind(volume: &Path, path: &Path, place: &Path, group: Option<u32>) -> Result<(), SubPathError> {
-    let resolve = |source| SubPathError::Resolve { volume: volume.to_owned(), path: path.to_owned(), source };
+pub(super) fn bind(
+    volume: &Path,
+    path: &Path,
+    place: &Path,
+    group: Option<u32>,
+) -> Result<(), SubPathError> {
+    let resolve = |source| SubPathError::Resolve {
+        volume: volume.to_owned(),
+        path: path.to_owned(),
+        source,
+    };
     let make = |path: &Path| {
         let path = path.to_owned();
         |source| SubPathError::Make { path, source }
@@ -38,10 +47,20 @@ pub(super) fn bind(volume: &Path, path: &Path, place: &Path, group: Option<u32>)
     let root = Root::open(volume).map_err(resolve)?;
     let handle = match root.resolve(path) {
         Ok(handle) => handle,
-        Err(error) if matches!(error.kind(), pathrs::error::ErrorKind::OsError(Some(libc::ENOENT))) => {
-            let handle = root.mkdir_all(path, &Permissions::from_mode(0o750)).map_err(resolve)?;
+        Err(error)
+            if matches!(
+                error.kind(),
+                pathrs::error::ErrorKind::OsError(Some(libc::ENOENT))
+            ) =>
+        {
+            let handle = root
+                .mkdir_all(path, &Permissions::from_mode(0o750))
+                .map_err(resolve)?;
             if let Some(group) = group {
-                let own = |e: nix::Error| SubPathError::Make { path: path.to_owned(), source: e.into() };
+                let own = |e: nix::Error| SubPathError::Make {
+                    path: path.to_owned(),
+                    source: e.into(),
+                };
                 nix::unistd::fchownat(
                     handle.as_fd(),
                     "",
@@ -56,11 +75,18 @@ pub(super) fn bind(volume: &Path, path: &Path, place: &Path, group: Option<u32>)
         Err(error) => return Err(resolve(error)),
     };
     let source = format!("/proc/self/fd/{}", handle.as_fd().as_raw_fd());
-    let directory = fs::metadata(&source).map_err(make(&PathBuf::from(&source)))?.is_dir();
+    let directory = fs::metadata(&source)
+        .map_err(make(&PathBuf::from(&source)))?
+        .is_dir();
     // A container that starts again finds the place of its predecessor.
     match umount2(place, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
         Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => {}
-        Err(source) => return Err(SubPathError::Bind { path: place.to_owned(), source }),
+        Err(source) => {
+            return Err(SubPathError::Bind {
+                path: place.to_owned(),
+                source,
+            });
+        }
     }
     if let Some(parent) = place.parent() {
         fs::create_dir_all(parent).map_err(make(parent))?;
@@ -73,7 +99,11 @@ pub(super) fn bind(volume: &Path, path: &Path, place: &Path, group: Option<u32>)
     if directory {
         fs::create_dir_all(place).map_err(make(place))?;
     } else {
-        File::options().create(true).append(true).open(place).map_err(make(place))?;
+        File::options()
+            .create(true)
+            .append(true)
+            .open(place)
+            .map_err(make(place))?;
     }
     mount(
         Some(source.as_str()),
@@ -82,5 +112,8 @@ pub(super) fn bind(volume: &Path, path: &Path, place: &Path, group: Option<u32>)
         MsFlags::MS_BIND | MsFlags::MS_REC,
         None::<&str>,
     )
-    .map_err(|source| SubPathError::Bind { path: place.to_owned(), source })
+    .map_err(|source| SubPathError::Bind {
+        path: place.to_owned(),
+        source,
+    })
 }

@@ -1,0 +1,121 @@
+//! Sessions over WebSocket: `v5.channel.k8s.io` and `v4.channel.k8s.io`.
+//!
+//! Every binary message is one byte that names the stream, then its data.
+
+use std::time::Duration;
+
+use axum::extract::ws::{CloseFrame, Message, WebSocket};
+use bytes::{Bytes, BytesMut};
+use futures::{SinkExt, StreamExt};
+use tokio::sync::mpsc;
+
+use super::channels::{self, Wire, channel, parse_size};
+
+/// The subprotocols that are spoken, the best first.
+pub(super) const PROTOCOLS: [&str; 3] =
+    ["v5.channel.k8s.io", "v4.channel.k8s.io", "channel.k8s.io"];
+/// How often a silent client is asked whether it is there.
+const PING: Duration = Duration::from_secs(30);
+
+/// Carries a session that `open` makes once the socket is there.
+pub(super) async fn carry<F>(socket: WebSocket, open: F)
+where
+    F: Future<Output = Result<crate::runtime::Session, String>>,
+{
+    let v5 = socket
+        .protocol()
+        .is_some_and(|p| p.as_bytes() == b"v5.channel.k8s.io");
+    let (mut sink, mut stream) = socket.split();
+    let (stdin, stdin_end) = mpsc::channel(16);
+    let (resize, resize_end) = mpsc::channel(16);
+    let (out, mut out_end) = mpsc::channel::<(u8, Bytes)>(16);
+    let reading = async move {
+        let mut stdin = Some(stdin);
+        while let Some(Ok(message)) = stream.next().await {
+            let data = match message {
+                Message::Binary(data) => data,
+                Message::Text(text) => Bytes::from(text),
+                Message::Close(_) => break,
+                Message::Ping(_) | Message::Pong(_) => continue,
+            };
+            let Some((&number, payload)) = data.split_first() else {
+                continue;
+            };
+            match number {
+                channel::STDIN if !payload.is_empty() => {
+                    if let Some(sender) = &stdin
+                        && sender.send(data.slice(1..)).await.is_err()
+                    {
+                        stdin = None;
+                    }
+                }
+                channel::RESIZE => {
+                    if let Some(size) = parse_size(payload)
+                        && resize.send(size).await.is_err()
+                    {
+                        break;
+                    }
+                }
+                channel::CLOSE if v5 && payload.first() == Some(&channel::STDIN) => stdin = None,
+                _ => {}
+            }
+        }
+    };
+    let writing = async move {
+        let mut ping = tokio::time::interval(PING);
+        ping.reset();
+        loop {
+            // A message that is not taken stays in its queue.
+            let message = tokio::select! {
+                next = out_end.recv() => match next {
+                    Some((number, data)) => {
+                        let mut frame = BytesMut::with_capacity(data.len() + 1);
+                        frame.extend_from_slice(&[number]);
+                        frame.extend_from_slice(&data);
+                        Message::Binary(frame.freeze())
+                    }
+                    None => break,
+                },
+                _ = ping.tick() => Message::Ping(Bytes::new()),
+            };
+            if sink.send(message).await.is_err() {
+                return;
+            }
+        }
+        // 1000: normal closure (RFC 6455, 7.4.1). A client that has left already needs no farewell.
+        let _left = sink
+            .send(Message::Close(Some(CloseFrame {
+                code: 1000,
+                reason: "".into(),
+            })))
+            .await;
+    };
+    let session = async move {
+        match open.await {
+            Ok(session) => {
+                channels::carry(
+                    session,
+                    Wire {
+                        stdin: stdin_end,
+                        resize: resize_end,
+                        out,
+                    },
+                )
+                .await
+            }
+            Err(message) => {
+                let status = channels::failure(&message).to_string();
+                // Fails only if the client left.
+                let _left = out.send((channel::ERROR, Bytes::from(status))).await;
+            }
+        }
+    };
+    let serve = async {
+        tokio::join!(session, writing);
+    };
+    // A client that leaves ends the session; its process ends when its streams do.
+    tokio::select! {
+        () = serve => {}
+        () = reading => {}
+    }
+}
