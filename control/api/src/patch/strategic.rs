@@ -107,19 +107,10 @@ impl<'a> Merge<'a> {
             }
             let merged = match (original.remove(name), value) {
                 (Some(Value::Object(old)), Value::Object(new)) => {
-                    // A deleted map is gone, not empty.
-                    if new.get(DIRECTIVE).and_then(Value::as_str) == Some("delete") {
-                        continue;
-                    }
                     Value::Object(self.map(old, new, &self.child(shape, name))?)
                 }
                 (Some(Value::Array(old)), Value::Array(new)) => {
                     Value::Array(self.list(old, new, self.field(shape, name))?)
-                }
-                (None, Value::Object(new))
-                    if new.get(DIRECTIVE).and_then(Value::as_str) == Some("delete") =>
-                {
-                    continue;
                 }
                 (_, new) => clean(new),
             };
@@ -411,7 +402,8 @@ mod tests {
         );
         assert_eq!(
             merged,
-            json!({ "volumes": [{ "name": "v", "hostPath": { "path": "/" } }], "nodeSelector": { "c": "3" } })
+            json!({ "volumes": [{ "name": "v", "hostPath": { "path": "/" } }], "nodeSelector": { "c": "3" },
+                    "securityContext": {} })
         );
     }
 

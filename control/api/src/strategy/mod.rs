@@ -7,9 +7,10 @@ mod certificate;
 mod cluster;
 mod common;
 mod config;
+mod endpoints;
 mod event;
-mod network;
 mod pod;
+mod service;
 pub mod validation;
 mod workload;
 
@@ -18,9 +19,10 @@ use serde_json::Value;
 pub use certificate::CertificateSigningRequest;
 pub use cluster::{Lease, Namespace, Node, ServiceAccount};
 pub use config::{ConfigMap, Secret};
+pub use endpoints::{EndpointSlice, Endpoints};
 pub use event::{Event, convert_event};
-pub use network::{EndpointSlice, Endpoints, Service};
 pub use pod::{Pod, qos_class};
+pub use service::Service;
 pub use workload::{Deployment, ReplicaSet};
 
 use crate::resource::Subresource;
