@@ -1,0 +1,176 @@
+//! One virtual machine: started, watched over its console, ended.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use crate::initramfs::Initramfs;
+use crate::kernel::{self, Kernel};
+
+/// What a machine has and how long it may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Hardware {
+    /// Memory, in MiB.
+    pub memory: u32,
+    /// Processors.
+    pub processors: u32,
+    /// The most time until the scenario is done. Emulated machines are ten times slower than real ones.
+    pub deadline: Duration,
+}
+
+/// How instructions are executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Accelerator {
+    Kvm,
+    /// QEMU's own emulation.
+    Tcg,
+}
+
+/// Ends the process with the value.
+struct Guard(Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // Fails only if it has ended already.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// Boots the machine and returns what its scenario checked, in order.
+///
+/// # Errors
+///
+/// A check failed, the machine stopped before the scenario was done, or time is up; with the console's text.
+pub fn run(kernel: &Kernel, files: &Initramfs, hardware: Hardware) -> anyhow::Result<Vec<String>> {
+    let dir = tempfile::tempdir()?;
+    let initramfs = dir.path().join("initramfs.cpio");
+    fs::write(&initramfs, files.archive())?;
+    watch(
+        &mut command(kernel, &initramfs, hardware, accelerator(kernel)?),
+        hardware.deadline,
+    )
+}
+
+fn command(
+    kernel: &Kernel,
+    initramfs: &Path,
+    hardware: Hardware,
+    accelerator: Accelerator,
+) -> Command {
+    let mut qemu = Command::new("qemu-system-x86_64");
+    let (accelerator, processor) = match accelerator {
+        Accelerator::Kvm => ("kvm", "host"),
+        Accelerator::Tcg => ("tcg", "max"),
+    };
+    // Not `microvm`, though it starts faster: it has only the PIT to measure other clocks with, and on a busy host an emulated
+    // processor then fails to find the speed of its clock and hangs before the first line.
+    qemu.args([
+        "-machine",
+        &format!("q35,accel={accelerator}"),
+        "-cpu",
+        processor,
+    ])
+    .args(["-m", &hardware.memory.to_string()])
+    .args(["-smp", &hardware.processors.to_string()])
+    .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"])
+    .args(["-serial", "stdio", "-kernel"])
+    .arg(&kernel.image)
+    .arg("-initrd")
+    .arg(initramfs)
+    .args(["-append", "console=ttyS0 panic=-1 reboot=t quiet"])
+    .stdin(Stdio::null())
+    .stdout(Stdio::piped())
+    .stderr(Stdio::null());
+    qemu
+}
+
+fn watch(qemu: &mut Command, limit: Duration) -> anyhow::Result<Vec<String>> {
+    let deadline = Instant::now() + limit;
+    let mut process = Guard(qemu.spawn().context("start qemu-system-x86_64")?);
+    let console = process.0.stdout.take().expect("it is piped");
+    let (lines, console_lines) = mpsc::channel();
+    // Ends with the pipe, that is, with the process.
+    std::thread::spawn(move || {
+        let mut reader = BufReader::new(console);
+        let mut line = Vec::new();
+        while matches!(reader.read_until(b'\n', &mut line), Ok(1..)) {
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            line.clear();
+            if lines.send(text).is_err() {
+                break;
+            }
+        }
+    });
+    let mut console = String::new();
+    let mut passed = Vec::new();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let line = match console_lines.recv_timeout(left) {
+            Ok(line) => line,
+            Err(RecvTimeoutError::Timeout) => bail!("no end after {limit:?}:\n{console}"),
+            Err(RecvTimeoutError::Disconnected) => bail!("the machine stopped:\n{console}"),
+        };
+        console.push_str(&line);
+        console.push('\n');
+        // The firmware's last words may be on the same line.
+        match line.split_once("KNARR-VM ").map(|(_, report)| report) {
+            Some("done") => return Ok(passed),
+            Some(report) => match report.strip_prefix("ok ") {
+                Some(what) => passed.push(what.to_owned()),
+                None => {
+                    // What the scenario shows of the state after a failure, up to the machine's end.
+                    while let Ok(line) = console_lines.recv_timeout(Duration::from_secs(60)) {
+                        console.push_str(&line);
+                        console.push('\n');
+                    }
+                    bail!("{report}:\n{console}");
+                }
+            },
+            None => {}
+        }
+    }
+}
+
+/// KVM where a machine really starts with it: inside a virtual machine the device may be there and not work. Tried once for each
+/// start of the host.
+fn accelerator(kernel: &Kernel) -> anyhow::Result<Accelerator> {
+    if !Path::new("/dev/kvm").exists() {
+        return Ok(Accelerator::Tcg);
+    }
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let verdict = kernel::cache_dir()?.join(format!("kvm-{}", boot.trim()));
+    if let Ok(verdict) = fs::read_to_string(&verdict) {
+        return Ok(match &*verdict {
+            "works" => Accelerator::Kvm,
+            _ => Accelerator::Tcg,
+        });
+    }
+    let mut files = Initramfs::new(kernel, "")?;
+    files.script(
+        "/init",
+        "#!/bin/busybox sh\necho KNARR-VM done\nexec /bin/busybox poweroff -f\n",
+    );
+    let dir = tempfile::tempdir()?;
+    let initramfs = dir.path().join("initramfs.cpio");
+    fs::write(&initramfs, files.archive())?;
+    let limit = Duration::from_secs(15);
+    let hardware = Hardware {
+        memory: 256,
+        processors: 2,
+        deadline: limit,
+    };
+    let mut qemu = command(kernel, &initramfs, hardware, Accelerator::Kvm);
+    let works = watch(&mut qemu, limit).is_ok();
+    fs::write(&verdict, if works { "works" } else { "does not work" })?;
+    Ok(if works {
+        Accelerator::Kvm
+    } else {
+        Accelerator::Tcg
+    })
+}
