@@ -264,6 +264,14 @@ impl Feed {
         self.inner.state.lock().services.values().cloned().collect()
     }
 
+    /// Whether a namespace has any Service.
+    pub fn has_services_in(&self, namespace: &str) -> bool {
+        let state = self.inner.state.lock();
+        let first = ServiceKey::new(namespace, "");
+        let next = state.services.range(first..).next();
+        next.is_some_and(|(key, _)| key.namespace == namespace)
+    }
+
     /// Follows changes from now on.
     pub fn subscribe(&self) -> Changes {
         let follower = Arc::new(Follower::default());

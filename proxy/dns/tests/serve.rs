@@ -1,0 +1,327 @@
+//! DNS on the wire: each case is a machine of its own (a network namespace), with real sockets and busybox's `nslookup`.
+
+use std::fs;
+use std::future::Future;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use hickory_server::proto::op::{Edns, Message, MessageType, Query, ResponseCode};
+use hickory_server::proto::rr::rdata::A;
+use hickory_server::proto::rr::{Name, RData, Record, RecordType};
+use knarr_dns::{DnsConfig, run};
+use knarr_proxy::Feed;
+use knarr_proxy::objects::{Service, ServiceKey, Slice, SliceEndpoint, TrafficPolicy};
+use nix::sched::{CloneFlags, unshare};
+use tokio_util::sync::CancellationToken;
+
+const DEADLINE: Duration = Duration::from_secs(5);
+
+const SERVER: &str = "10.43.0.10:53";
+
+fn sh(script: &str) -> String {
+    let output = Command::new("sh").args(["-ec", script]).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{script}: {stderr}{stdout}");
+    stdout
+}
+
+/// Runs a test on a machine with a DNS server, which is told about other name servers by `resolv_conf`.
+fn with_dns<F: Future<Output = ()>>(
+    resolv_conf: &str,
+    test: impl FnOnce(Feed) -> F + Send + 'static,
+) {
+    let resolv_conf = resolv_conf.to_owned();
+    let machine = thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("needs root");
+        sh("ip link set lo up; ip addr add 192.0.2.53/32 dev lo; ip addr add 192.0.2.54/32 dev lo");
+        let dir = tempfile::tempdir().unwrap();
+        let path: PathBuf = dir.path().join("resolv.conf");
+        fs::write(&path, resolv_conf).unwrap();
+        let mut config = DnsConfig::new("10.43.0.10".parse().unwrap(), "cluster.local");
+        config.service_cidrs = vec!["10.43.0.0/16".parse().unwrap()];
+        config.resolv_conf = path;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let feed = feed();
+            let stop = CancellationToken::new();
+            let dns = tokio::spawn(run(feed.clone(), config, stop.clone()));
+            feed.set_synced();
+            let start = Instant::now();
+            while ask("dns-version.cluster.local.", RecordType::TXT)
+                .await
+                .is_none()
+            {
+                assert!(start.elapsed() < DEADLINE, "no answer");
+            }
+            test(feed).await;
+            stop.cancel();
+            dns.await.unwrap().unwrap();
+        });
+    });
+    if let Err(panic) = machine.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn feed() -> Feed {
+    let feed = Feed::new();
+    feed.set_service(service("web", Some("10.43.0.5")));
+    feed.set_service(service("many", None));
+    let mut alias = service("alias", None);
+    (alias.headless, alias.external_name) = (false, Some("www.example.org".to_owned()));
+    feed.set_service(alias);
+    feed.set_slice(Slice {
+        service: ServiceKey::new("shop", "many"),
+        name: "many-1".to_owned(),
+        ports: Vec::new(),
+        endpoints: (1..=100)
+            .map(|n| SliceEndpoint {
+                ip: IpAddr::from([10, 42, 0, n]),
+                ready: true,
+                serving: true,
+                terminating: false,
+                hostname: None,
+                node: None,
+            })
+            .collect(),
+    });
+    feed
+}
+
+fn service(name: &str, ip: Option<&str>) -> Service {
+    Service {
+        key: ServiceKey::new("shop", name),
+        cluster_ips: ip.map(|ip| ip.parse().unwrap()).into_iter().collect(),
+        headless: ip.is_none(),
+        external_name: None,
+        external_ips: Vec::new(),
+        load_balancer_ips: Vec::new(),
+        ports: Vec::new(),
+        affinity: None,
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: TrafficPolicy::Cluster,
+        publish_not_ready: false,
+        foreign_proxy: false,
+    }
+}
+
+fn question(name: &str, kind: RecordType) -> Message {
+    let mut message = Message::query();
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+    message
+}
+
+async fn ask(name: &str, kind: RecordType) -> Option<Message> {
+    exchange(question(name, kind)).await
+}
+
+async fn exchange(question: Message) -> Option<Message> {
+    let ask = move || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(3)))
+            .unwrap();
+        socket.connect(SERVER).ok()?;
+        socket.send(&question.to_vec().unwrap()).ok()?;
+        let mut buffer = [0; 4096];
+        let n = socket.recv(&mut buffer).ok()?;
+        Message::from_vec(&buffer[..n]).ok()
+    };
+    tokio::task::spawn_blocking(ask).await.unwrap()
+}
+
+async fn ask_tcp(name: &str, kind: RecordType) -> Message {
+    let question = question(name, kind).to_vec().unwrap();
+    let ask = move || {
+        let mut stream = TcpStream::connect(SERVER).unwrap();
+        stream
+            .write_all(&u16::try_from(question.len()).unwrap().to_be_bytes())
+            .unwrap();
+        stream.write_all(&question).unwrap();
+        let mut len = [0; 2];
+        stream.read_exact(&mut len).unwrap();
+        let mut buffer = vec![0; usize::from(u16::from_be_bytes(len))];
+        stream.read_exact(&mut buffer).unwrap();
+        Message::from_vec(&buffer).unwrap()
+    };
+    tokio::task::spawn_blocking(ask).await.unwrap()
+}
+
+fn data(message: &Message) -> Vec<String> {
+    message
+        .answers
+        .iter()
+        .map(|record| record.data.to_string())
+        .collect()
+}
+
+/// A name server on 192.0.2.53 that knows one name, and long answers only over TCP.
+fn upstream() {
+    fn answer(bytes: &[u8], tcp: bool) -> Vec<u8> {
+        let mut message = Message::from_vec(bytes).unwrap();
+        message.metadata.message_type = MessageType::Response;
+        let name = message.queries[0].name().clone();
+        let record = |n| Record::from_rdata(name.clone(), 60, RData::A(A::new(203, 0, 113, n)));
+        match name.to_ascii().as_str() {
+            "www.example.org." => {
+                message.add_answer(record(7));
+            }
+            "long.example.org." if tcp => {
+                message.add_answers((1..100).map(record));
+            }
+            "long.example.org." => message.metadata.truncation = true,
+            _ => message.metadata.response_code = ResponseCode::NXDomain,
+        }
+        message.to_vec().unwrap()
+    }
+    let udp = UdpSocket::bind("192.0.2.53:53").unwrap();
+    let tcp = TcpListener::bind("192.0.2.53:53").unwrap();
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok((n, peer)) = udp.recv_from(&mut buffer) {
+            let _ = udp.send_to(&answer(&buffer[..n], false), peer);
+        }
+    });
+    thread::spawn(move || {
+        while let Ok((mut stream, _)) = tcp.accept() {
+            let mut len = [0; 2];
+            stream.read_exact(&mut len).unwrap();
+            let mut buffer = vec![0; usize::from(u16::from_be_bytes(len))];
+            stream.read_exact(&mut buffer).unwrap();
+            let answer = answer(&buffer, true);
+            let len = u16::try_from(answer.len()).unwrap().to_be_bytes();
+            stream
+                .write_all(&[&len, answer.as_slice()].concat())
+                .unwrap();
+        }
+    });
+}
+
+#[test]
+fn names_of_the_cluster_over_udp_and_tcp() {
+    with_dns("", async |feed| {
+        let answer = ask("web.shop.svc.cluster.local.", RecordType::A)
+            .await
+            .unwrap();
+        assert_eq!(data(&answer), ["10.43.0.5"]);
+        assert!(answer.metadata.authoritative && answer.metadata.recursion_available);
+        let answer = ask_tcp("Web.Shop.svc.cluster.local.", RecordType::A).await;
+        assert_eq!(data(&answer), ["10.43.0.5"]);
+        let answer = ask("web.shop.svc.cluster.local.", RecordType::AAAA)
+            .await
+            .unwrap();
+        assert_eq!(answer.metadata.response_code, ResponseCode::NoError);
+        assert_eq!(answer.authorities[0].record_type(), RecordType::SOA);
+        let answer = ask("none.shop.svc.cluster.local.", RecordType::A)
+            .await
+            .unwrap();
+        assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
+        assert_eq!(answer.authorities[0].record_type(), RecordType::SOA);
+
+        let looked_up = tokio::task::spawn_blocking(|| {
+            sh(
+                "busybox nslookup web.shop.svc.cluster.local 10.43.0.10; busybox nslookup 10.43.0.5 10.43.0.10",
+            )
+        });
+        let text = looked_up.await.unwrap();
+        assert!(
+            text.contains("10.43.0.5") && text.contains("= web.shop.svc.cluster.local"),
+            "{text}"
+        );
+
+        feed.set_service(service("new", Some("10.43.0.6")));
+        let answer = ask("new.shop.svc.cluster.local.", RecordType::A)
+            .await
+            .unwrap();
+        assert_eq!(data(&answer), ["10.43.0.6"]);
+        feed.remove_service(&ServiceKey::new("shop", "new"));
+        let answer = ask("new.shop.svc.cluster.local.", RecordType::A)
+            .await
+            .unwrap();
+        assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
+    });
+}
+
+#[test]
+fn long_answers_are_cut_for_udp_and_whole_over_tcp() {
+    with_dns("", async |_| {
+        let name = "many.shop.svc.cluster.local.";
+        let answer = ask(name, RecordType::A).await.unwrap();
+        assert!(answer.metadata.truncation && answer.answers.len() < 100);
+        let mut with_edns = question(name, RecordType::A);
+        let mut edns = Edns::new();
+        edns.set_max_payload(1232);
+        with_edns.set_edns(edns);
+        let longer = exchange(with_edns).await.unwrap();
+        assert!(longer.answers.len() > answer.answers.len() && longer.edns.is_some());
+        assert_eq!(ask_tcp(name, RecordType::A).await.answers.len(), 100);
+    });
+}
+
+#[test]
+fn other_names_are_asked_of_the_nodes_name_servers() {
+    // Ourselves first, then one that is not there.
+    with_dns(
+        "nameserver 10.43.0.10\nnameserver 192.0.2.54\nnameserver 192.0.2.53\n",
+        async |_| {
+            upstream();
+            let answer = ask("www.example.org.", RecordType::A).await.unwrap();
+            assert_eq!(data(&answer), ["203.0.113.7"]);
+            assert!(!answer.metadata.authoritative);
+            let answer = ask("none.example.org.", RecordType::A).await.unwrap();
+            assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
+            let answer = ask("alias.shop.svc.cluster.local.", RecordType::A)
+                .await
+                .unwrap();
+            assert_eq!(data(&answer), ["www.example.org.", "203.0.113.7"]);
+            let answer = ask("long.example.org.", RecordType::A).await.unwrap();
+            assert!(answer.metadata.truncation);
+            assert_eq!(
+                ask_tcp("long.example.org.", RecordType::A)
+                    .await
+                    .answers
+                    .len(),
+                99
+            );
+        },
+    );
+}
+
+#[test]
+fn without_name_servers_other_names_fail_at_once_and_loops_are_impossible() {
+    with_dns("nameserver 10.43.0.10\n", async |_| {
+        let start = Instant::now();
+        let answer = ask("www.example.org.", RecordType::A).await.unwrap();
+        assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+        assert!(start.elapsed() < Duration::from_secs(1));
+    });
+}
+
+#[test]
+fn a_restart_takes_the_address_again() {
+    with_dns("", async |feed| {
+        let stop = CancellationToken::new();
+        let mut config = DnsConfig::new("10.43.0.10".parse().unwrap(), "cluster.local");
+        config.port = 54;
+        let second = tokio::spawn(run(feed, config, stop.clone()));
+        let start = Instant::now();
+        while tokio::net::TcpStream::connect("10.43.0.10:54")
+            .await
+            .is_err()
+        {
+            assert!(start.elapsed() < DEADLINE, "the second does not listen");
+            tokio::task::yield_now().await;
+        }
+        stop.cancel();
+        second.await.unwrap().unwrap();
+    });
+}
