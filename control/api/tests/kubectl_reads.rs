@@ -1,11 +1,11 @@
 //! The stock kubectl reads discovery and OpenAPI documents, and prints tables.
 //!
-//! A thread answers HTTP on loopback with what `discovery`, `openapi` and `table` make; nothing is stored.
+//! A thread answers HTTP on loopback with what `discovery`, `openapi`, `table` and `patch` make; it keeps one Deployment.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use knarr_api::resource::Resource;
 use knarr_api::schema::{FieldValidation, Format, Schemas};
@@ -18,6 +18,7 @@ struct Server {
     resources: Vec<Arc<Resource>>,
     aggregated: bool,
     version_three: bool,
+    deployment: Mutex<Option<Value>>,
 }
 
 /// Starts a server; returns its URL.
@@ -28,6 +29,7 @@ fn serve(aggregated: bool, version_three: bool) -> String {
         resources: kinds::builtin(),
         aggregated,
         version_three,
+        deployment: Mutex::new(None),
     });
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
@@ -130,6 +132,45 @@ impl Server {
                     Some(document) => (200, "application/json".to_owned(), document),
                     None => json(None),
                 }
+            }
+            [
+                "apis",
+                "apps",
+                "v1",
+                "namespaces",
+                "default",
+                "deployments",
+                ..,
+            ] => {
+                let gvk = kinds::gvk("apps/v1", "Deployment");
+                let schemas = Schemas::builtin();
+                let mut kept = self.deployment.lock().expect("no thread panics with it");
+                let sent = match method {
+                    "POST" => Some(
+                        schemas
+                            .decode(&gvk, body, Format::Json, FieldValidation::Strict)
+                            .expect("valid")
+                            .object,
+                    ),
+                    "PATCH" => {
+                        let patch = serde_json::from_slice(body).expect("JSON");
+                        let old = kept.as_ref().expect("created");
+                        let merged = schemas.strategic_merge(&gvk, old, &patch).expect("applies");
+                        Some(
+                            schemas
+                                .check(&gvk, merged, FieldValidation::Strict)
+                                .expect("valid")
+                                .object,
+                        )
+                    }
+                    _ => None,
+                };
+                if let Some(mut object) = sent {
+                    schemas.apply_defaults(&gvk, &mut object);
+                    object["metadata"]["uid"] = "u".into();
+                    *kept = Some(object);
+                }
+                json(kept.clone())
             }
             ["api", "v1", "namespaces", "default", "pods"] if method == "POST" => {
                 let mode = if query.contains("fieldValidation=Strict") {
@@ -278,4 +319,40 @@ fn tables_are_printed_as_they_come() {
         "{text}"
     );
     assert!(!kubectl(&url, &["-n", "default", "get", "pods"]).contains("NODE"));
+}
+
+#[test]
+fn applying_again_merges_lists_by_their_keys() {
+    let url = serve(true, true);
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let path = file.path().to_str().expect("UTF-8");
+    let apply = |containers: Value| {
+        let manifest = json!({ "apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": { "name": "a", "namespace": "default" },
+            "spec": { "selector": { "matchLabels": { "a": "b" } }, "template": {
+                "metadata": { "labels": { "a": "b" } }, "spec": { "containers": containers } } } });
+        std::fs::write(file.path(), manifest.to_string()).expect("written");
+        kubectl(&url, &["apply", "-f", path])
+    };
+    let first = json!([
+        { "name": "x", "image": "x:1", "env": [{ "name": "A", "value": "1" }, { "name": "B", "value": "2" }] },
+        { "name": "gone", "image": "g" },
+    ]);
+    assert_eq!(apply(first.clone()), "deployment.apps/a created\n");
+    assert_eq!(apply(first), "deployment.apps/a unchanged\n");
+    let second = json!([{ "name": "x", "image": "x:2", "env": [{ "name": "B", "value": "3" }] }]);
+    assert_eq!(apply(second), "deployment.apps/a configured\n");
+    let object: Value = serde_json::from_str(&kubectl(
+        &url,
+        &["-n", "default", "get", "deployment", "a", "-o", "json"],
+    ))
+    .expect("the Deployment");
+    let containers = &object["spec"]["template"]["spec"]["containers"];
+    assert_eq!(containers.as_array().map(Vec::len), Some(1), "{containers}");
+    assert_eq!(containers[0]["image"], "x:2");
+    assert_eq!(containers[0]["env"], json!([{ "name": "B", "value": "3" }]));
+    assert_eq!(
+        containers[0]["terminationMessagePath"], "/dev/termination-log",
+        "defaults stay"
+    );
 }
