@@ -13,6 +13,7 @@ use crate::digest::{Digest, DigestError};
 use crate::error::{At, FileError};
 use crate::files;
 use crate::index::{Entry, IndexError};
+use crate::inherit;
 use crate::layers::LayerError;
 use crate::manifest::{self, Blob, Document, Manifest, ManifestError};
 use crate::reference::{InvalidReference, Reference};
@@ -401,9 +402,24 @@ impl ImageStore {
         } = found;
         let id = manifest.config.digest.clone();
         let mut size = manifest.config.size;
-        for diff_id in layers.iter().collect::<BTreeSet<_>>() {
-            size += self.inner.layers.size(diff_id).map_err(IndexError::from)?;
+        let mut about = Vec::new();
+        for diff_id in &layers {
+            let noted = self.inner.layers.about(diff_id);
+            about.push((
+                self.inner.layers.path(diff_id),
+                noted.map_err(IndexError::from)?,
+            ));
         }
+        let unpacked: BTreeMap<_, _> = about.iter().map(|(_, a)| (&a.diff_id, a.bytes)).collect();
+        size += unpacked.values().sum::<u64>();
+        let stack: Vec<_> = about
+            .iter()
+            .map(|(root, about)| inherit::Layer {
+                root,
+                implicit: &about.implicit,
+            })
+            .collect();
+        let inherited = inherit::inherited(&stack).map_err(IndexError::from)?;
         documents.insert(id.clone());
         for layer in manifest.layers {
             size += layer.size;
@@ -414,6 +430,7 @@ impl ImageStore {
             layers,
             blobs: documents,
             size,
+            inherited,
             tags,
             digests,
         };

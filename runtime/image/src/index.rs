@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::error::{At, FileError};
 use crate::files::{self, Share};
+use crate::inherit::Attributes;
 use crate::layout::Layout;
 
 const VERSION: u32 = 1;
@@ -32,6 +34,8 @@ pub(crate) struct Entry {
     pub(crate) blobs: BTreeSet<Digest>,
     /// Bytes on disk, blobs and unpacked layers.
     pub(crate) size: u64,
+    /// Directories whose attributes overlayfs would get wrong.
+    pub(crate) inherited: BTreeMap<PathBuf, Attributes>,
     /// `docker.io/library/busybox:latest`
     pub(crate) tags: BTreeSet<String>,
     /// `docker.io/library/busybox@sha256:…`
@@ -84,7 +88,7 @@ pub enum IndexError {
     #[error("{path} is not an image index", path = path.display())]
     Malformed {
         /// The index.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// What is wrong with it.
         source: serde_json::Error,
     },
@@ -92,7 +96,7 @@ pub enum IndexError {
     #[error("{path} has version {version}; this program knows {VERSION}", path = path.display())]
     Version {
         /// The index.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// Its version.
         version: u32,
     },
@@ -185,6 +189,7 @@ mod tests {
             layers: vec![],
             blobs: BTreeSet::new(),
             size: 1,
+            inherited: BTreeMap::new(),
             tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
             digests: BTreeSet::new(),
         }

@@ -71,14 +71,13 @@ impl Layers {
         self.layout.layer(diff_id).join("fs")
     }
 
-    /// How many bytes the archive of an unpacked layer had.
-    pub(crate) fn size(&self, diff_id: &Digest) -> Result<u64, FileError> {
+    /// What was noted of a layer when it was unpacked.
+    pub(crate) fn about(&self, diff_id: &Digest) -> Result<Unpacked, FileError> {
         let path = self.layout.layer(diff_id).join("layer.json");
         let text = fs::read(&path).at("read", &path)?;
-        let about: Unpacked = serde_json::from_slice(&text)
+        serde_json::from_slice(&text)
             .map_err(io::Error::from)
-            .at("parse", &path)?;
-        Ok(about.bytes)
+            .at("parse", &path)
     }
 
     /// Unpacks a blob, if the layer is not there yet. Waits while another process or thread is at the same layer.
@@ -133,9 +132,11 @@ impl Layers {
                 actual: unpacked.diff_id,
             });
         }
-        let about = serde_json::to_vec(&unpacked).expect("a digest and a number are valid JSON");
+        let about = serde_json::to_vec(&unpacked).map_err(io::Error::from);
         let path = work.join("layer.json");
-        fs::write(&path, about).at("write", &path)?;
+        about
+            .and_then(|about| fs::write(&path, about))
+            .at("write", &path)?;
         // The name in `layers/` must not be there before all that is below.
         let dir = File::open(work).at("open", work)?;
         rustix::fs::syncfs(&dir).at("sync the file system of", work)?;

@@ -20,6 +20,7 @@ mod error;
 mod files;
 mod import;
 mod index;
+mod inherit;
 mod layers;
 mod layout;
 mod manifest;

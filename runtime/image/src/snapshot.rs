@@ -4,6 +4,7 @@
 //! `upper`, `work` and `rootfs` in the container's directory, the mount on `rootfs`. Each step may be repeated, so that after a
 //! crash at any point `prepare` goes on and `remove` cleans up.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::error::{At, FileError};
 use crate::files;
+use crate::inherit::{self, Attributes};
 
 /// The longest string that fsconfig(2) takes, less its end mark.
 const FSCONFIG_MAX: usize = 255;
@@ -109,7 +111,11 @@ impl Directories {
 }
 
 /// Makes the directories where missing and mounts, unless that is mounted already. `lowers`: the lowest layer first.
-pub(crate) fn prepare(dir: &Path, lowers: &[PathBuf]) -> Result<Rootfs, SnapshotError> {
+pub(crate) fn prepare(
+    dir: &Path,
+    lowers: &[PathBuf],
+    inherited: &BTreeMap<PathBuf, Attributes>,
+) -> Result<Rootfs, SnapshotError> {
     let dirs = Directories::of(dir);
     let rootfs = Rootfs {
         path: dirs.rootfs.clone(),
@@ -120,12 +126,13 @@ pub(crate) fn prepare(dir: &Path, lowers: &[PathBuf]) -> Result<Rootfs, Snapshot
     if is_mount_point(&dirs.rootfs)? {
         return Ok(rootfs);
     }
-    match fs::create_dir(&dirs.upper) {
-        Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {}
-        other => {
-            other.at("make directory", &dirs.upper)?;
-            copy_root_attributes(lowers, &dirs.upper)?;
-        }
+    if !dirs.upper.exists() {
+        let new = dir.join("upper.new");
+        files::remove_all(&new)?;
+        files::make_private_dir(&new)?;
+        inherit::make(inherited, &new)?;
+        copy_root_attributes(lowers, &new)?;
+        fs::rename(&new, &dirs.upper).at("rename to", &dirs.upper)?;
     }
     // A volatile mount that was not unmounted leaves a mark there, and the kernel refuses the next one.
     files::remove_all(&dirs.work)?;
@@ -155,7 +162,13 @@ fn copy_root_attributes(lowers: &[PathBuf], upper: &Path) -> Result<(), FileErro
 pub(crate) fn remove(dir: &Path) -> Result<(), SnapshotError> {
     let dirs = Directories::of(dir);
     unmount_all(&dirs.rootfs)?;
-    for path in [&dirs.rootfs, &dirs.upper, &dirs.work, &dirs.empty] {
+    for path in [
+        &dirs.rootfs,
+        &dirs.upper,
+        &dirs.work,
+        &dirs.empty,
+        &dir.join("upper.new"),
+    ] {
         files::remove_all(path)?;
     }
     Ok(())

@@ -272,7 +272,7 @@ impl ImageStore {
             image: image.clone(),
             dir: dir.to_owned(),
         };
-        let layers = {
+        let (layers, inherited) = {
             // Held until the record is there, so that the image cannot go in between.
             let _lock = files::lock(&self.inner.layout.index_lock(), Share::Shared)?;
             let index = self.inner.index.read()?;
@@ -288,13 +288,13 @@ impl ImageStore {
                 }
                 None => self.write_record(&record, &wanted)?,
             }
-            entry.layers.clone()
+            (entry.layers.clone(), entry.inherited.clone())
         };
         let lowers: Vec<_> = layers
             .iter()
             .map(|layer| self.inner.layers.path(layer))
             .collect();
-        let rootfs = snapshot::prepare(dir, &lowers)?;
+        let rootfs = snapshot::prepare(dir, &lowers, &inherited)?;
         self.touch(image);
         Ok(rootfs)
     }

@@ -10,6 +10,7 @@ mod entry;
 mod meter;
 mod tree;
 
+use std::collections::BTreeSet;
 use std::io::{self, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -44,6 +45,8 @@ pub(crate) struct Unpacked {
     pub(crate) diff_id: Digest,
     /// Its length.
     pub(crate) bytes: u64,
+    /// Directories that it has no entry for.
+    pub(crate) implicit: Vec<PathBuf>,
 }
 
 /// Why a layer could not be unpacked.
@@ -108,7 +111,7 @@ pub(crate) fn unpack(
     let mut archive = tar::Archive::new(meter.reader());
     let mut writer = entry::Writer::new(root);
     let mut count = 0;
-    let run = || -> Result<(), UnpackError> {
+    let run = || -> Result<BTreeSet<PathBuf>, UnpackError> {
         meter.allow_header();
         let mut entries = archive.entries().map_err(UnpackError::Archive)?;
         loop {
@@ -139,9 +142,13 @@ pub(crate) fn unpack(
             limit: limits.bytes,
         });
     }
-    result?;
+    let implicit = result?.into_iter().collect();
     let (diff_id, bytes) = meter.finish();
-    Ok(Unpacked { diff_id, bytes })
+    Ok(Unpacked {
+        diff_id,
+        bytes,
+        implicit,
+    })
 }
 
 /// Undoes gzip or zstd compression, told by the first bytes: media types are often wrong.

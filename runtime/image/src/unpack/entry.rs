@@ -1,5 +1,6 @@
 //! Writes the entries of one archive into its tree, with owner, mode, times and attributes.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -122,6 +123,7 @@ impl Writer {
                     .remove(place, existing)
                     .and_then(|()| place.make_directory(0o700, existing == Existing::Whiteout)),
             };
+            self.tree.is_explicit(path);
             self.directory_times
                 .push((path.to_owned(), attributes.times.clone()));
             return dir.and_then(|dir| attributes.apply(&dir)).map_err(failed);
@@ -183,8 +185,8 @@ impl Writer {
         self.tree.existing(&below).map_err(failed)
     }
 
-    /// Sets the times of directories, the deepest first.
-    pub(super) fn finish(mut self) -> Result<(), UnpackError> {
+    /// Sets the times of directories, the deepest first, and returns those that the archive has no entry for.
+    pub(super) fn finish(mut self) -> Result<BTreeSet<PathBuf>, UnpackError> {
         while let Some((path, times)) = self.directory_times.pop() {
             let set = self.tree.existing(&path).and_then(|place| {
                 // It may have been replaced since.
@@ -207,7 +209,7 @@ impl Writer {
                 other => other.map_err(|source| UnpackError::Entry { path, source })?,
             }
         }
-        Ok(())
+        Ok(self.tree.into_implicit())
     }
 }
 

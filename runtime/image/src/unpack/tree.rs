@@ -1,5 +1,6 @@
 //! A directory tree that is written by descriptor: no path leads out of its root, whatever links are in it.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
@@ -27,6 +28,8 @@ pub(super) enum Existing {
 /// The tree, and the directory used last, since archives go directory by directory.
 pub(super) struct Tree {
     root: Rc<OwnedFd>,
+    /// Directories that we made because something is in them, not because the archive has them.
+    implicit: BTreeSet<PathBuf>,
     last: Option<(PathBuf, Rc<OwnedFd>)>,
 }
 
@@ -41,6 +44,7 @@ impl Tree {
     pub(super) fn new(root: OwnedFd) -> Self {
         Self {
             root: Rc::new(root),
+            implicit: BTreeSet::new(),
             last: None,
         }
     }
@@ -85,6 +89,16 @@ impl Tree {
         Ok(dir)
     }
 
+    /// The archive has an entry for this directory after all.
+    pub(super) fn is_explicit(&mut self, path: &Path) {
+        self.implicit.remove(path);
+    }
+
+    /// The directories that the archive has no entry for.
+    pub(super) fn into_implicit(self) -> BTreeSet<PathBuf> {
+        self.implicit
+    }
+
     fn open(&self, path: &Path) -> io::Result<OwnedFd> {
         if path.as_os_str().is_empty() {
             return self.root.try_clone();
@@ -108,6 +122,7 @@ impl Tree {
                 Err(err) if err.kind() == io::ErrorKind::NotFound => {
                     let place = Place::new(parent, component.as_os_str());
                     parent = Rc::new(place.make_directory(0o755, false)?.into());
+                    self.implicit.insert(at.clone());
                 }
                 Err(err) if err.kind() == io::ErrorKind::NotADirectory => {
                     // A whiteout and, after it, something below: the directory is a new one.

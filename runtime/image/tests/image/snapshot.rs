@@ -1,11 +1,13 @@
 //! Root file systems of containers, in a mount namespace of the test's own.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use knarr_image::{RemoveError, Removed, SnapshotError};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use tar::EntryType;
 
 use crate::build::{Archive, Compression, TestImage};
 use crate::import::store;
@@ -79,6 +81,36 @@ fn layers_lie_on_each_other_and_writes_go_to_the_container() {
     );
     let err = store.prepare("c2", &image.id, &container).unwrap_err();
     assert!(matches!(err, SnapshotError::NoImage { .. }), "{err}");
+}
+
+#[test]
+fn a_directory_without_an_entry_keeps_the_attributes_it_has_below() {
+    own_mounts();
+    let (dir, store) = store();
+    let base = Archive::new()
+        .directory("var/")
+        .entry("var/tmp/", EntryType::Directory, 0o1777, "", b"")
+        .file("var/tmp/one", b"1");
+    let top = Archive::new().file("var/tmp/two", b"2").file("new/x", b"3");
+    let image = TestImage::new()
+        .layer(base.finish(), Compression::None)
+        .layer(top.finish(), Compression::None);
+    let image = store
+        .import(&*image.layout("x/y:1").tar(), None)
+        .unwrap()
+        .remove(0);
+    let rootfs = store
+        .prepare("c1", &image.id, &dir.path().join("c"))
+        .unwrap();
+    let mode = |path: &str| fs::metadata(rootfs.path.join(path)).unwrap().mode() & 0o7777;
+    assert_eq!(
+        (mode("var/tmp"), mode("new"), mode("")),
+        (0o1777, 0o755, 0o755)
+    );
+    for path in ["var/tmp/one", "var/tmp/two", "new/x"] {
+        assert!(rootfs.path.join(path).exists(), "{path}");
+    }
+    store.remove_snapshot("c1").unwrap();
 }
 
 #[test]
