@@ -4,20 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The certificate and key that the agent serves with, in PEM.
-#[derive(Clone)]
-pub struct ServingIdentity {
-    /// The certificate, followed by its intermediates if it has some.
-    pub certificate: String,
-    /// The private key.
-    pub key: String,
-}
-
-impl std::fmt::Debug for ServingIdentity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ServingIdentity")
-    }
-}
+use crate::identity::Identity;
 
 /// The settings of one node agent, made once from the command line.
 #[derive(Clone, Debug)]
@@ -41,7 +28,7 @@ pub struct KubeletConfig {
     /// The cluster's pod addresses, which are not masqueraded.
     pub cluster_cidr: Option<ipnet::IpNet>,
     /// Certificate and key of the HTTPS server.
-    pub serving: ServingIdentity,
+    pub serving: Identity,
     /// The certificate authority (PEM) of client certificates, the API server's first of all.
     pub client_ca: String,
     /// The user name (certificate CN) of the API server, which may use every endpoint without a `SubjectAccessReview`.
@@ -62,7 +49,7 @@ impl KubeletConfig {
         node_name: String,
         node_ip: IpAddr,
         node_dir: PathBuf,
-        serving: ServingIdentity,
+        serving: Identity,
         client_ca: String,
     ) -> Self {
         Self {

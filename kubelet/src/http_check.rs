@@ -25,6 +25,19 @@ pub(crate) struct Target {
     headers: Vec<(String, String)>,
 }
 
+impl Target {
+    /// A plain GET of `path` over TLS.
+    pub(crate) fn https(host: String, port: u16, path: String) -> Self {
+        Self {
+            https: true,
+            host,
+            port,
+            path,
+            headers: Vec::new(),
+        }
+    }
+}
+
 /// A container's port by number or name.
 pub(crate) fn port(container: &Container, wanted: &IntOrString) -> Result<u16, String> {
     let number = match wanted {

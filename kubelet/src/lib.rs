@@ -1,14 +1,17 @@
 //! The node agent: runs the pods that the API assigns to its node.
 
 mod act;
+mod bootstrap;
 mod config;
 mod container_status;
 mod ctx;
+mod engine;
 mod env;
 mod events;
 mod gc;
 mod hooks;
 mod http_check;
+mod identity;
 mod images;
 mod kill;
 mod logs;
@@ -35,5 +38,7 @@ mod volumes;
 mod worker;
 mod writer;
 
-pub use config::{KubeletConfig, ServingIdentity};
-pub use run::RunError;
+pub use bootstrap::{BootstrapError, Join, Joined, bootstrap};
+pub use config::KubeletConfig;
+pub use identity::{Identity, IdentityError};
+pub use run::{RunError, run};

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use crate::ctx::Ctx;
 use crate::events::Severity;
 use crate::http_check;
-use crate::runtime::chain;
+use crate::runtime::{RuntimeError, chain};
 
 /// What a probe is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -161,26 +161,21 @@ impl Subject {
         if let Some(exec) = &probe.exec {
             let command = exec.command.clone().unwrap_or_default();
             let text = command.join(" ");
+            let timed_out = || {
+                format!(
+                    "failed: command timed out: {text:?} timed out after {}s",
+                    timeout.as_secs()
+                )
+            };
             let run = self.ctx.runtime.exec_sync(&self.id, command, Some(timeout));
             // The runtime ends the command in time; the second timer is for a runtime that hangs.
             let output = match tokio::time::timeout(timeout + Duration::from_secs(5), run).await {
                 Ok(Ok(output)) => output,
+                Ok(Err(RuntimeError::Timeout)) | Err(_) => return Err(timed_out()),
                 Ok(Err(error)) => {
-                    let message = chain(&error);
-                    let timed_out = message.contains("timed out") || message.contains("timeout");
-                    return Err(if timed_out {
-                        format!(
-                            "failed: command timed out: {text:?} timed out after {}s",
-                            timeout.as_secs()
-                        )
-                    } else {
-                        format!("errored and resulted in unknown state: {message}")
-                    });
-                }
-                Err(_) => {
                     return Err(format!(
-                        "failed: command timed out: {text:?} timed out after {}s",
-                        timeout.as_secs()
+                        "errored and resulted in unknown state: {}",
+                        chain(&error)
                     ));
                 }
             };

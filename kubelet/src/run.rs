@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use knarr_engine::Engine;
 use kube::Client;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -11,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::KubeletConfig;
 use crate::ctx::Ctx;
+use crate::engine::EngineRuntime;
 use crate::events::{Events, Severity};
 use crate::gc;
 use crate::manager::{self, ManagerError, Pods};
@@ -64,6 +66,28 @@ impl From<ManagerError> for RunError {
             source: Box::new(source),
         }
     }
+}
+
+/// Runs the agent until it is stopped; its pods go on running, unless the settings say otherwise.
+///
+/// `client` acts as `system:node:<name>` of the group `system:nodes`.
+///
+/// # Errors
+///
+/// If it cannot begin, or the runtime fails where the agent cannot do without. What the API server refuses is tried
+/// again and logged.
+pub async fn run(
+    config: KubeletConfig,
+    client: Client,
+    engine: Engine,
+    stop: CancellationToken,
+) -> Result<(), RunError> {
+    let runtime = EngineRuntime {
+        engine,
+        cluster_cidr: config.cluster_cidr,
+        network_dir: config.node_dir.join("network"),
+    };
+    run_on(config, client, Arc::new(runtime), stop).await
 }
 
 /// Runs the agent on any runtime, until it is stopped.

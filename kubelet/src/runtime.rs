@@ -27,6 +27,9 @@ pub(crate) enum RuntimeError {
         /// What was asked for.
         what: String,
     },
+    /// A command did not end in time and was killed.
+    #[error("command timed out")]
+    Timeout,
     /// The runtime failed; its message is complete.
     #[error("{message}")]
     Failed {

@@ -252,13 +252,15 @@ pub(crate) fn hosts(config: &KubeletConfig, pod: &Pod, ips: &[IpAddr]) -> String
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::ServingIdentity;
+    use crate::identity::Identity;
 
     fn settings(resolv_conf: &std::path::Path) -> KubeletConfig {
-        let serving = ServingIdentity {
-            certificate: String::new(),
-            key: String::new(),
-        };
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let certificate = rcgen::CertificateParams::default()
+            .self_signed(&key)
+            .expect("a certificate");
+        let serving =
+            Identity::from_pem(&certificate.pem(), &key.serialize_pem()).expect("an identity");
         let mut config = KubeletConfig::new(
             "n".into(),
             [10, 0, 0, 1].into(),

@@ -17,8 +17,8 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use parking_lot::Mutex;
 use rustls::server::WebPkiClientVerifier;
+use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::time::Instant;
 
 use super::Server;
@@ -47,8 +47,6 @@ pub(crate) enum TlsError {
     Verifier {
         source: rustls::server::VerifierBuilderError,
     },
-    #[error("use the serving certificate")]
-    Certificate { source: rustls::Error },
     #[error("use TLS 1.2 and 1.3")]
     Versions { source: rustls::Error },
 }
@@ -68,17 +66,11 @@ pub(super) fn tls(config: &KubeletConfig) -> Result<Arc<rustls::ServerConfig>, T
         .allow_unauthenticated()
         .build()
         .map_err(|source| TlsError::Verifier { source })?;
-    let chain = CertificateDer::pem_slice_iter(config.serving.certificate.as_bytes())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(pem("serving certificate"))?;
-    let key =
-        PrivateKeyDer::from_pem_slice(config.serving.key.as_bytes()).map_err(pem("serving key"))?;
     let mut tls = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|source| TlsError::Versions { source })?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .map_err(|source| TlsError::Certificate { source })?;
+        .with_cert_resolver(Arc::new(config.serving.clone()));
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(tls))
 }
