@@ -223,6 +223,19 @@ pub fn ca_hash(cert_pem: &str) -> Option<String> {
     Some(hex::encode(Sha256::digest(&pem.contents)))
 }
 
+/// The PEM form of a certificate's DER.
+pub fn certificate_pem(der: &[u8]) -> String {
+    use base64::Engine as _;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
+    for line in text.as_bytes().chunks(64) {
+        pem.extend(line.iter().map(|byte| char::from(*byte)));
+        pem.push('\n');
+    }
+    pem.push_str("-----END CERTIFICATE-----\n");
+    pem
+}
+
 /// A kubeconfig file for one cluster and one user with a client certificate.
 pub fn kubeconfig(
     cluster: &str,
@@ -445,6 +458,14 @@ mod tests {
             .identity("apiserver", &server(&["a"]))
             .unwrap();
         assert_ne!(old.cert_pem, new.cert_pem);
+    }
+
+    #[test]
+    fn a_certificate_in_der_gets_its_pem_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = Pki::open(dir.path()).unwrap();
+        let (_, pem) = x509_parser::pem::parse_x509_pem(pki.ca_cert_pem().as_bytes()).unwrap();
+        assert_eq!(ca_hash(&certificate_pem(&pem.contents)).unwrap(), pki.ca_hash());
     }
 
     #[test]

@@ -1,0 +1,183 @@
+//! The way of a request: identity, permission, then the handler of what it names.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::FutureExt as _;
+use http::header::HeaderValue;
+use http::request::Parts;
+use http::{Method, Request};
+
+use super::body::RequestBody;
+use super::path::{self, ResourcePath, Route};
+use super::query::Query;
+use super::respond::{self, Answer};
+use super::{objects, other, reviews, subresources};
+use crate::auth::authorize::{self, Attributes};
+use crate::auth::{self, UserInfo};
+use crate::registry::meta;
+use crate::registry::write::Target;
+use crate::resource::{Scope, Verb};
+use crate::server::Inner;
+use crate::status::ApiError;
+use crate::strategy::Context;
+
+/// Where a request comes from.
+#[derive(Clone, Debug)]
+pub enum Origin {
+    /// Another part of this process, which acts as this user.
+    Local(UserInfo),
+    /// A connection, and the user of its client certificate, if it showed one.
+    Connection(Option<UserInfo>),
+}
+
+/// A request on its way.
+pub struct Call {
+    /// The server.
+    pub server: Arc<Inner>,
+    /// Who asks.
+    pub user: UserInfo,
+    /// Method, path and headers.
+    pub parts: Parts,
+    /// The query.
+    pub query: Query,
+}
+
+impl Call {
+    /// What strategies may know.
+    pub fn context(&self) -> Result<Context, ApiError> {
+        let dry_run = match self.query.text("dryRun") {
+            "" => false,
+            "All" => true,
+            other => {
+                return Err(ApiError::invalid(
+                    "meta.k8s.io",
+                    "CreateOptions",
+                    "",
+                    &[crate::status::FieldError::not_supported("dryRun", &serde_json::json!([other]), &["All"])],
+                ));
+            }
+        };
+        Ok(Context { user: self.user.name.clone(), groups: self.user.groups.clone(), now: meta::now(), dry_run })
+    }
+}
+
+/// Answers a request, whatever happens.
+pub async fn handle(server: Arc<Inner>, request: Request<RequestBody>, origin: Origin) -> Answer {
+    let started = Instant::now();
+    let (parts, body) = request.into_parts();
+    let headers = parts.headers.clone();
+    let method = parts.method.clone();
+    let route = path::parse(parts.uri.path());
+    let query = Query::parse(parts.uri.query().unwrap_or_default());
+    let label = super::metrics::labels(&method, &route, &query);
+    let metrics = server.metrics.clone();
+    let answer = AssertUnwindSafe(route_request(server, parts, query, route, body, origin)).catch_unwind().await;
+    let mut answer = match answer {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(error)) => respond::error(&error),
+        Err(_) => respond::error(&ApiError::new(
+            500,
+            "InternalError",
+            "This request caused apiserver to panic. Look in the logs for details.",
+        )),
+    };
+    if method == Method::GET {
+        answer = respond::compress(answer, &headers).await;
+    }
+    let audit = headers.get("audit-id").cloned().unwrap_or_else(|| {
+        HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).expect("a uuid is plain ASCII")
+    });
+    answer.headers_mut().insert("audit-id", audit);
+    answer.headers_mut().entry("cache-control").or_insert(HeaderValue::from_static("no-cache, private"));
+    metrics.observe(label, answer.status(), started.elapsed());
+    answer
+}
+
+async fn route_request(
+    server: Arc<Inner>,
+    parts: Parts,
+    query: Query,
+    route: Route,
+    body: RequestBody,
+    origin: Origin,
+) -> Result<Answer, ApiError> {
+    let user = match origin {
+        Origin::Local(user) => user,
+        Origin::Connection(certificate) => {
+            auth::authenticate(&server.registry, &server.tokens, certificate.as_ref(), &parts.headers)?
+        }
+    };
+    permit(&server, &user, &parts, &query, &route)?;
+    let call = Call { server, user, parts, query };
+    match route {
+        Route::Resource(path) => resource(call, path, body).await,
+        Route::Other => other::answer(&call),
+    }
+}
+
+fn permit(server: &Inner, user: &UserInfo, parts: &Parts, query: &Query, route: &Route) -> Result<(), ApiError> {
+    let method = parts.method.as_str().to_lowercase();
+    let attributes = match route {
+        Route::Resource(path) => Attributes {
+            verb: path.verb(&parts.method, query),
+            group: &path.group,
+            resource: &path.resource,
+            subresource: &path.subresource,
+            namespace: &path.namespace,
+            name: &path.name,
+            path: parts.uri.path(),
+        },
+        Route::Other => Attributes { verb: &method, path: parts.uri.path(), ..Attributes::default() },
+    };
+    let decision = server.authorizer.authorize(user, &attributes);
+    if decision.allowed {
+        return Ok(());
+    }
+    // Nobody is admitted without an identity: say so, rather than what the missing identity may not do.
+    if user.name == auth::ANONYMOUS {
+        return Err(ApiError::unauthorized());
+    }
+    Err(authorize::forbidden(user, &attributes, &decision.reason))
+}
+
+async fn resource(call: Call, path: ResourcePath, body: RequestBody) -> Result<Answer, ApiError> {
+    let found = call.server.registry.find(&path.group, &path.version, &path.resource);
+    let Some((resource, collection)) = found else { return Err(ApiError::no_such_path()) };
+    let is_namespaces = resource.plural == "namespaces" && resource.gvk.group.is_empty();
+    if resource.scope == Scope::Cluster && !path.namespace.is_empty() && !is_namespaces {
+        return Err(ApiError::no_such_path());
+    }
+    let Some(collection) = collection else {
+        return reviews::answer(&call, &resource, &path, body).boxed().await;
+    };
+    let namespace = if is_namespaces { String::new() } else { path.namespace.clone() };
+    if resource.scope == Scope::Namespaced && namespace.is_empty() && !path.name.is_empty() {
+        return Err(ApiError::no_such_path());
+    }
+    let target = Target { resource, collection, namespace, name: path.name.clone() };
+    if !path.subresource.is_empty() {
+        return subresources::answer(call, target, &path, body).boxed().await;
+    }
+    let verb = match path.verb(&call.parts.method, &call.query) {
+        "create" if path.name.is_empty() => Verb::Create,
+        "update" if !path.name.is_empty() => Verb::Update,
+        "patch" if !path.name.is_empty() => Verb::Patch,
+        "delete" => Verb::Delete,
+        "deletecollection" => Verb::DeleteCollection,
+        "list" => Verb::List,
+        "get" => Verb::Get,
+        "watch" => Verb::Watch,
+        _ => return Err(ApiError::method_not_allowed()),
+    };
+    let reads = matches!(call.parts.method, Method::GET | Method::HEAD);
+    if !target.resource.verbs.contains(&verb) || (!reads && !is_write(verb)) {
+        return Err(ApiError::method_not_allowed());
+    }
+    objects::answer(call, target, verb, body).boxed().await
+}
+
+fn is_write(verb: Verb) -> bool {
+    !matches!(verb, Verb::Get | Verb::List | Verb::Watch)
+}

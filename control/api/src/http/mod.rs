@@ -1,0 +1,26 @@
+//! HTTP: from a request to an answer, whether it came over TLS or from inside the process.
+//!
+//! Reading order: `path`, `query`, `negotiate`, `body`, `respond` (the words), `dispatch` (the way of a request), `objects`
+//! (objects and collections), `subresources`, `reviews`, `tokens`, `node` (what the kubelet answers), `other` (discovery, health),
+//! `metrics`, `serve` (sockets), `local` (the in-process client's way in).
+
+pub mod body;
+pub mod local;
+pub mod negotiate;
+pub mod path;
+pub mod query;
+pub mod respond;
+pub mod serve;
+
+mod dispatch;
+mod metrics;
+mod node;
+mod objects;
+mod other;
+mod reviews;
+mod subresources;
+mod tokens;
+
+pub use body::{RequestBody, ResponseBody};
+pub(crate) use metrics::Metrics;
+pub(crate) use node::Nodes;

@@ -1,0 +1,438 @@
+//! The verbs on objects and collections.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Response, StatusCode};
+use rand::Rng as _;
+use serde_json::{Value, json};
+
+use super::body::{self, RequestBody};
+use super::dispatch::Call;
+use super::negotiate::{self, Output, OutputShape};
+use super::respond::{self, Answer};
+use crate::registry::delete::{self, DeleteRequest};
+use crate::registry::entry::ChangeType;
+use crate::registry::list::{At, ListRequest};
+use crate::registry::meta;
+use crate::registry::selector::Selector;
+use crate::registry::watch::{Frames, WatchRequest, Watcher};
+use crate::registry::write::Target;
+use crate::resource::{GroupVersionKind, Resource, Subresource, Verb};
+use crate::schema::{Decoded, FieldValidation, Format, Schemas};
+use crate::status::{ApiError, FieldError};
+use crate::table;
+
+/// Answers a verb on an object or a collection.
+pub async fn answer(call: Call, target: Target, verb: Verb, body: RequestBody) -> Result<Answer, ApiError> {
+    match verb {
+        Verb::Get => get(&call, &target),
+        Verb::List => list(&call, &target).await,
+        Verb::Watch => watch(&call, target),
+        Verb::Create => create(&call, target, body).await,
+        Verb::Update => update(&call, &target, None, body).await,
+        Verb::Patch => patch(&call, &target, None, body).await,
+        Verb::Delete => delete(&call, &target, body).await,
+        Verb::DeleteCollection => delete_collection(&call, &target, body).await,
+    }
+}
+
+/// The output that the client asked for.
+pub fn output(call: &Call) -> Result<Output, ApiError> {
+    let mut output = Output::negotiate(&call.parts.headers)?;
+    output.pretty = call.query.flag("pretty");
+    Ok(output)
+}
+
+/// GET of one object.
+pub fn get(call: &Call, target: &Target) -> Result<Answer, ApiError> {
+    let output = output(call)?;
+    let entry = target.collection.get(&target.key()).ok_or_else(|| target.not_found())?;
+    respond::object(StatusCode::OK, &target.resource, &entry.object, output, &call.query)
+}
+
+fn selector(call: &Call, resource: &Resource) -> Result<Selector, ApiError> {
+    Selector::parse(resource, call.query.text("labelSelector"), call.query.text("fieldSelector"))
+}
+
+async fn list(call: &Call, target: &Target) -> Result<Answer, ApiError> {
+    let output = output(call)?;
+    let query = &call.query;
+    let token = query.text("continue");
+    let at = At::parse(query.text("resourceVersion"), query.text("resourceVersionMatch"), !token.is_empty())?;
+    let limit = query.number("limit")?.unwrap_or(0);
+    let request = ListRequest {
+        namespace: &target.namespace,
+        selector: selector(call, &target.resource)?,
+        at,
+        limit: usize::try_from(limit).unwrap_or(0),
+        continue_token: token,
+    };
+    let page = call.server.registry.list(&target.resource, &target.collection, &request).await?;
+    respond::list(&target.resource, page, output, query)
+}
+
+fn watch(call: &Call, target: Target) -> Result<Answer, ApiError> {
+    let output = output(call)?;
+    let query = &call.query;
+    let bookmarks = query.flag("allowWatchBookmarks");
+    let (from, initial_events) = WatchRequest::start(
+        query.text("resourceVersion"),
+        query.text("resourceVersionMatch"),
+        query.optional_flag("sendInitialEvents"),
+        bookmarks,
+    )?;
+    let seconds = query.number("timeoutSeconds")?.and_then(|s| u64::try_from(s).ok()).filter(|s| *s > 0);
+    // As kube-apiserver: between half an hour and an hour, so that not all watchers come back at once.
+    let timeout = Duration::from_secs(seconds.unwrap_or_else(|| rand::rng().random_range(1800..3600)));
+    let selector = selector(call, &target.resource)?;
+    let name = if target.name.is_empty() { selector.name().unwrap_or_default().to_owned() } else { target.name };
+    let namespace = match &*target.namespace {
+        "" => selector.namespace().unwrap_or_default().to_owned(),
+        namespace => namespace.to_owned(),
+    };
+    let request = WatchRequest { namespace, name, selector, from, bookmarks, initial_events, timeout };
+    let resource = target.resource;
+    let mut frames = Shape { resource: resource.clone(), shape: output.shape, options: None };
+    if output.shape == OutputShape::Table {
+        frames.options = Some(respond::table_options(query, Value::Null)?);
+    }
+    let registry = call.server.registry.clone();
+    let stop = call.server.stop.clone();
+    let started = Watcher::new(registry, resource, target.collection, request, Box::new(frames), stop);
+    let body = match started {
+        Ok(watcher) => {
+            let guard = call.server.metrics.long_running();
+            body::stream(futures::stream::unfold((watcher, guard), |(mut watcher, guard)| async move {
+                let chunk = watcher.next().await?;
+                Some((Ok(chunk), (watcher, guard)))
+            }))
+        }
+        // A watch that cannot start from there says so in the stream, as kube-apiserver does.
+        Err(error) if error.code == 410 => body::full(frame("ERROR", &error.to_status())),
+        Err(error) => return Err(error),
+    };
+    let mut response = Response::new(body);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
+}
+
+/// The frames of a watcher that asked for tables or metadata only.
+struct Shape {
+    resource: std::sync::Arc<Resource>,
+    shape: OutputShape,
+    options: Option<table::Options>,
+}
+
+fn frame(kind: &str, object: &Value) -> Bytes {
+    let mut out = BytesMut::from(format!(r#"{{"type":"{kind}","object":"#).as_bytes());
+    out.extend_from_slice(object.to_string().as_bytes());
+    out.extend_from_slice(b"}\n");
+    out.freeze()
+}
+
+impl Shape {
+    fn shaped(&mut self, object: &Value) -> Value {
+        match &mut self.options {
+            None => table::partial_metadata(object),
+            Some(options) => {
+                options.now = jiff::Timestamp::now();
+                options.metadata = json!({ "resourceVersion": object["metadata"]["resourceVersion"] });
+                let table = table::render(&self.resource, [object], options);
+                options.headers = false;
+                table
+            }
+        }
+    }
+}
+
+impl Frames for Shape {
+    fn convert(&mut self, change: ChangeType, object: &Value) -> Option<Bytes> {
+        if self.shape == OutputShape::Object {
+            return None;
+        }
+        let kind = match change {
+            ChangeType::Added => "ADDED",
+            ChangeType::Modified => "MODIFIED",
+            ChangeType::Deleted => "DELETED",
+        };
+        Some(frame(kind, &self.shaped(object)))
+    }
+
+    fn converts(&self) -> bool {
+        self.shape != OutputShape::Object
+    }
+
+    fn other(&mut self, kind: &str, object: &Value) -> Bytes {
+        match self.shape {
+            OutputShape::Partial if kind == "BOOKMARK" => frame(kind, &table::partial_metadata(object)),
+            _ => frame(kind, object),
+        }
+    }
+}
+
+/// What to do about unknown fields.
+pub fn field_validation(call: &Call) -> Result<FieldValidation, ApiError> {
+    match call.query.text("fieldValidation") {
+        "" | "Warn" => Ok(FieldValidation::Warn),
+        "Ignore" => Ok(FieldValidation::Ignore),
+        "Strict" => Ok(FieldValidation::Strict),
+        other => Err(ApiError::invalid(
+            "meta.k8s.io",
+            "CreateOptions",
+            "",
+            &[FieldError::not_supported("fieldValidation", &other.into(), &["Ignore", "Strict", "Warn"])],
+        )),
+    }
+}
+
+/// Reads the body as an object of a kind.
+pub async fn decode(call: &Call, gvk: &GroupVersionKind, body: RequestBody) -> Result<Decoded, ApiError> {
+    let format = negotiate::input(&call.parts.headers)?;
+    let mode = field_validation(call)?;
+    let bytes = body::read(body).await?;
+    Schemas::builtin().decode(gvk, &bytes, format, mode)
+}
+
+async fn create(call: &Call, target: Target, body: RequestBody) -> Result<Answer, ApiError> {
+    let output = output(call)?;
+    let mut ctx = call.context()?;
+    let decoded = decode(call, &target.resource.gvk, body).await?;
+    let mut target = target;
+    if target.resource.scope == crate::resource::Scope::Namespaced && target.namespace.is_empty() {
+        // Posted to the collection of all namespaces: the object says in which one it is to be.
+        target.namespace = meta::text(&decoded.object, "namespace").to_owned();
+        if target.namespace.is_empty() {
+            return Err(ApiError::bad_request("an empty namespace may not be set during creation"));
+        }
+    }
+    ctx.now = meta::now();
+    let mut warnings = decoded.warnings;
+    let written = call.server.registry.create(&target, decoded.object, &ctx).await?;
+    let mut answer =
+        respond::object(StatusCode::CREATED, &target.resource, &written.object, output, &call.query)?;
+    warnings.extend(written.warnings);
+    respond::warn(&mut answer, &warnings);
+    Ok(answer)
+}
+
+/// PUT of an object or a subresource that has the object's own shape.
+pub async fn update(
+    call: &Call,
+    target: &Target,
+    subresource: Option<Subresource>,
+    body: RequestBody,
+) -> Result<Answer, ApiError> {
+    let output = output(call)?;
+    let ctx = call.context()?;
+    let decoded = decode(call, &target.resource.gvk, body).await?;
+    let mut object = decoded.object;
+    named_as_in_the_path(target, &mut object)?;
+    let registry = &call.server.registry;
+    let change = |_: &Value| Ok(object.clone());
+    let written = match registry.update(target, subresource, &change, &ctx).await {
+        Err(error)
+            if error.code == 404
+                && subresource.is_none()
+                && target.resource.strategy.allow_create_on_update()
+                && target.collection.get(&target.key()).is_none() =>
+        {
+            meta::metadata(&mut object).remove("resourceVersion");
+            registry.create(target, object, &ctx).await?
+        }
+        other => other?,
+    };
+    let code = if written.created { StatusCode::CREATED } else { StatusCode::OK };
+    let mut answer = respond::object(code, &target.resource, &written.object, output, &call.query)?;
+    let mut warnings = decoded.warnings;
+    warnings.extend(written.warnings);
+    respond::warn(&mut answer, &warnings);
+    Ok(answer)
+}
+
+/// The object must be the one that the path names.
+pub fn named_as_in_the_path(target: &Target, object: &mut Value) -> Result<(), ApiError> {
+    let name = meta::text(object, "name");
+    if name.is_empty() {
+        return Err(ApiError::bad_request("name must be provided"));
+    }
+    if name != target.name {
+        return Err(ApiError::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            target.name
+        )));
+    }
+    let namespace = meta::text(object, "namespace");
+    if !namespace.is_empty() && namespace != target.namespace {
+        return Err(ApiError::bad_request(format!(
+            "the namespace of the object ({namespace}) does not match the namespace on the URL ({})",
+            target.namespace
+        )));
+    }
+    if !target.namespace.is_empty() {
+        meta::metadata(object).insert("namespace".to_owned(), (&*target.namespace).into());
+    }
+    Ok(())
+}
+
+/// A patch, read and ready to be applied.
+pub enum Patch {
+    /// RFC 6902.
+    Json(Bytes),
+    /// RFC 7386.
+    Merge(Value),
+    /// Kubernetes' strategic merge.
+    Strategic(Value),
+}
+
+impl Patch {
+    /// Reads the body.
+    ///
+    /// # Errors
+    ///
+    /// 415 for another media type, 400 for what is no JSON.
+    pub async fn read(call: &Call, body: RequestBody) -> Result<Self, ApiError> {
+        let media_type = negotiate::media_type(&call.parts.headers).to_owned();
+        if !matches!(
+            &*media_type,
+            "application/json-patch+json" | "application/merge-patch+json" | "application/strategic-merge-patch+json"
+        ) {
+            return Err(ApiError::unsupported_media_type(&[
+                "application/json-patch+json",
+                "application/merge-patch+json",
+                "application/strategic-merge-patch+json",
+            ]));
+        }
+        let bytes = body::read(body).await?;
+        if media_type == "application/json-patch+json" {
+            return Ok(Self::Json(bytes));
+        }
+        let value: Value = serde_json::from_slice(&bytes)
+            .map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))?;
+        Ok(if media_type == "application/merge-patch+json" { Self::Merge(value) } else { Self::Strategic(value) })
+    }
+
+    /// Applies it to an object of the kind.
+    ///
+    /// # Errors
+    ///
+    /// 400 or 422 if it does not apply.
+    pub fn apply(&self, gvk: &GroupVersionKind, object: &Value) -> Result<Value, ApiError> {
+        match self {
+            Self::Json(patch) => crate::patch::json_patch(object, patch),
+            Self::Merge(patch) => Ok(crate::patch::merge_patch(object, patch)),
+            Self::Strategic(patch) => Schemas::builtin().strategic_merge(gvk, object, patch),
+        }
+    }
+}
+
+/// PATCH of an object or a subresource that has the object's own shape.
+pub async fn patch(
+    call: &Call,
+    target: &Target,
+    subresource: Option<Subresource>,
+    body: RequestBody,
+) -> Result<Answer, ApiError> {
+    let output = output(call)?;
+    let ctx = call.context()?;
+    let mode = field_validation(call)?;
+    let patch = Patch::read(call, body).await?;
+    let gvk = &target.resource.gvk;
+    let warnings = parking_lot::Mutex::new(Vec::new());
+    let change = |old: &Value| {
+        let decoded = Schemas::builtin().check(gvk, patch.apply(gvk, old)?, mode)?;
+        *warnings.lock() = decoded.warnings;
+        let mut object = decoded.object;
+        named_as_in_the_path(target, &mut object)?;
+        Ok(object)
+    };
+    let written = call.server.registry.update(target, subresource, &change, &ctx).await?;
+    let mut answer = respond::object(StatusCode::OK, &target.resource, &written.object, output, &call.query)?;
+    let mut warnings = warnings.into_inner();
+    warnings.extend(written.warnings);
+    respond::warn(&mut answer, &warnings);
+    Ok(answer)
+}
+
+/// `DeleteOptions` from the body and, where that is empty, the query.
+pub async fn delete_options(call: &Call, body: RequestBody) -> Result<(DeleteRequest, bool), ApiError> {
+    let bytes = body::read(body).await?;
+    let mut options = json!({});
+    if !bytes.is_empty() {
+        options = match negotiate::input(&call.parts.headers)? {
+            Format::Json => serde_json::from_slice(&bytes)
+                .map_err(|error| ApiError::bad_request(format!("couldn't get version/kind; json parse error: {error}")))?,
+            Format::Yaml => serde_saphyr::from_slice(&bytes)
+                .map_err(|error| ApiError::bad_request(format!("error converting YAML to JSON: {error}")))?,
+        };
+        if let Some(kind) = options["kind"].as_str().filter(|kind| *kind != "DeleteOptions") {
+            return Err(ApiError::bad_request(format!("decoded object cannot be converted to DeleteOptions: {kind}")));
+        }
+    } else {
+        let query = &call.query;
+        if let Some(grace) = query.number("gracePeriodSeconds")? {
+            options["gracePeriodSeconds"] = grace.into();
+        }
+        if let Some(orphan) = query.optional_flag("orphanDependents") {
+            options["orphanDependents"] = orphan.into();
+        }
+        if !query.text("propagationPolicy").is_empty() {
+            options["propagationPolicy"] = query.text("propagationPolicy").into();
+        }
+    }
+    let dry_run = options["dryRun"].as_array().is_some_and(|list| list.iter().any(|word| word == "All"));
+    Ok((DeleteRequest::parse(&options)?, dry_run))
+}
+
+async fn delete(call: &Call, target: &Target, body: RequestBody) -> Result<Answer, ApiError> {
+    let output = output(call)?;
+    let mut ctx = call.context()?;
+    let (request, dry_run) = delete_options(call, body).await?;
+    ctx.dry_run |= dry_run;
+    let deleted = call.server.registry.delete(target, &request, &ctx).await?;
+    if deleted.gone {
+        let status = delete::success(target, &deleted);
+        // A pod that is removed at once is shown as it was last, as kube-apiserver does.
+        if target.resource.gvk.kind != "Pod" {
+            let output = Output { shape: OutputShape::Object, ..output };
+            return Ok(respond::value(StatusCode::OK, &status, output));
+        }
+    }
+    let code = if !deleted.gone && request.no_orphans { StatusCode::ACCEPTED } else { StatusCode::OK };
+    respond::object(code, &target.resource, &deleted.object, output, &call.query)
+}
+
+async fn delete_collection(call: &Call, target: &Target, body: RequestBody) -> Result<Answer, ApiError> {
+    let output = output(call)?;
+    let mut ctx = call.context()?;
+    let request = ListRequest {
+        namespace: &target.namespace,
+        selector: selector(call, &target.resource)?,
+        at: At::Newest,
+        limit: usize::try_from(call.query.number("limit")?.unwrap_or(0)).unwrap_or(0),
+        continue_token: call.query.text("continue"),
+    };
+    let (options, dry_run) = delete_options(call, body).await?;
+    ctx.dry_run |= dry_run;
+    let registry = &call.server.registry;
+    let page = registry.list(&target.resource, &target.collection, &request).await?;
+    // Together, so that they share the store's fsyncs.
+    let mut deletions = Vec::with_capacity(page.entries.len());
+    for entry in &page.entries {
+        let (registry, target) = (registry.clone(), delete::of_entry(target, entry));
+        let (options, ctx) = (options.clone(), ctx.clone());
+        deletions.push(async move { registry.delete(&target, &options, &ctx).await });
+    }
+    use futures::StreamExt as _;
+    let mut running = futures::stream::iter(deletions).buffer_unordered(64);
+    while let Some(result) = running.next().await {
+        if let Err(error) = result
+            && !delete::is_missing(&error)
+        {
+            return Err(error);
+        }
+    }
+    drop(running);
+    respond::list(&target.resource, page, output, &call.query)
+}

@@ -1,0 +1,312 @@
+//! The watch cache of one storage prefix: every object's bytes, and a window of recent changes.
+//!
+//! The feed is the one writer. Readers take the lock only to copy references. A change is encoded once, by the feed;
+//! watchers follow the window with a cursor of their own, so a slow one holds nobody up: when the window has moved past it,
+//! it is told that it is too late.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use knarr_store::{Event, KeyValue, Revision};
+use parking_lot::RwLock;
+use tokio::sync::watch;
+
+use super::entry::{ChangeType, Entry};
+use crate::strategy::Strategy;
+
+/// The window keeps at least this many changes …
+const WINDOW_MIN: usize = 256;
+/// … at most this many …
+const WINDOW_MAX: usize = 16_384;
+/// … and, above the minimum, at most this many bytes.
+const WINDOW_BYTES: usize = 8 << 20;
+
+/// One change of one object.
+#[derive(Debug)]
+pub struct Change {
+    /// The revision in which it happened.
+    pub revision: Revision,
+    /// The object now; `None` if it is gone.
+    pub current: Option<Arc<Entry>>,
+    /// The object before; `None` if it is new.
+    pub previous: Option<Arc<Entry>>,
+    /// The watch frame for those who see the object before and after.
+    pub frame: Bytes,
+}
+
+impl Change {
+    /// What happened, to those who see the object before and after.
+    pub fn change_type(&self) -> ChangeType {
+        match (&self.previous, &self.current) {
+            (_, None) => ChangeType::Deleted,
+            (None, Some(_)) => ChangeType::Added,
+            (Some(_), Some(_)) => ChangeType::Modified,
+        }
+    }
+
+    fn key(&self) -> &str {
+        self.current.as_ref().or(self.previous.as_ref()).map_or("", |entry| &entry.key)
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    entries: BTreeMap<Box<str>, Arc<Entry>>,
+    window: VecDeque<Arc<Change>>,
+    window_bytes: usize,
+    /// The number of the window's first change; each change has one, counted from the start of the process.
+    first: u64,
+    /// Every change after this revision is in the window.
+    floor: Revision,
+    /// The revision of the newest change.
+    newest: Revision,
+}
+
+/// The revision asked for is older than the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooOld {
+    /// The oldest revision from which changes are known.
+    pub floor: Revision,
+}
+
+/// A range of a collection as of one revision.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The objects, in the order of their keys.
+    pub entries: Vec<Arc<Entry>>,
+    /// The collection's newest change at that time.
+    pub newest: Revision,
+}
+
+/// The objects of one storage prefix.
+pub struct Collection {
+    /// The storage prefix: `pods`, `services/specs`.
+    pub prefix: String,
+    strategy: Arc<dyn Strategy>,
+    state: RwLock<State>,
+    /// The number of the next change.
+    next: watch::Sender<u64>,
+}
+
+impl Collection {
+    /// An empty collection.
+    pub fn new(prefix: &str, strategy: Arc<dyn Strategy>) -> Self {
+        Self {
+            prefix: prefix.to_owned(),
+            strategy,
+            state: RwLock::default(),
+            next: watch::Sender::new(0),
+        }
+    }
+
+    /// The key in the store of `namespace/name` or `name`.
+    pub fn store_key(&self, key: &str) -> String {
+        format!("/registry/{}/{key}", self.prefix)
+    }
+
+    /// Fills the collection with what the store holds as of `revision`. Objects that cannot be read are left out, with an
+    /// error in the log: one broken value must not take the rest down.
+    pub(super) fn load(&self, kvs: &[KeyValue], revision: Revision) {
+        let mut state = self.state.write();
+        state.entries = kvs
+            .iter()
+            .filter_map(|kv| {
+                let key = self.relative(&kv.key)?;
+                let (entry, _) = self.entry(key, kv, ChangeType::Added)?;
+                Some((entry.key.clone(), entry))
+            })
+            .collect();
+        // Watchers that are under way notice that the window moved past them, and end.
+        state.first += state.window.len() as u64 + 1;
+        state.window.clear();
+        state.window_bytes = 0;
+        state.floor = revision;
+        state.newest = revision;
+        let next = state.first;
+        drop(state);
+        self.next.send_replace(next);
+    }
+
+    fn relative<'a>(&self, key: &'a str) -> Option<&'a str> {
+        key.strip_prefix("/registry/")?.strip_prefix(&*self.prefix)?.strip_prefix('/')
+    }
+
+    fn entry(&self, key: &str, kv: &KeyValue, change: ChangeType) -> Option<(Arc<Entry>, Bytes)> {
+        match Entry::new(key, kv, &*self.strategy, change) {
+            Ok((entry, frame)) => Some((Arc::new(entry), frame)),
+            Err(error) => {
+                tracing::error!(key = kv.key, %error, "a stored object cannot be read");
+                None
+            }
+        }
+    }
+
+    /// Takes in the changes of one revision.
+    pub(super) fn apply(&self, revision: Revision, events: &[Event]) {
+        let mut changes = Vec::with_capacity(events.len());
+        for event in events {
+            let Some(key) = self.relative(event.key()) else { continue };
+            match event {
+                Event::Put { kv, previous } => {
+                    let change =
+                        if previous.is_some() { ChangeType::Modified } else { ChangeType::Added };
+                    if let Some((entry, frame)) = self.entry(key, kv, change) {
+                        changes.push((key, Some(entry), frame));
+                    }
+                }
+                Event::Delete { previous, revision } => {
+                    let frame = super::entry::frame(ChangeType::Deleted, &previous.value, *revision);
+                    changes.push((key, None, frame));
+                }
+            }
+        }
+        let mut state = self.state.write();
+        for (key, current, frame) in changes {
+            let previous = match &current {
+                Some(entry) => state.entries.insert(entry.key.clone(), entry.clone()),
+                None => state.entries.remove(key),
+            };
+            if current.is_none() && previous.is_none() {
+                continue;
+            }
+            state.window_bytes += frame.len();
+            state.window.push_back(Arc::new(Change { revision, current, previous, frame }));
+        }
+        state.newest = revision;
+        while state.window.len() > WINDOW_MIN
+            && (state.window.len() > WINDOW_MAX || state.window_bytes > WINDOW_BYTES)
+        {
+            let Some(oldest) = state.window.pop_front() else { break };
+            state.window_bytes -= oldest.frame.len();
+            state.first += 1;
+            state.floor = oldest.revision;
+        }
+        let next = state.first + state.window.len() as u64;
+        drop(state);
+        self.next.send_replace(next);
+    }
+
+    /// One object, as of now.
+    pub fn get(&self, key: &str) -> Option<Arc<Entry>> {
+        self.state.read().entries.get(key).cloned()
+    }
+
+    /// How many objects there are.
+    pub fn len(&self) -> usize {
+        self.state.read().entries.len()
+    }
+
+    /// Whether there is no object.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The objects whose keys start with `scope`, from `start` on, as of now.
+    pub fn snapshot(&self, scope: &str, start: &str) -> Snapshot {
+        let state = self.state.read();
+        let entries = range(&state.entries, scope, start).map(|(_, entry)| entry.clone()).collect();
+        Snapshot { entries, newest: state.newest }
+    }
+
+    /// The same as of an earlier revision: the present, with the changes since taken back.
+    ///
+    /// # Errors
+    ///
+    /// [`TooOld`] if the changes since then are no longer known.
+    pub fn snapshot_at(&self, scope: &str, start: &str, at: Revision) -> Result<Snapshot, TooOld> {
+        let state = self.state.read();
+        if at < state.floor {
+            return Err(TooOld { floor: state.floor });
+        }
+        let mut undone: BTreeMap<&str, Option<&Arc<Entry>>> = BTreeMap::new();
+        for change in state.window.iter().rev().take_while(|change| change.revision > at) {
+            let key = change.key();
+            if key.starts_with(scope) && key >= start {
+                undone.insert(key, change.previous.as_ref());
+            }
+        }
+        let mut entries = Vec::new();
+        let mut undone = undone.into_iter().peekable();
+        for (key, entry) in range(&state.entries, scope, start) {
+            while let Some((_, was)) = undone.next_if(|(undone, _)| *undone < &**key) {
+                entries.extend(was.cloned());
+            }
+            match undone.next_if(|(undone, _)| *undone == &**key) {
+                Some((_, was)) => entries.extend(was.cloned()),
+                None => entries.push(entry.clone()),
+            }
+        }
+        entries.extend(undone.filter_map(|(_, was)| was.cloned()));
+        Ok(Snapshot { entries, newest: at })
+    }
+
+    /// A cursor at the changes after `revision`.
+    ///
+    /// # Errors
+    ///
+    /// [`TooOld`] if not all of them are known.
+    pub fn follow(&self, revision: Revision) -> Result<Cursor, TooOld> {
+        let receiver = self.next.subscribe();
+        let state = self.state.read();
+        if revision < state.floor {
+            return Err(TooOld { floor: state.floor });
+        }
+        let behind = state.window.partition_point(|change| change.revision <= revision);
+        Ok(Cursor { next: state.first + behind as u64, changed: receiver })
+    }
+
+    /// The objects in `scope` as of now, and a cursor at everything after.
+    pub fn snapshot_and_follow(&self, scope: &str) -> (Snapshot, Cursor) {
+        let receiver = self.next.subscribe();
+        let state = self.state.read();
+        let entries = range(&state.entries, scope, "").map(|(_, entry)| entry.clone()).collect();
+        let next = state.first + state.window.len() as u64;
+        (Snapshot { entries, newest: state.newest }, Cursor { next, changed: receiver })
+    }
+
+    /// The changes at the cursor, which moves behind them; at most `limit`.
+    ///
+    /// # Errors
+    ///
+    /// [`TooOld`] if the window has moved past the cursor.
+    pub fn read(&self, cursor: &mut Cursor, limit: usize) -> Result<Vec<Arc<Change>>, TooOld> {
+        let state = self.state.read();
+        let Some(offset) = cursor.next.checked_sub(state.first) else {
+            return Err(TooOld { floor: state.floor });
+        };
+        let changes: Vec<_> = state.window.iter().skip(offset as usize).take(limit).cloned().collect();
+        cursor.next += changes.len() as u64;
+        Ok(changes)
+    }
+}
+
+/// Where a watcher stands in a collection's changes.
+#[derive(Debug)]
+pub struct Cursor {
+    next: u64,
+    changed: watch::Receiver<u64>,
+}
+
+impl Cursor {
+    /// Waits until there is a change at the cursor, or the window has moved. Losing the wait loses nothing.
+    pub async fn changed(&mut self) {
+        let next = self.next;
+        if self.changed.wait_for(|newest| *newest > next).await.is_err() {
+            // The collection is gone (a resource was removed): nothing will ever change.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+fn range<'a>(
+    entries: &'a BTreeMap<Box<str>, Arc<Entry>>,
+    scope: &'a str,
+    start: &'a str,
+) -> impl Iterator<Item = (&'a Box<str>, &'a Arc<Entry>)> {
+    let from = if start > scope { start } else { scope };
+    entries
+        .range::<str, _>((Bound::Included(from), Bound::Unbounded))
+        .take_while(move |(key, _)| key.starts_with(scope))
+}
