@@ -459,6 +459,17 @@ impl ImageStore {
 
     /// Removes what crashed processes were working on.
     fn clear_work(&self) -> Result<(), FileError> {
+        {
+            // Files on their way to the index or to a snapshot's record are written under this lock.
+            let _lock = files::lock(&self.inner.layout.index_lock(), Share::Exclusive)?;
+            for dir in [self.inner.layout.root(), &self.inner.layout.snapshots()] {
+                for name in files::names_in(dir)? {
+                    if name.starts_with(".new-") {
+                        files::remove_all(&dir.join(name))?;
+                    }
+                }
+            }
+        }
         let dir = self.inner.layout.work();
         for name in files::names_in(&dir)? {
             self.remove_if_free(&dir.join(name))?;

@@ -9,6 +9,13 @@ use knarr_image::Digest;
 use serde_json::{Value, json};
 use tar::{EntryType, Header};
 
+/// A directory in memory, where there is one for this: the store syncs often, and other tests may keep the disk busy.
+pub fn temp_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap()
+}
+
 /// How a layer is compressed.
 #[derive(Clone, Copy)]
 pub enum Compression {
@@ -117,17 +124,13 @@ impl TestImage {
         }
     }
 
-    /// Two layers: busybox, and a file.
-    pub fn busybox() -> Self {
-        let busybox = fs::read("/bin/busybox").expect("package busybox-static is installed");
-        let base = Archive::new().directory("bin/").entry(
-            "bin/busybox",
-            EntryType::Regular,
-            0o755,
-            "",
-            &busybox,
-        );
-        let base = base.hard_link("bin/sh", "bin/busybox");
+    /// Two layers of different compression.
+    pub fn sample() -> Self {
+        let program: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+        let base = Archive::new()
+            .directory("bin/")
+            .entry("bin/program", EntryType::Regular, 0o755, "", &program)
+            .hard_link("bin/sh", "bin/program");
         let top = Archive::new()
             .directory("etc/")
             .file("etc/motd", b"hello\n");

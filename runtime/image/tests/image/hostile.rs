@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use knarr_image::{ImageStore, ImportError, LayerError, StoreConfig, UnpackError};
 use tar::EntryType;
 
-use crate::build::{Archive, Compression, TestImage};
+use crate::build::{Archive, Compression, TestImage, temp_dir};
 use crate::import::store;
 
 fn import(store: &ImageStore, layer: Archive) -> Result<PathBuf, UnpackError> {
@@ -44,7 +44,7 @@ fn paths_that_climb_are_refused() {
 #[test]
 fn links_lead_nowhere_but_inside() {
     let (dir, store) = store();
-    let outside = tempfile::tempdir().unwrap();
+    let outside = temp_dir();
     fs::write(outside.path().join("target"), "safe").unwrap();
     let out = outside.path().to_str().unwrap();
     let inside = format!("{}/", &out[1..]);
@@ -83,12 +83,12 @@ fn hard_links_to_files_outside_do_not_exist() {
 
 #[test]
 fn a_bomb_is_stopped_at_the_limit() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = temp_dir();
     let mut config = StoreConfig::new(dir.path());
-    config.limits.bytes = 4 << 20;
+    config.limits.bytes = 3 << 20;
     config.limits.entries = 100;
     let store = ImageStore::open(config).unwrap();
-    let err = import(&store, Archive::new().file("bomb", &vec![0; 8 << 20])).unwrap_err();
+    let err = import(&store, Archive::new().file("bomb", &vec![0; 4 << 20])).unwrap_err();
     assert!(matches!(err, UnpackError::TooManyBytes { .. }), "{err:?}");
     let mut many = Archive::new();
     for i in 0..101 {
@@ -97,7 +97,7 @@ fn a_bomb_is_stopped_at_the_limit() {
     let err = import(&store, many).unwrap_err();
     assert!(matches!(err, UnpackError::TooManyEntries { .. }), "{err:?}");
     // A name of three MiB, which a reader would take into memory.
-    let long = Archive::new().entry("x", EntryType::GNULongName, 0, "", &vec![b'a'; 3 << 20]);
+    let long = Archive::new().entry("x", EntryType::GNULongName, 0, "", &vec![b'a'; 5 << 19]);
     let err = import(&store, long.file("y", b"")).unwrap_err();
     assert!(matches!(err, UnpackError::Archive(_)), "{err:?}");
 }
@@ -115,7 +115,10 @@ fn whiteouts_devices_attributes_and_modes_become_what_overlayfs_wants() {
         .directory("again/name/")
         .device("null", 1, 3)
         .entry("set-user-id", EntryType::Regular, 0o4755, "", b"x")
-        .attributes(&[("user.good", b"1"), ("trusted.overlay.redirect", b"/etc")])
+        .attributes(&[
+            ("trusted.good", b"1"),
+            ("trusted.overlay.redirect", b"/etc"),
+        ])
         .file("marked", b"");
     let root = dir
         .path()
@@ -146,6 +149,9 @@ fn whiteouts_devices_attributes_and_modes_become_what_overlayfs_wants() {
     assert_eq!(stat("set-user-id").mode() & 0o7777, 0o4755);
     assert_eq!(stat("set-user-id").mtime(), 1_700_000_000);
     assert_eq!(stat("d").mtime(), 1_700_000_000);
-    assert_eq!(attribute("marked", "user.good").as_deref(), Some(&b"1"[..]));
+    assert_eq!(
+        attribute("marked", "trusted.good").as_deref(),
+        Some(&b"1"[..])
+    );
     assert_eq!(attribute("marked", "trusted.overlay.redirect"), None);
 }

@@ -1,6 +1,7 @@
 //! The image store on a real kernel (as root) and against a real registry.
 
 mod build;
+mod faults;
 mod hostile;
 mod import;
 mod pull;

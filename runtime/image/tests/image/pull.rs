@@ -8,7 +8,7 @@ use knarr_image::{
     Auth, ContentError, ImageStore, LayerError, ManifestError, PullError, Reference, StoreConfig,
 };
 
-use crate::build::{Archive, Compression, TestImage};
+use crate::build::{Archive, Compression, TestImage, temp_dir};
 use crate::import::store;
 use crate::registry::{Access, Proxy, Registry, TokenServer, free_address};
 
@@ -19,7 +19,7 @@ fn reference(text: &str) -> Reference {
 #[tokio::test]
 async fn an_image_is_pulled_once_and_by_digest_without_asking() {
     let registry = Registry::start(Access::Everyone);
-    let layout = TestImage::busybox().layout("v1");
+    let layout = TestImage::sample().layout("v1");
     registry.push(&layout, "busybox:v1", &[]);
     let (_dir, store) = store();
     let tag = registry.name("busybox:v1");
@@ -56,7 +56,7 @@ async fn dockers_media_types_and_lists_are_understood() {
     let archive = Archive::new().file("x", b"y").finish();
     let image = TestImage::new().layer(archive, Compression::Gzip);
     let layout = image.layout("v1");
-    let dir = tempfile::tempdir().unwrap();
+    let dir = temp_dir();
     layout.write_to(dir.path());
     let output = std::process::Command::new("skopeo")
         .args([
@@ -110,7 +110,7 @@ async fn dockers_media_types_and_lists_are_understood() {
 #[tokio::test]
 async fn credentials_are_asked_for_and_used() {
     let registry = Registry::start(Access::Basic);
-    let layout = TestImage::busybox().layout("v1");
+    let layout = TestImage::sample().layout("v1");
     registry.push(&layout, "private:v1", &["--dest-creds=anna:secret"]);
     let (_dir, store) = store();
     let name = reference(&registry.name("private:v1"));
@@ -130,7 +130,7 @@ async fn credentials_are_asked_for_and_used() {
 async fn what_is_not_there_is_told_apart() {
     let registry = Registry::start(Access::Everyone);
     let (_dir, store) = store();
-    registry.push(&TestImage::busybox().layout("v1"), "x:v1", &[]);
+    registry.push(&TestImage::sample().layout("v1"), "x:v1", &[]);
     for name in ["nothing:v1", "x:v2"] {
         let name = reference(&registry.name(name));
         let err = store.pull(&name, &Auth::Anonymous).await.unwrap_err();
@@ -157,7 +157,7 @@ fn anyhow_chain(err: &dyn std::error::Error) -> String {
 #[tokio::test]
 async fn a_corrupt_layer_is_refused_until_it_is_mended() {
     let registry = Registry::start(Access::Everyone);
-    let layout = TestImage::busybox().layout("v1");
+    let layout = TestImage::sample().layout("v1");
     registry.push(&layout, "x:v1", &[]);
     let blob = registry.blob(&layout.layers[0]);
     let good = fs::read(&blob).unwrap();
@@ -236,7 +236,7 @@ async fn a_configuration_that_lies_about_its_layers_is_refused() {
 #[tokio::test]
 async fn what_is_for_other_machines_is_refused() {
     let registry = Registry::start(Access::Everyone);
-    let mut layout = TestImage::busybox().layout("v1");
+    let mut layout = TestImage::sample().layout("v1");
     let index = String::from_utf8(layout.files["index.json"].clone()).unwrap();
     let mut index: serde_json::Value = serde_json::from_str(&index).unwrap();
     let mut entry = index["manifests"][0].clone();
@@ -307,7 +307,7 @@ async fn a_pull_that_gave_up_leaves_no_image_and_the_next_one_continues() {
     let layout = image.layout("v1");
     registry.push(&layout, "x:v1", &["--dest-compress=false"]);
     let proxy = Proxy::start(registry.address, 1 << 20, 0);
-    let dir = tempfile::tempdir().unwrap();
+    let dir = temp_dir();
     let mut config = StoreConfig::new(dir.path());
     config.retries = 1;
     let store = ImageStore::open(config).unwrap();
@@ -347,7 +347,7 @@ async fn tokens_are_fetched_where_the_registry_says() {
     // As with docker.io: anonymous users get a token for what is public, others theirs for their password.
     let server = TokenServer::start();
     let registry = Registry::start(Access::Token(&server));
-    let layout = TestImage::busybox().layout("v1");
+    let layout = TestImage::sample().layout("v1");
     for name in ["public:v1", "private:v1"] {
         registry.push(&layout, name, &["--dest-creds=anna:secret"]);
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::build::Layout;
+use crate::build::{Layout, temp_dir};
 
 pub struct Registry {
     pub address: SocketAddr,
@@ -27,7 +27,7 @@ pub enum Access<'a> {
 
 impl Registry {
     pub fn start(access: Access<'_>) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = temp_dir();
         let auth = match access {
             Access::Everyone => String::new(),
             Access::Basic => {
@@ -87,7 +87,7 @@ impl Registry {
                     break;
                 }
                 assert!(Instant::now() < deadline, "{}", log_of(dir.path()));
-                std::thread::yield_now();
+                std::thread::sleep(Duration::from_millis(5));
             }
             assert!(Instant::now() < deadline, "{}", log_of(dir.path()));
         }
@@ -100,7 +100,7 @@ impl Registry {
 
     /// Copies an image in, with `skopeo`.
     pub fn push(&self, layout: &Layout, name: &str, more: &[&str]) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = temp_dir();
         layout.write_to(dir.path());
         let output = Command::new("skopeo")
             .args(["--insecure-policy", "copy", "--preserve-digests"])

@@ -13,7 +13,7 @@ use crate::build::{Archive, Compression, TestImage};
 use crate::import::store;
 
 /// What this thread mounts from here on is gone when it ends.
-fn own_mounts() {
+pub fn own_mounts() {
     unshare(CloneFlags::CLONE_NEWNS).expect("the tests run as root");
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();

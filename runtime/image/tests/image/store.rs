@@ -18,8 +18,8 @@ fn names(dir: &Path) -> usize {
 #[test]
 fn a_new_image_takes_the_tag_and_the_old_one_goes_by_its_id() {
     let (dir, store) = store();
-    let old = TestImage::busybox().layout("x/y:1");
-    let new = TestImage::busybox().env("NEW=1").layout("x/y:1");
+    let old = TestImage::sample().layout("x/y:1");
+    let new = TestImage::sample().env("NEW=1").layout("x/y:1");
     store.import(&*old.tar(), None).unwrap();
     store.import(&*new.tar(), None).unwrap();
     assert_eq!(store.resolve("x/y:1").unwrap().unwrap().id, new.config);
@@ -38,7 +38,7 @@ fn a_new_image_takes_the_tag_and_the_old_one_goes_by_its_id() {
 #[test]
 fn a_name_among_others_is_only_a_name() {
     let (_dir, store) = store();
-    let image = TestImage::busybox();
+    let image = TestImage::sample();
     store.import(&*image.layout("x/y:1").tar(), None).unwrap();
     store.import(&*image.layout("x/y:2").tar(), None).unwrap();
     let removed = store.remove("x/y:1").unwrap();
@@ -52,7 +52,7 @@ fn garbage_collection_removes_what_was_unused_for_longest() {
     let (_dir, store) = store();
     let mut ids = Vec::new();
     for i in 0..3 {
-        let image = TestImage::busybox().env(&format!("I={i}"));
+        let image = TestImage::sample().env(&format!("I={i}"));
         let layout = image.layout(&format!("x/y:{i}"));
         ids.push(store.import(&*layout.tar(), None).unwrap()[0].id.clone());
     }
@@ -103,7 +103,7 @@ fn several_processes_import_into_one_store_at_once() {
     for i in 0..4 {
         let file = dir.path().join(format!("{i}.tar"));
         // Shared layers, so that they meet at each of them.
-        let image = TestImage::busybox().env(&format!("I={}", i % 2));
+        let image = TestImage::sample().env(&format!("I={}", i % 2));
         fs::write(&file, image.layout(&format!("x/y:{i}")).tar()).unwrap();
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "store::helper_imports_into_the_given_store"])
