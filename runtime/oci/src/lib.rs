@@ -1,1 +1,47 @@
-//! OCI container lifecycle library and the knarr-oci program.
+//! OCI runtime library: the life cycle of containers on Linux, for one thread, with no knowledge of Kubernetes.
+//!
+//! ```text
+//! create ──► created ──start──► running ◄──pause/resume──► paused
+//!   │          │                  │ exec: one more process
+//!   │          └──────kill────────┴──► stopped ──delete──► (gone)
+//!   └─ one clone3; the child builds its world and waits at a socket
+//! ```
+//!
+//! Never opens a network connection, starts no thread, runs no helper (but the hooks that the configuration names).
+//!
+//! Modules in reading order:
+//! * [`id`], [`state`]: what a container is called, and what is kept of it on disk
+//! * `runtime`: the operations, as methods of [`Runtime`]
+//! * `init`: the container's first process, from clone3 to exec; `message`: what it tells its maker
+//! * [`namespace`], [`mount`], `rootfs`: its world
+//! * `process`, `capability`, [`seccomp`]: its rights
+//! * [`cgroup`]: its limits; usable alone
+//! * [`hooks`], [`error`], [`protect`]
+//! * [`spec`]: reading configurations
+//! * [`sys`]: system calls
+
+mod capability;
+pub mod cgroup;
+pub mod error;
+pub mod hooks;
+pub mod id;
+mod init;
+mod message;
+pub mod mount;
+pub mod namespace;
+mod process;
+pub mod protect;
+mod rootfs;
+mod runtime;
+pub mod seccomp;
+pub mod spec;
+pub mod state;
+#[expect(unsafe_code, reason = "the one module that makes raw system calls")]
+pub mod sys;
+
+pub use error::{ControlError, CreateError, ExecError, StartError, StateError};
+pub use id::ContainerId;
+pub use message::send_fd;
+pub use process::Stdio;
+pub use runtime::{CgroupManager, Created, Details, Io, Runtime, RuntimeOptions};
+pub use state::{State, Status};

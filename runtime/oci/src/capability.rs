@@ -1,0 +1,186 @@
+//! Capabilities: which of those asked for this process can have, and giving them.
+
+use nix::libc;
+use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities};
+
+use crate::error::{Failure, OrFail, Step};
+use crate::sys::{self, CapSets};
+
+/// `CAP_SYS_ADMIN`, needed to install a seccomp filter without no_new_privs.
+pub(crate) const SYS_ADMIN: u64 = 1 << 21;
+
+/// What a process gets, as bits by capability number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub sets: CapSets,
+    pub bounding: u64,
+    pub ambient: u64,
+}
+
+impl Wanted {
+    /// From the configuration; without any, a process has none.
+    pub fn from_spec(spec: Option<&LinuxCapabilities>) -> Self {
+        let Some(spec) = spec else {
+            return Self::default();
+        };
+        Self {
+            sets: CapSets {
+                effective: bits(spec.effective().as_ref()),
+                permitted: bits(spec.permitted().as_ref()),
+                inheritable: bits(spec.inheritable().as_ref()),
+            },
+            bounding: bits(spec.bounding().as_ref()),
+            ambient: bits(spec.ambient().as_ref()),
+        }
+    }
+
+    /// Leaves out what cannot be granted, and says so: the specification asks for a warning, not for a failure.
+    pub fn limit_to(mut self, held: u64) -> (Self, Option<String>) {
+        let asked = self.sets.permitted
+            | self.sets.effective
+            | self.sets.inheritable
+            | self.bounding
+            | self.ambient;
+        let missing = asked & !held;
+        self.bounding &= held;
+        self.sets.permitted &= held;
+        self.sets.effective &= self.sets.permitted;
+        self.sets.inheritable &= held;
+        self.ambient &= self.sets.permitted & self.sets.inheritable;
+        let names = || {
+            (0..64)
+                .filter(|bit| missing >> bit & 1 == 1)
+                .map(|bit| bit.to_string())
+                .collect::<Vec<_>>()
+        };
+        let warning = (missing != 0).then(|| {
+            format!(
+                "capabilities number {} cannot be granted: this process or kernel has them not",
+                names().join(", ")
+            )
+        });
+        (self, warning)
+    }
+
+    /// Takes from the bounding set what is not wanted. Needs `CAP_SETPCAP`, so it comes first.
+    pub fn drop_bounding(&self) -> Result<(), Failure> {
+        for number in 0..64 {
+            if self.bounding >> number & 1 == 1 {
+                continue;
+            }
+            match sys::prctl(libc::PR_CAPBSET_DROP, number, 0) {
+                // Beyond the last capability of this kernel.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
+                done => done.map(drop).or_fail(
+                    Step::Privileges,
+                    || "drop a capability from the bounding set",
+                )?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the three sets, with `keep` held on to for a moment, then the ambient set.
+    pub fn apply(&self, keep: u64) -> Result<(), Failure> {
+        let sets = CapSets {
+            effective: self.sets.effective | keep,
+            permitted: self.sets.permitted | keep,
+            ..self.sets
+        };
+        sys::capset(sets).or_fail(Step::Privileges, || "set capabilities")?;
+        for number in (0..64).filter(|bit| self.ambient >> bit & 1 == 1) {
+            sys::prctl(
+                libc::PR_CAP_AMBIENT,
+                libc::PR_CAP_AMBIENT_RAISE as u64,
+                number,
+            )
+            .map(drop)
+            .or_fail(Step::Privileges, || "set ambient capabilities")?;
+        }
+        Ok(())
+    }
+}
+
+fn bits(set: Option<&Capabilities>) -> u64 {
+    set.into_iter()
+        .flatten()
+        .fold(0, |all, capability| all | 1 << number(*capability))
+}
+
+/// The kernel's number (linux/capability.h).
+fn number(capability: Capability) -> u32 {
+    match capability {
+        Capability::Chown => 0,
+        Capability::DacOverride => 1,
+        Capability::DacReadSearch => 2,
+        Capability::Fowner => 3,
+        Capability::Fsetid => 4,
+        Capability::Kill => 5,
+        Capability::Setgid => 6,
+        Capability::Setuid => 7,
+        Capability::Setpcap => 8,
+        Capability::LinuxImmutable => 9,
+        Capability::NetBindService => 10,
+        Capability::NetBroadcast => 11,
+        Capability::NetAdmin => 12,
+        Capability::NetRaw => 13,
+        Capability::IpcLock => 14,
+        Capability::IpcOwner => 15,
+        Capability::SysModule => 16,
+        Capability::SysRawio => 17,
+        Capability::SysChroot => 18,
+        Capability::SysPtrace => 19,
+        Capability::SysPacct => 20,
+        Capability::SysAdmin => 21,
+        Capability::SysBoot => 22,
+        Capability::SysNice => 23,
+        Capability::SysResource => 24,
+        Capability::SysTime => 25,
+        Capability::SysTtyConfig => 26,
+        Capability::Mknod => 27,
+        Capability::Lease => 28,
+        Capability::AuditWrite => 29,
+        Capability::AuditControl => 30,
+        Capability::Setfcap => 31,
+        Capability::MacOverride => 32,
+        Capability::MacAdmin => 33,
+        Capability::Syslog => 34,
+        Capability::WakeAlarm => 35,
+        Capability::BlockSuspend => 36,
+        Capability::AuditRead => 37,
+        Capability::Perfmon => 38,
+        Capability::Bpf => 39,
+        Capability::CheckpointRestore => 40,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_granted_is_left_out_with_a_warning() {
+        let all = CapSets {
+            effective: 0b111,
+            permitted: 0b011,
+            inheritable: 0b101,
+        };
+        let wanted = Wanted {
+            sets: all,
+            bounding: 0b111,
+            ambient: 0b111,
+        };
+        let (got, warning) = wanted.limit_to(0b101);
+        assert_eq!(
+            got.sets,
+            CapSets {
+                effective: 0b001,
+                permitted: 0b001,
+                inheritable: 0b101
+            }
+        );
+        assert_eq!((got.bounding, got.ambient), (0b101, 0b001));
+        assert!(warning.unwrap().contains("number 1 "));
+        assert!(Wanted::default().limit_to(0).1.is_none());
+    }
+}

@@ -1,0 +1,160 @@
+//! Which hierarchies this host has mounted, and where.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use super::CgroupError;
+
+/// The cgroup hierarchies of this host, found once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// v1: mount point by controller (several can share one; named hierarchies are `name=…`).
+    v1: BTreeMap<String, PathBuf>,
+    /// v2, which on a hybrid host is there beside v1.
+    unified: Option<PathBuf>,
+}
+
+/// statfs(2): the type of a cgroup v2 file system.
+const CGROUP2_MAGIC: i64 = 0x6367_7270;
+
+impl Layout {
+    /// Looks at `/sys/fs/cgroup`; only if that is not pure v2, reads the list of mounts.
+    ///
+    /// # Errors
+    ///
+    /// If neither can be read.
+    pub fn detect() -> Result<Self, CgroupError> {
+        let usual = Path::new("/sys/fs/cgroup");
+        let magic =
+            fs::File::open(usual).and_then(|root| crate::sys::filesystem_magic(root.as_fd()));
+        if magic.is_ok_and(|magic| magic == CGROUP2_MAGIC) {
+            return Ok(Self {
+                v1: BTreeMap::new(),
+                unified: Some(usual.to_owned()),
+            });
+        }
+        let path = Path::new("/proc/self/mountinfo");
+        let text = fs::read(path).map_err(|source| CgroupError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self::parse(&String::from_utf8_lossy(&text)))
+    }
+
+    /// From the text of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+    fn parse(mountinfo: &str) -> Self {
+        let mut layout = Self::default();
+        for line in mountinfo.lines() {
+            let Some((mount, filesystem)) = line.split_once(" - ") else {
+                continue;
+            };
+            let Some(point) = mount.split(' ').nth(4) else {
+                continue;
+            };
+            let mut fields = filesystem.split(' ');
+            match (fields.next(), fields.nth(1)) {
+                (Some("cgroup2"), _) => {
+                    layout.unified.get_or_insert_with(|| unescape(point));
+                }
+                (Some("cgroup"), Some(options)) => {
+                    let ours = |option: &&str| {
+                        option.starts_with("name=")
+                            || !matches!(*option, "rw" | "ro" | "xattr" | "clone_children")
+                    };
+                    for controller in options.split(',').filter(ours) {
+                        layout
+                            .v1
+                            .entry(controller.to_owned())
+                            .or_insert_with(|| unescape(point));
+                    }
+                }
+                _ => {}
+            }
+        }
+        layout
+    }
+
+    /// Whether all controllers are on v2.
+    pub fn is_unified(&self) -> bool {
+        self.v1.is_empty() && self.unified.is_some()
+    }
+
+    /// Where v2 is mounted, also on a hybrid host.
+    pub fn unified_root(&self) -> Option<&Path> {
+        self.unified.as_deref()
+    }
+
+    /// Where a v1 controller is mounted.
+    pub fn v1_root(&self, controller: &str) -> Option<&Path> {
+        self.v1.get(controller).map(PathBuf::as_path)
+    }
+
+    /// All that count: on pure v2 the one hierarchy under the empty name, else the v1 controllers.
+    pub fn hierarchies(&self) -> impl Iterator<Item = (&str, &Path)> {
+        let unified = self
+            .unified
+            .as_deref()
+            .filter(|_| self.is_unified())
+            .map(|root| ("", root));
+        unified.into_iter().chain(
+            self.v1
+                .iter()
+                .map(|(name, root)| (name.as_str(), root.as_path())),
+        )
+    }
+}
+
+/// The kernel writes space, tab, newline and backslash in octal.
+fn unescape(text: &str) -> PathBuf {
+    use std::os::unix::ffi::OsStringExt;
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        let octal = tail
+            .get(..3)
+            .filter(|_| *first == b'\\')
+            .and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    PathBuf::from(std::ffi::OsString::from_vec(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hybrid_hosts_count_as_v1() {
+        let layout = Layout::parse(
+            "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n\
+             32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct\n\
+             40 31 0:37 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n\
+             41 31 0:38 / /sys/fs/cgroup/with\\040space rw - cgroup2 cgroup2 rw\n",
+        );
+        assert!(!layout.is_unified());
+        assert_eq!(
+            layout.v1_root("cpuacct"),
+            Some(Path::new("/sys/fs/cgroup/cpu,cpuacct"))
+        );
+        assert_eq!(
+            layout.v1_root("name=systemd"),
+            Some(Path::new("/sys/fs/cgroup/systemd"))
+        );
+        assert_eq!(
+            layout.unified_root(),
+            Some(Path::new("/sys/fs/cgroup/with space"))
+        );
+        assert_eq!(layout.hierarchies().count(), 3);
+    }
+}

@@ -1,0 +1,246 @@
+//! The command line: arguments to calls of the library, results to output and exit codes.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use knarr_oci::{CgroupManager, ContainerId, Runtime, RuntimeOptions};
+
+mod attend;
+mod container;
+mod exec;
+mod features;
+mod log;
+mod query;
+mod spec;
+mod update;
+
+use log::{Format, Log};
+
+/// Runs containers by the Open Container Initiative's runtime specification.
+#[derive(Debug, Parser)]
+#[command(
+    name = "knarr-oci",
+    disable_version_flag = true,
+    subcommand_required = false,
+    arg_required_else_help = false
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    /// Print the version and exit.
+    #[arg(long, short = 'v')]
+    version: bool,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, Args)]
+struct Global {
+    /// Directory of the containers' state (on a tmpfs).
+    #[arg(long, default_value = "/run/knarr-oci", value_name = "DIR")]
+    root: PathBuf,
+    /// File to append messages to, instead of standard error.
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// Format of messages in that file.
+    #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
+    log_format: Format,
+    /// Write more messages.
+    #[arg(long)]
+    debug: bool,
+    /// Make control groups through systemd.
+    #[arg(long)]
+    systemd_cgroup: bool,
+    /// Control groups through `cgroupfs` or `systemd` (as crun spells it).
+    #[arg(long, value_name = "MANAGER", hide = true)]
+    cgroup_manager: Option<String>,
+    /// `true`, `false` or `auto`: whether an ordinary user runs it. Accepted for compatibility.
+    #[arg(long, value_name = "BOOL", hide = true)]
+    rootless: Option<String>,
+    /// Path to criu. Accepted for compatibility.
+    #[arg(long, value_name = "FILE", hide = true)]
+    criu: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Make a container; its program waits for start.
+    Create(container::Create),
+    /// Let a created container's program run.
+    Start(container::Id),
+    /// Make a container, start it, and wait for its end.
+    Run(container::Run),
+    /// Print a container's state as JSON.
+    State(container::Id),
+    /// Send a signal to a container.
+    Kill(container::Kill),
+    /// Remove what is left of a container.
+    Delete(container::Delete),
+    /// Run one more process in a container.
+    Exec(Box<exec::Exec>),
+    /// List containers.
+    List(query::List),
+    /// List a container's processes.
+    Ps(query::Ps),
+    /// Stop a container's processes as they are.
+    Pause(container::Id),
+    /// Let them go on.
+    Resume(container::Id),
+    /// Change a container's limits.
+    Update(update::Update),
+    /// Print what a container uses.
+    Events(query::Events),
+    /// Write an example configuration.
+    Spec(spec::Spec),
+    /// Print what this runtime can do, as JSON.
+    Features,
+    /// Save a running container (not supported).
+    Checkpoint(Unsupported),
+    /// Restore a saved container (not supported).
+    Restore(Unsupported),
+    /// Print a shell's completion script.
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Unsupported {
+    /// Whatever runc takes.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    rest: Vec<String>,
+}
+
+/// What every verb works with.
+struct Context {
+    runtime: Runtime,
+    log: Log,
+}
+
+impl Global {
+    fn runtime(&self, no_pivot: bool, no_new_keyring: bool) -> Runtime {
+        let systemd = self.systemd_cgroup || self.cgroup_manager.as_deref() == Some("systemd");
+        let cgroup_manager = if systemd {
+            CgroupManager::Systemd
+        } else {
+            CgroupManager::Cgroupfs
+        };
+        let options = RuntimeOptions {
+            cgroup_manager,
+            no_pivot,
+            no_new_keyring,
+            seccomp_cache: None,
+        };
+        Runtime::new(self.root.clone(), options)
+    }
+}
+
+/// Parses the arguments, does what they say, and tells what went wrong.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if cli.version {
+        print!("{}", version());
+        return ExitCode::SUCCESS;
+    }
+    let log = match Log::open(
+        cli.global.log.as_deref(),
+        cli.global.log_format,
+        cli.global.debug,
+    ) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("knarr-oci: open the log: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let Some(verb) = cli.verb else {
+        // Help that was not asked for is an error, but runc prints it and succeeds.
+        let _unprinted = Cli::command().print_help();
+        return ExitCode::SUCCESS;
+    };
+    let failure = verb.failure_code();
+    match run(&cli.global, verb, &log) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            log.error(&format!("{error:#}"));
+            ExitCode::from(failure)
+        }
+    }
+}
+
+impl Verb {
+    /// As with runc: a failed exec is told apart from a program that ended with 1.
+    fn failure_code(&self) -> u8 {
+        match self {
+            Self::Exec(_) => 255,
+            _ => 1,
+        }
+    }
+
+    fn makes_processes(&self) -> bool {
+        matches!(self, Self::Create(_) | Self::Run(_) | Self::Exec(_))
+    }
+}
+
+fn run(global: &Global, verb: Verb, log: &Log) -> anyhow::Result<u8> {
+    if verb.makes_processes() {
+        use anyhow::Context as _;
+        knarr_oci::protect::run_read_only().context("run from a read-only mount")?;
+    }
+    let (no_pivot, no_new_keyring) = match &verb {
+        Verb::Create(create) => (create.no_pivot, create.no_new_keyring),
+        Verb::Run(run) => (run.create.no_pivot, run.create.no_new_keyring),
+        _ => (false, false),
+    };
+    let context = Context {
+        runtime: global.runtime(no_pivot, no_new_keyring),
+        log: log.clone(),
+    };
+    match verb {
+        Verb::Create(create) => container::create(&context, &create),
+        Verb::Start(id) => container::start(&context, &id),
+        Verb::Run(run) => container::run(&context, &run),
+        Verb::State(id) => query::state(&context, &id),
+        Verb::Kill(kill) => container::kill(&context, &kill),
+        Verb::Delete(delete) => container::delete(&context, &delete),
+        Verb::Exec(exec) => exec::exec(&context, &exec),
+        Verb::List(list) => query::list(&context, &list),
+        Verb::Ps(ps) => query::ps(&context, &ps),
+        Verb::Pause(id) => container::pause(&context, &id),
+        Verb::Resume(id) => container::resume(&context, &id),
+        Verb::Update(update) => update::update(&context, &update),
+        Verb::Events(events) => query::events(&context, &events),
+        Verb::Spec(spec) => spec::write(&spec),
+        Verb::Features => features::print(),
+        Verb::Checkpoint(unsupported) | Verb::Restore(unsupported) => {
+            anyhow::bail!(
+                "checkpoint and restore are not supported yet ({} arguments)",
+                unsupported.rest.len()
+            )
+        }
+        Verb::Completion { shell } => {
+            clap_complete::generate(
+                shell,
+                &mut Cli::command(),
+                "knarr-oci",
+                &mut std::io::stdout(),
+            );
+            Ok(0)
+        }
+    }
+}
+
+/// In the form that containerd and Podman take apart.
+fn version() -> String {
+    format!(
+        "knarr-oci version {}\nspec: {}\n",
+        env!("CARGO_PKG_VERSION"),
+        knarr_oci::state::OCI_VERSION
+    )
+}
+
+fn parse_id(text: &str) -> Result<ContainerId, knarr_oci::id::InvalidId> {
+    ContainerId::parse(text)
+}

@@ -1,0 +1,257 @@
+//! Verbs that only look.
+
+use std::fs;
+use std::io::Write;
+use std::time::Duration;
+
+use clap::Args;
+use knarr_oci::cgroup::Stats;
+use knarr_oci::{ContainerId, State};
+use serde_json::{Value, json};
+
+use super::{Context, container, parse_id};
+
+/// Table or JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    Table,
+    Json,
+}
+
+/// Listing containers.
+#[derive(Debug, Args)]
+pub(super) struct List {
+    /// Output format.
+    #[arg(long, short, value_enum, default_value = "table")]
+    format: Format,
+    /// Print ids only.
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+/// Listing processes.
+#[derive(Debug, Args)]
+pub(super) struct Ps {
+    /// Output format.
+    #[arg(long, short, value_enum, default_value = "table")]
+    format: Format,
+    /// The container.
+    #[arg(value_parser = parse_id)]
+    id: ContainerId,
+    /// Options of ps(1). Accepted for compatibility.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    rest: Vec<String>,
+}
+
+/// Watching what a container uses.
+#[derive(Debug, Args)]
+pub(super) struct Events {
+    /// Time between two reports: `5s`, `500ms`, `1m`.
+    #[arg(long, default_value = "5s", value_parser = parse_interval)]
+    interval: Duration,
+    /// Print one report and end.
+    #[arg(long)]
+    stats: bool,
+    /// The container.
+    #[arg(value_parser = parse_id)]
+    id: ContainerId,
+}
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let split = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("{text:?} is no duration"))?;
+    let interval = match unit {
+        "ms" => Duration::from_millis(number),
+        "" | "s" => Duration::from_secs(number),
+        "m" => Duration::from_secs(number * 60),
+        _ => return Err(format!("{text:?} is no duration")),
+    };
+    if interval.is_zero() {
+        Err("an interval of nothing".into())
+    } else {
+        Ok(interval)
+    }
+}
+
+/// `state`.
+pub(super) fn state(context: &Context, args: &container::Id) -> anyhow::Result<u8> {
+    println!(
+        "{}",
+        serde_json::to_string_pretty(&context.runtime.state(&args.id)?)?
+    );
+    Ok(0)
+}
+
+/// `list`.
+pub(super) fn list(context: &Context, args: &List) -> anyhow::Result<u8> {
+    let states = context.runtime.list()?;
+    let mut out = std::io::stdout().lock();
+    if args.quiet {
+        for state in &states {
+            writeln!(out, "{}", state.id)?;
+        }
+        return Ok(0);
+    }
+    if args.format == Format::Json {
+        writeln!(out, "{}", serde_json::to_string(&states)?)?;
+        return Ok(0);
+    }
+    let width = |of: fn(&State) -> usize, least: usize| {
+        states.iter().map(of).max().unwrap_or(0).max(least) + 4
+    };
+    let id = width(|state| state.id.len(), 2);
+    let bundle = width(|state| state.bundle.as_os_str().len(), 6);
+    writeln!(
+        out,
+        "{:id$}{:12}{:12}{:bundle$}{:34}OWNER",
+        "ID", "PID", "STATUS", "BUNDLE", "CREATED"
+    )?;
+    for state in &states {
+        let (path, status) = (state.bundle.display().to_string(), state.status.to_string());
+        writeln!(
+            out,
+            "{:id$}{:<12}{status:12}{path:bundle$}{:34}root",
+            state.id, state.pid, state.created
+        )?;
+    }
+    Ok(0)
+}
+
+/// `ps`.
+pub(super) fn ps(context: &Context, args: &Ps) -> anyhow::Result<u8> {
+    if !args.rest.is_empty() {
+        context
+            .log
+            .debug(&format!("ignoring options of ps: {}", args.rest.join(" ")));
+    }
+    let pids = context.runtime.pids(&args.id)?;
+    let mut out = std::io::stdout().lock();
+    if args.format == Format::Json {
+        let numbers: Vec<i32> = pids.iter().map(|pid| pid.as_raw()).collect();
+        writeln!(out, "{}", serde_json::to_string(&numbers)?)?;
+        return Ok(0);
+    }
+    writeln!(out, "{:<10}{:<10}{:<10}CMD", "UID", "PID", "PPID")?;
+    for pid in pids {
+        // One that has ended since is no longer in the list.
+        let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
+            continue;
+        };
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|rest| rest.split_whitespace().next())
+                .unwrap_or("?")
+                .to_owned()
+        };
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command)
+            .trim_end_matches('\0')
+            .replace('\0', " ");
+        let command = if command.is_empty() {
+            format!("[{}]", field("Name:"))
+        } else {
+            command
+        };
+        writeln!(
+            out,
+            "{:<10}{pid:<10}{:<10}{command}",
+            field("Uid:"),
+            field("PPid:")
+        )?;
+    }
+    Ok(0)
+}
+
+/// `events`: a report, or one per interval, and each out-of-memory kill when it happens.
+pub(super) fn events(context: &Context, args: &Events) -> anyhow::Result<u8> {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use std::os::fd::AsFd;
+    let print = |event: Value| writeln!(std::io::stdout(), "{event}");
+    let report =
+        |stats: &Stats| json!({ "type": "stats", "id": args.id.as_str(), "data": document(stats) });
+    if args.stats {
+        print(report(&context.runtime.stats(&args.id)?))?;
+        return Ok(0);
+    }
+    let details = context.runtime.details(&args.id)?;
+    if details.state.pid == 0 {
+        anyhow::bail!("the container is {}", details.state.status);
+    }
+    let ended = knarr_oci::sys::pidfd_open(nix::unistd::Pid::from_raw(details.state.pid))?;
+    let oom = details.cgroup.oom_events()?;
+    let mut kills = oom.kills();
+    loop {
+        let mut fds = [
+            PollFd::new(ended.as_fd(), PollFlags::POLLIN),
+            PollFd::new(oom.as_fd(), PollFlags::POLLIN),
+        ];
+        let timeout = PollTimeout::try_from(args.interval).unwrap_or(PollTimeout::MAX);
+        match poll(&mut fds, timeout) {
+            Ok(0) => print(report(&context.runtime.stats(&args.id)?))?,
+            Err(nix::Error::EINTR) => {}
+            Err(error) => return Err(error.into()),
+            Ok(_) => {
+                let now = oom.kills();
+                if now > kills {
+                    print(json!({ "type": "oom", "id": args.id.as_str() }))?;
+                    kills = now;
+                }
+                if fds[0].any() == Some(true) {
+                    return Ok(0);
+                }
+            }
+        }
+    }
+}
+
+/// In the shape of runc's, as far as its callers read it.
+fn document(stats: &Stats) -> Value {
+    let limit = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
+    json!({
+        "cpu": {
+            "usage": {
+                "total": stats.cpu.usage_ns,
+                "kernel": stats.cpu.system_ns,
+                "user": stats.cpu.user_ns,
+            },
+            "throttling": {
+                "periods": stats.cpu.periods,
+                "throttledPeriods": stats.cpu.throttled_periods,
+                "throttledTime": stats.cpu.throttled_ns,
+            },
+        },
+        "memory": {
+            "cache": stats.memory.cache,
+            "usage": {
+                "limit": limit(stats.memory.limit),
+                "usage": stats.memory.usage,
+                "max": stats.memory.peak,
+                "failcnt": 0,
+            },
+            "swap": { "limit": 0, "usage": stats.memory.swap, "failcnt": 0 },
+            "raw": {
+                "rss": stats.memory.rss,
+                "cache": stats.memory.cache,
+                "pgfault": stats.memory.page_faults,
+                "pgmajfault": stats.memory.major_page_faults,
+                "oom_kill": stats.memory.oom_kills,
+            },
+        },
+        "pids": { "current": stats.pids.current, "limit": stats.pids.limit.unwrap_or(0) },
+        "blkio": {
+            "ioServiceBytesRecursive": [
+                { "op": "Read", "value": stats.blkio.read_bytes },
+                { "op": "Write", "value": stats.blkio.write_bytes },
+            ],
+            "ioServicedRecursive": [
+                { "op": "Read", "value": stats.blkio.reads },
+                { "op": "Write", "value": stats.blkio.writes },
+            ],
+        },
+    })
+}

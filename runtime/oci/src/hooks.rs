@@ -1,0 +1,152 @@
+//! Hooks: programs that run at points of a container's life, with its state on their standard input.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::Pid;
+use oci_spec::runtime::Hook;
+
+use crate::state::{State, Status};
+use crate::sys;
+
+/// A hook did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum HookError {
+    /// It could not be started.
+    #[error("start {path}", path = path.display())]
+    Start {
+        /// Its program.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Waiting for it failed.
+    #[error("wait for {path}", path = path.display())]
+    Wait {
+        /// Its program.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It ended badly.
+    #[error("{path} ended with {status}", path = path.display())]
+    Status {
+        /// Its program.
+        path: PathBuf,
+        /// How it ended.
+        status: String,
+    },
+    /// It took longer than its timeout, and was killed.
+    #[error("{path} did not end within {seconds} s", path = path.display())]
+    Timeout {
+        /// Its program.
+        path: PathBuf,
+        /// Its timeout.
+        seconds: i64,
+    },
+}
+
+/// Runs the hooks in order; the first that fails ends it.
+///
+/// # Errors
+///
+/// See [`HookError`].
+pub fn run_all(hooks: &[Hook], state: &State) -> Result<(), HookError> {
+    if hooks.is_empty() {
+        return Ok(());
+    }
+    let input = serde_json::to_vec(state).unwrap_or_default();
+    hooks.iter().try_for_each(|hook| run(hook, &input))
+}
+
+/// The state that a hook is told.
+pub(crate) fn state_for(record: &crate::state::Record, pid: i32, status: Status) -> State {
+    State {
+        oci_version: record.oci_version.clone(),
+        id: record.id.clone(),
+        pid,
+        status,
+        bundle: record.bundle.clone(),
+        rootfs: record.rootfs.clone(),
+        created: record.created.clone(),
+        owner: String::new(),
+        annotations: record.annotations.clone(),
+    }
+}
+
+fn run(hook: &Hook, input: &[u8]) -> Result<(), HookError> {
+    use std::os::unix::process::CommandExt;
+    let path = hook.path().clone();
+    let mut command = Command::new(&path);
+    if let Some((name, args)) = hook.args().as_deref().unwrap_or_default().split_first() {
+        command.arg0(name).args(args);
+    }
+    let env: BTreeMap<&str, &str> = hook
+        .env()
+        .as_deref()
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|pair| pair.split_once('='))
+        .collect();
+    command.env_clear().envs(env).stdin(Stdio::piped());
+    let mut child = command.spawn().map_err(|source| HookError::Start {
+        path: path.clone(),
+        source,
+    })?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A hook need not read its state.
+        let _unread = stdin.write_all(input);
+    }
+    let wait = |source| HookError::Wait {
+        path: path.clone(),
+        source,
+    };
+    if let Some(seconds) = hook.timeout().filter(|seconds| *seconds > 0) {
+        let pidfd = sys::pidfd_open(Pid::from_raw(child.id() as i32)).map_err(wait)?;
+        let limit = Duration::from_secs(seconds.unsigned_abs());
+        if !wait_readable(pidfd.as_fd(), limit).map_err(wait)? {
+            child.kill().map_err(wait)?;
+            child.wait().map_err(wait)?;
+            return Err(HookError::Timeout { path, seconds });
+        }
+    }
+    let status = child.wait().map_err(wait)?;
+    if !status.success() {
+        return Err(HookError::Status {
+            path,
+            status: status.to_string(),
+        });
+    }
+    Ok(())
+}
+
+/// Waits until `fd` is readable (a pidfd: until its process has ended); false if that takes longer than `limit`.
+pub(crate) fn wait_readable(fd: std::os::fd::BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // Rounded up: with less than a millisecond left, zero would spin.
+        let millis = i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX);
+        let timeout = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
+            Ok(0) if left.is_zero() => return Ok(false),
+            Ok(0) | Err(nix::Error::EINTR) => {}
+            Ok(_) => return Ok(true),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The hooks that run in the runtime's namespaces before pivot_root, in their order.
+pub(crate) fn before_pivot(hooks: &oci_spec::runtime::Hooks) -> impl Iterator<Item = &Hook> {
+    hooks
+        .prestart()
+        .iter()
+        .flatten()
+        .chain(hooks.create_runtime().iter().flatten())
+}

@@ -1,0 +1,401 @@
+//! The first process of a container, from its birth by clone3 to the user's program. All of this runs inside it.
+//!
+//! Any failure goes to the maker as a [`Failure`]; the process then ends, and its namespaces and mounts with it.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::{SockFlag, accept4};
+use oci_spec::runtime::{LinuxTimeOffset, Spec};
+use pathrs::flags::OpenFlags;
+use pathrs::procfs::{ProcfsBase, ProcfsHandle, ProcfsHandleBuilder};
+
+use crate::cgroup::GroupRecord;
+use crate::error::{Failure, OrFail, Step};
+use crate::hooks;
+use crate::message::{Channel, Report};
+use crate::namespace::{Kind, NamespaceSet};
+use crate::process::{Armed, Settings};
+use crate::rootfs::{MountContext, Nodes, Rootfs, path_error, setup_devices};
+use crate::state::State;
+use crate::sys::{self, Fork};
+
+/// What the maker has prepared.
+pub(crate) struct Plan<'a> {
+    pub spec: &'a Spec,
+    pub settings: Settings<'a>,
+    pub namespaces: &'a NamespaceSet,
+    pub bundle: &'a Path,
+    pub rootfs: &'a Path,
+    /// Files to write `0` to; empty if the process was made inside its group.
+    pub entrances: &'a [OwnedFd],
+    pub group: &'a GroupRecord,
+    /// Opened sources of bind mounts, in the order of the mounts.
+    pub sources: &'a [Option<OwnedFd>],
+    /// Where start connects.
+    pub listener: &'a OwnedFd,
+    pub pivot: bool,
+    /// For hooks that run in here.
+    pub state: &'a State,
+}
+
+/// Which process [`Plan::run`] runs in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// In its new namespaces already.
+    Init,
+    /// In none yet: it enters the user namespace that is given by path, makes the real one as its sibling, and ends.
+    Intermediate(CloneFlags),
+}
+
+/// Runs the process to its end: never returns.
+pub(crate) fn run(plan: &Plan<'_>, role: Role, channel: Channel) -> ! {
+    match plan.run(role, &channel) {
+        Ok(never) => match never {},
+        Err(None) => sys::exit_now(0),
+        Err(Some(failure)) => {
+            // If the maker is gone there is nobody to tell.
+            let _untold = channel.report(&Report::Failed(failure));
+            sys::exit_now(1)
+        }
+    }
+}
+
+impl Plan<'_> {
+    /// `Err(None)`: an intermediate process has done its work.
+    fn run(&self, role: Role, channel: &Channel) -> Result<Infallible, Option<Failure>> {
+        // Nobody inside may look into this process (memory, descriptors, its program) before it is the user's.
+        sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).or_fail(Step::Privileges, || "hide from ptrace")?;
+        nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+        self.enter_cgroup()?;
+        if let Some(user) = self
+            .namespaces
+            .joined(Kind::User)
+            .filter(|_| role != Role::Init)
+        {
+            setns(user, CloneFlags::CLONE_NEWUSER)
+                .or_fail(Step::Namespace, || "enter the user namespace")?;
+        }
+        if let Role::Intermediate(flags) = role {
+            let flags = (flags | CloneFlags::CLONE_PARENT).bits();
+            match sys::clone3(flags as u32 as u64, None)
+                .or_fail(Step::Namespace, || "make namespaces")?
+            {
+                Fork::Child => {}
+                Fork::Parent { pid, .. } => {
+                    channel
+                        .report(&Report::Sibling(pid.as_raw()))
+                        .or_fail(Step::Channel, || "report the process")?;
+                    return Err(None);
+                }
+            }
+        }
+        let (rootfs, terminal) = self.build(channel)?;
+        let armed = self.become_process(&rootfs, terminal.as_ref(), channel)?;
+        drop(rootfs);
+        drop(terminal);
+        channel
+            .report(&Report::Ready)
+            .or_fail(Step::Channel, || "report to be ready")?;
+        Err(Some(self.wait_and_execute(armed)?))
+    }
+
+    fn enter_cgroup(&self) -> Result<(), Failure> {
+        for entrance in self.entrances {
+            nix::unistd::write(entrance, b"0")
+                .map(drop)
+                .or_fail(Step::Cgroup, || "enter the cgroup")?;
+        }
+        Ok(())
+    }
+
+    /// Namespaces, mounts, devices, the new root.
+    fn build(&self, channel: &Channel) -> Result<(Rootfs, Option<OwnedFd>), Failure> {
+        nix::unistd::setsid()
+            .map(drop)
+            .or_fail(Step::Namespace, || "start a session")?;
+        self.enter_namespaces(channel)?;
+        let rootfs = Rootfs::attach(self.rootfs, self.linux().rootfs_propagation().as_deref())?;
+        let mounts = self.spec.mounts().as_deref().unwrap_or_default();
+        let context = MountContext {
+            sources: self.sources,
+            cgroup: self.group,
+            cgroup_namespace: self.namespaces.is_new(Kind::Cgroup),
+            bundle: self.bundle,
+        };
+        rootfs.mount_all(mounts, &context)?;
+        let dev_is_bound = mounts.iter().any(|mount| {
+            mount.destination() == Path::new("/dev")
+                && (mount.typ().as_deref() == Some("bind")
+                    || mount
+                        .options()
+                        .iter()
+                        .flatten()
+                        .any(|option| option == "bind" || option == "rbind"))
+        });
+        if !dev_is_bound {
+            let nodes = if self.namespaces.contains(Kind::User) {
+                Nodes::Bind
+            } else {
+                Nodes::Make
+            };
+            setup_devices(
+                &rootfs,
+                self.linux().devices().as_deref().unwrap_or_default(),
+                nodes,
+            )?;
+        }
+        let cwd = self.settings.process.cwd();
+        if cwd != Path::new("/") && rootfs.resolve(cwd).is_err() {
+            rootfs.make_directories(cwd)?;
+        }
+        let terminal = self.open_terminal(&rootfs, channel)?;
+        self.run_hooks_before_pivot(channel)?;
+        self.protect(&rootfs)?;
+        rootfs.enter(self.spec, self.pivot)?;
+        Ok((rootfs, terminal))
+    }
+
+    fn linux(&self) -> &oci_spec::runtime::Linux {
+        self.spec
+            .linux()
+            .as_ref()
+            .expect("checked before the process was made")
+    }
+
+    fn enter_namespaces(&self, channel: &Channel) -> Result<(), Failure> {
+        let joined = self
+            .namespaces
+            .all_joined()
+            .filter(|(kind, _)| !matches!(kind, Kind::User | Kind::Pid));
+        for (kind, fd) in joined {
+            setns(fd, kind.flag())
+                .or_fail(Step::Namespace, || format!("enter the {kind:?} namespace"))?;
+        }
+        if self.namespaces.is_new(Kind::Time) {
+            unshare(Kind::Time.flag()).or_fail(Step::Namespace, || "make a time namespace")?;
+            if let Some(offsets) = self
+                .linux()
+                .time_offsets()
+                .as_ref()
+                .filter(|offsets| !offsets.is_empty())
+            {
+                crate::process::write_proc_self("timens_offsets", &time_offsets(offsets))
+                    .or_fail(Step::Namespace, || "set time offsets")?;
+            }
+        }
+        if self.namespaces.is_new(Kind::User) {
+            channel
+                .wait()
+                .or_fail(Step::Namespace, || "wait for the user mappings")?;
+        }
+        if self.namespaces.contains(Kind::User) {
+            // What is made from here on belongs to root inside, unless nobody is root there.
+            let unmapped = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
+            for done in [sys::setresgid(0), sys::setresuid(0)] {
+                match done {
+                    Err(error) if unmapped(&error) => {}
+                    done => done.or_fail(Step::User, || "become root of the user namespace")?,
+                }
+            }
+        }
+        if self.namespaces.is_new(Kind::Cgroup) {
+            // Only now that the process is in its group: that one becomes the root of the view.
+            unshare(CloneFlags::CLONE_NEWCGROUP)
+                .or_fail(Step::Namespace, || "make a cgroup namespace")?;
+        }
+        if self.namespaces.is_new(Kind::Network) {
+            sys::loopback_up().or_fail(Step::Namespace, || "bring up the loopback interface")?;
+        }
+        let named = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
+        if let Some(name) = named(self.spec.hostname()) {
+            nix::unistd::sethostname(name).or_fail(Step::Hostname, || "set the host name")?;
+        }
+        if let Some(name) = named(self.spec.domainname()) {
+            sys::setdomainname(name.as_bytes())
+                .or_fail(Step::Hostname, || "set the domain name")?;
+        }
+        Ok(())
+    }
+
+    fn open_terminal(
+        &self,
+        rootfs: &Rootfs,
+        channel: &Channel,
+    ) -> Result<Option<OwnedFd>, Failure> {
+        if !matches!(self.settings.stdio, crate::process::Stdio::Terminal) {
+            return Ok(None);
+        }
+        let master = rootfs.open_ptmx()?;
+        let slave = self.settings.open_slave(master.as_fd())?;
+        rootfs.bind_console(slave.as_fd())?;
+        channel
+            .report(&Report::Terminal(master))
+            .or_fail(Step::Terminal, || "hand over the terminal")?;
+        Ok(Some(slave))
+    }
+
+    fn run_hooks_before_pivot(&self, channel: &Channel) -> Result<(), Failure> {
+        let Some(all) = self.spec.hooks() else {
+            return Ok(());
+        };
+        if hooks::before_pivot(all).next().is_some() {
+            channel
+                .report(&Report::Mounted)
+                .or_fail(Step::Channel, || "report the mounts")?;
+            channel
+                .wait()
+                .or_fail(Step::Channel, || "wait for the hooks")?;
+        }
+        self.run_hooks(all.create_container().as_deref(), "createContainer")
+    }
+
+    fn run_hooks(
+        &self,
+        list: Option<&[oci_spec::runtime::Hook]>,
+        kind: &str,
+    ) -> Result<(), Failure> {
+        let list = list.unwrap_or_default();
+        hooks::run_all(list, self.state).map_err(|error| {
+            Failure::new(
+                Step::Hook,
+                format!("{kind} hook: {}", crate::error::chain(&error)),
+            )
+        })
+    }
+
+    /// Kernel parameters, read-only and masked paths, the read-only root.
+    fn protect(&self, rootfs: &Rootfs) -> Result<(), Failure> {
+        let linux = self.linux();
+        if let Some(parameters) = linux
+            .sysctl()
+            .as_ref()
+            .filter(|parameters| !parameters.is_empty())
+        {
+            let proc = ProcfsHandleBuilder::new()
+                .unmasked()
+                .build()
+                .map_err(path_error)
+                .or_fail(Step::Sysctl, || "open procfs")?;
+            for (name, value) in parameters {
+                set_parameter(&proc, name, value)
+                    .or_fail(Step::Sysctl, || format!("set {name} to {value:?}"))?;
+            }
+        }
+        for path in linux.readonly_paths().iter().flatten() {
+            rootfs.make_read_only(Path::new(path))?;
+        }
+        rootfs.mask(linux.masked_paths().as_deref().unwrap_or_default())?;
+        if self
+            .spec
+            .root()
+            .as_ref()
+            .and_then(oci_spec::runtime::Root::readonly)
+            == Some(true)
+        {
+            rootfs.seal_root()?;
+        }
+        Ok(())
+    }
+
+    fn become_process<'b>(
+        &'b self,
+        _root: &Rootfs,
+        terminal: Option<&OwnedFd>,
+        channel: &Channel,
+    ) -> Result<Armed<'b>, Failure> {
+        self.settings.connect_stdio(terminal)?;
+        self.settings.arm(channel)
+    }
+
+    /// Sleeps until start connects, and tells it if the program cannot be executed. If it can, the connection just closes.
+    fn wait_and_execute(&self, armed: Armed<'_>) -> Result<Failure, Failure> {
+        let what = || "wait for start";
+        loop {
+            match poll(
+                &mut [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)],
+                PollTimeout::NONE,
+            ) {
+                Ok(_) => break,
+                Err(nix::Error::EINTR) => {}
+                Err(error) => return Err(error).or_fail(Step::Channel, what),
+            }
+        }
+        let raw = accept4(
+            std::os::fd::AsRawFd::as_raw_fd(self.listener),
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .or_fail(Step::Channel, what)?;
+        let starter = Channel::from_fd(sys::received_fd(raw));
+        if starter.wait().is_err() {
+            return Err(Failure::new(Step::Channel, "start went away"));
+        }
+        let hooks = self
+            .spec
+            .hooks()
+            .as_ref()
+            .and_then(|hooks| hooks.start_container().as_deref());
+        let done = self
+            .run_hooks(hooks, "startContainer")
+            .and_then(|()| armed.execute(&starter));
+        let failure = match done {
+            Ok(never) => match never {},
+            Err(failure) => failure,
+        };
+        // If start was killed meanwhile, nobody is left to tell.
+        let _untold = starter.report(&Report::Failed(failure.clone()));
+        Ok(failure)
+    }
+}
+
+/// Only what belongs to a namespace of the container is reachable through the handle's own procfs, and no name can
+/// lead out of `/proc/sys`.
+fn set_parameter(proc: &ProcfsHandle, name: &str, value: &str) -> io::Result<()> {
+    use std::io::Write;
+    let path = if name.contains('/') {
+        name.to_owned()
+    } else {
+        name.replace('.', "/")
+    };
+    if Path::new(&path)
+        .components()
+        .any(|part| !matches!(part, std::path::Component::Normal(_)))
+    {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    let path = Path::new("sys").join(path);
+    let mut file = proc
+        .open(
+            ProcfsBase::ProcRoot,
+            path,
+            OpenFlags::O_WRONLY | OpenFlags::O_CLOEXEC,
+        )
+        .map_err(path_error)?;
+    file.write_all(value.as_bytes())
+}
+
+/// The lines of `/proc/self/timens_offsets` (time_namespaces(7)).
+fn time_offsets(offsets: &std::collections::HashMap<String, LinuxTimeOffset>) -> String {
+    let lines = offsets.iter().map(|(clock, offset)| {
+        format!(
+            "{clock} {} {}\n",
+            offset.secs().unwrap_or(0),
+            offset.nanosecs().unwrap_or(0)
+        )
+    });
+    lines.collect()
+}
+
+/// The program's name for messages.
+pub(crate) fn command_name(process: &oci_spec::runtime::Process) -> String {
+    process
+        .args()
+        .as_ref()
+        .and_then(|args| args.first())
+        .cloned()
+        .unwrap_or_default()
+}

@@ -1,0 +1,210 @@
+//! What a container's process and its maker say to each other before the user's program runs.
+//!
+//! A `SOCK_SEQPACKET` pair: one message per packet, so no framing is needed, and the end of the stream says that the
+//! process is gone (or has become the user's program: the socket is close-on-exec).
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
+    sendmsg, socketpair,
+};
+
+use crate::error::{Failure, Step};
+
+/// From the container's process to its maker.
+#[derive(Debug)]
+pub enum Report {
+    /// The sibling that an intermediate process has made, by its id in the maker's PID namespace.
+    Sibling(i32),
+    /// Namespaces and mounts exist, `pivot_root` has not happened: time for the maker's hooks. It answers with a go.
+    Mounted,
+    /// The master of the container's terminal.
+    Terminal(OwnedFd),
+    /// The listener of a seccomp filter that notifies.
+    SeccompListener(OwnedFd),
+    /// Something that the spec allows to go on after.
+    Warning(String),
+    /// All is done but the wait for start.
+    Ready,
+    /// It ends because of this.
+    Failed(Failure),
+    /// The socket was closed.
+    Gone,
+}
+
+/// One end of the conversation.
+#[derive(Debug)]
+pub struct Channel(OwnedFd);
+
+/// The longest message; a longer text is cut.
+const LIMIT: usize = 4096;
+
+impl Channel {
+    /// Both ends, close-on-exec.
+    ///
+    /// # Errors
+    ///
+    /// The limit on descriptors.
+    pub fn pair() -> io::Result<(Self, Self)> {
+        let (one, two) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )?;
+        Ok((Self(one), Self(two)))
+    }
+
+    /// Takes a connected packet socket.
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
+    /// Lets the other side go on.
+    ///
+    /// # Errors
+    ///
+    /// `EPIPE` if it is gone.
+    pub fn go(&self) -> io::Result<()> {
+        self.send(b"g", None)
+    }
+
+    /// Waits for [`Channel::go`].
+    ///
+    /// # Errors
+    ///
+    /// `UnexpectedEof` if the other side is gone.
+    pub fn wait(&self) -> io::Result<()> {
+        match self.receive()?.0.first() {
+            Some(b'g') => Ok(()),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// Sends a report.
+    ///
+    /// # Errors
+    ///
+    /// `EPIPE` if the other side is gone.
+    pub fn report(&self, report: &Report) -> io::Result<()> {
+        match report {
+            Report::Sibling(pid) => self.send(&[b"P", &pid.to_ne_bytes()[..]].concat(), None),
+            Report::Mounted => self.send(b"M", None),
+            Report::Terminal(fd) => self.send(b"T", Some(fd.as_raw_fd())),
+            Report::SeccompListener(fd) => self.send(b"N", Some(fd.as_raw_fd())),
+            Report::Warning(text) => self.send(&[b"W", text.as_bytes()].concat(), None),
+            Report::Ready => self.send(b"R", None),
+            Report::Failed(failure) => {
+                let errno = failure.errno.to_ne_bytes();
+                self.send(
+                    &[
+                        b"E",
+                        &[failure.step as u8][..],
+                        &errno[..],
+                        failure.what.as_bytes(),
+                    ]
+                    .concat(),
+                    None,
+                )
+            }
+            Report::Gone => Ok(()),
+        }
+    }
+
+    /// Waits for the next report.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidData` for what no report is.
+    pub fn next(&self) -> io::Result<Report> {
+        let (packet, fd) = self.receive()?;
+        let bad = || io::Error::from(io::ErrorKind::InvalidData);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        match (packet.split_first(), fd) {
+            (None, _) => Ok(Report::Gone),
+            (Some((b'P', pid)), _) => Ok(Report::Sibling(i32::from_ne_bytes(
+                pid.try_into().map_err(|_| bad())?,
+            ))),
+            (Some((b'M', _)), _) => Ok(Report::Mounted),
+            (Some((b'T', _)), Some(fd)) => Ok(Report::Terminal(fd)),
+            (Some((b'N', _)), Some(fd)) => Ok(Report::SeccompListener(fd)),
+            (Some((b'W', rest)), _) => Ok(Report::Warning(text(rest))),
+            (Some((b'R', _)), _) => Ok(Report::Ready),
+            (Some((b'E', rest)), _) => {
+                let (step, rest) = rest.split_first().ok_or_else(bad)?;
+                let (errno, what) = rest.split_first_chunk().ok_or_else(bad)?;
+                Ok(Report::Failed(Failure {
+                    step: Step::from_number(*step).ok_or_else(bad)?,
+                    errno: i32::from_ne_bytes(*errno),
+                    what: text(what),
+                }))
+            }
+            _ => Err(bad()),
+        }
+    }
+
+    fn send(&self, bytes: &[u8], fd: Option<RawFd>) -> io::Result<()> {
+        let bytes = &bytes[..bytes.len().min(LIMIT)];
+        let fds: Vec<RawFd> = fd.into_iter().collect();
+        let rights = [ControlMessage::ScmRights(&fds)];
+        let control = if fds.is_empty() { &[][..] } else { &rights[..] };
+        sendmsg::<()>(
+            self.0.as_raw_fd(),
+            &[IoSlice::new(bytes)],
+            control,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )?;
+        Ok(())
+    }
+
+    fn receive(&self) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+        receive(std::os::fd::AsFd::as_fd(&self.0))
+    }
+}
+
+fn receive(socket: BorrowedFd<'_>) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+    let mut buffer = vec![0; LIMIT];
+    let mut control = nix::cmsg_space!(RawFd);
+    let (length, fd) = loop {
+        let mut slices = [IoSliceMut::new(&mut buffer)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message =
+            match recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags) {
+                Ok(message) => message,
+                Err(nix::Error::EINTR) => continue,
+                // The other side died with unread data of ours.
+                Err(nix::Error::ECONNRESET) => break (0, None),
+                Err(error) => return Err(error.into()),
+            };
+        let mut fd = None;
+        for part in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(fds) = part {
+                fd = fds.first().map(|raw| crate::sys::received_fd(*raw));
+            }
+        }
+        break (message.bytes, fd);
+    };
+    buffer.truncate(length);
+    Ok((buffer, fd))
+}
+
+/// Sends `fd` over a connected stream socket, with `payload`, as console and seccomp listeners expect it.
+///
+/// # Errors
+///
+/// As sendmsg(2).
+pub fn send_fd(socket: BorrowedFd<'_>, fd: BorrowedFd<'_>, payload: &[u8]) -> io::Result<()> {
+    let fds = [fd.as_raw_fd()];
+    let control = [ControlMessage::ScmRights(&fds)];
+    sendmsg::<()>(
+        socket.as_raw_fd(),
+        &[IoSlice::new(payload)],
+        &control,
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )?;
+    Ok(())
+}

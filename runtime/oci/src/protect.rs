@@ -1,0 +1,51 @@
+//! Keeps the runtime's own program out of reach of containers (CVE-2019-5736).
+//!
+//! A container's process is a copy of ours until it executes the user's program, so `/proc/<pid>/exe` leads to our file;
+//! and a program named `/proc/self/exe` in an image even executes it. Whoever holds a descriptor of it can open it for
+//! writing through `/proc/self/fd`, once nobody runs it. Hiding the process (`PR_SET_DUMPABLE`) keeps others from looking,
+//! but not the image's own script.
+//!
+//! The remedy: run from a private, read-only mount of the file. A detached mount belongs to no namespace, so nobody can
+//! make it writable again, and it costs one more exec instead of a copy of the program.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
+
+use crate::sys::{self, MountAttr};
+
+/// Continues in a program that cannot be written: executes it anew from a read-only mount, unless it runs from one.
+///
+/// Call it first thing in `main`, and only in programs that make containers.
+///
+/// # Errors
+///
+/// If the mount cannot be made, as without `CAP_SYS_ADMIN`.
+pub fn run_read_only() -> io::Result<()> {
+    let exe = std::fs::File::open("/proc/self/exe")?;
+    if sys::is_read_only(exe.as_fd())? {
+        return Ok(());
+    }
+    let path = CString::new("/proc/self/exe")?;
+    let mount = sys::open_tree_clone(nix::fcntl::AT_FDCWD, &path, false)?;
+    let attr = MountAttr {
+        set: 1,
+        ..MountAttr::default()
+    };
+    sys::mount_setattr(mount.as_fd(), c"", false, &attr)?;
+    let strings = |list: Vec<std::ffi::OsString>| {
+        list.into_iter()
+            .map(|text| CString::new(text.into_vec()))
+            .collect::<Result<Vec<_>, _>>()
+    };
+    let args = strings(std::env::args_os().collect())?;
+    let pair = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        let mut pair = name;
+        pair.push("=");
+        pair.push(value);
+        pair
+    };
+    let env = strings(std::env::vars_os().map(pair).collect())?;
+    Err(sys::fexecve(mount.as_fd(), &args, &env))
+}

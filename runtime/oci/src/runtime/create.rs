@@ -1,0 +1,701 @@
+//! Making a container: everything up to the wait for start.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{OFlag, open};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+};
+use nix::sys::stat::Mode;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
+use oci_spec::runtime::{LinuxIdMapping, PosixRlimitType, Process, Spec};
+
+use super::{CgroupManager, Created, Io, Runtime};
+use crate::cgroup::{Group, Layout};
+use crate::error::CreateError;
+use crate::hooks;
+use crate::id::ContainerId;
+use crate::init::{self, Plan, Role};
+use crate::message::{Channel, Report};
+use crate::mount::Options;
+use crate::namespace::{Kind, NamespaceSet};
+use crate::process::Settings;
+use crate::rootfs;
+use crate::seccomp::Program;
+use crate::state::{OCI_VERSION, ProcStat, Record, StateDir, Status, now};
+use crate::sys::{self, Fork};
+
+/// Removes what was made so far, unless the container comes to be.
+struct Unfinished {
+    dir: Option<StateDir>,
+    group: Option<Group>,
+    /// Last to be made, first to go.
+    process: Option<Newborn>,
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // Already on the way out with an error, which is the one to tell.
+        drop(self.process.take());
+        if let Some(group) = self.group.take() {
+            let _kept = group.kill_all();
+            let _kept = group.remove();
+        }
+        if let Some(dir) = self.dir.take() {
+            let _kept = dir.remove();
+        }
+    }
+}
+
+/// A child that is killed and reaped unless it is taken.
+pub(super) struct Newborn {
+    pub pid: Pid,
+    pub pidfd: Option<OwnedFd>,
+}
+
+impl Newborn {
+    /// How it ended, if it ends without having told why.
+    pub fn reap(&mut self) -> Option<String> {
+        let pidfd = self.pidfd.take()?;
+        // It may have ended already: then there is nothing to kill.
+        let _ended = sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
+        loop {
+            match waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED) {
+                Err(nix::Error::EINTR) => {}
+                Ok(WaitStatus::Exited(_, code)) => return Some(format!("exit status {code}")),
+                Ok(WaitStatus::Signaled(_, signal, _)) => return Some(format!("signal {signal}")),
+                _ => return Some("unknown".to_owned()),
+            }
+        }
+    }
+}
+
+impl Drop for Newborn {
+    fn drop(&mut self) {
+        self.reap();
+    }
+}
+
+impl Runtime {
+    /// Does everything up to (not including) exec of the user's process, which waits for [`Runtime::start`].
+    ///
+    /// # Errors
+    ///
+    /// See [`CreateError`]; nothing is left behind then.
+    pub fn create(
+        &self,
+        id: &ContainerId,
+        bundle: &Path,
+        spec: &Spec,
+        io: impl Into<Io>,
+    ) -> Result<Created, CreateError> {
+        let io = io.into();
+        let process = check(spec)?;
+        if self.options.cgroup_manager == CgroupManager::Systemd {
+            return Err(CreateError::Unsupported {
+                what: "cgroups through systemd (use cgroupfs)".into(),
+            });
+        }
+        let bundle = fs::canonicalize(bundle).map_err(|source| CreateError::StateFile {
+            what: "find the bundle",
+            path: bundle.to_owned(),
+            source,
+        })?;
+        let rootfs = find_rootfs(spec, &bundle)?;
+        let linux = spec
+            .linux()
+            .as_ref()
+            .ok_or_else(|| CreateError::invalid("linux is missing"))?;
+        let namespaces = NamespaceSet::open(linux.namespaces().as_deref().unwrap_or_default())
+            .map_err(CreateError::Namespace)?;
+        check_namespaces(spec, &namespaces)?;
+
+        let mut unfinished = Unfinished {
+            dir: None,
+            group: None,
+            process: None,
+        };
+        let dir = self.dir(id);
+        match dir.create(&self.root) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(CreateError::Exists { id: id.to_string() });
+            }
+            done => done.map_err(state_file("create", dir.path()))?,
+        }
+        unfinished.dir = Some(dir.clone());
+
+        let seccomp = linux
+            .seccomp()
+            .as_ref()
+            .map(|profile| self.seccomp_cache().compile(profile))
+            .transpose();
+        let seccomp = seccomp.map_err(CreateError::Seccomp)?;
+        let layout = Layout::detect().map_err(CreateError::Cgroup)?;
+        let group_path = linux
+            .cgroups_path()
+            .clone()
+            .unwrap_or_else(|| PathBuf::from(id.as_str()));
+        let resources = linux.resources().as_ref();
+        let mut group =
+            Group::create(&layout, &group_path, resources).map_err(CreateError::Cgroup)?;
+        unfinished.group = Some(group.clone());
+        if let Some(resources) = resources {
+            let applied = group.apply(&layout, resources).map_err(CreateError::Cgroup);
+            unfinished.group = Some(group.clone());
+            applied?;
+        }
+
+        let mut record = new_record(id, spec, &bundle, &rootfs, &group, &namespaces);
+        dir.write_config(spec)
+            .map_err(state_file("write config.json in", dir.path()))?;
+        // Before there is a process: whoever finds this after a crash knows which group to remove.
+        dir.write_record(&record)
+            .map_err(state_file("write state.json in", dir.path()))?;
+        let listener = listen_in(&dir).map_err(state_file("listen in", dir.path()))?;
+        let sources = open_sources(spec, &namespaces, &bundle)?;
+        let group_fd = group.unified_fd().map_err(CreateError::Cgroup)?;
+        let entrances = match group_fd {
+            Some(_) => Vec::new(),
+            None => group.entrances().map_err(CreateError::Cgroup)?,
+        };
+        let state = hooks::state_for(&record, 0, Status::Creating);
+        let plan = Plan {
+            spec,
+            settings: self.settings(process, spec, &io, seccomp.as_ref(), id),
+            namespaces: &namespaces,
+            bundle: &bundle,
+            rootfs: &rootfs,
+            entrances: &entrances,
+            group: group.record(),
+            sources: &sources,
+            listener: &listener,
+            pivot: !self.options.no_pivot,
+            state: &state,
+        };
+        let (channel, newborn) = spawn(&plan, group_fd.as_ref())?;
+        unfinished.process = Some(newborn);
+        let mut born = Birth {
+            terminal: None,
+            warnings: Vec::new(),
+        };
+        let pid = self.attend(
+            &plan,
+            &channel,
+            &mut unfinished,
+            &mut born,
+            &mut record,
+            &dir,
+        )?;
+        finish(process, pid, &mut born.warnings)?;
+        record.pid = pid.as_raw();
+        record.start_time = start_time(pid)?;
+        dir.write_record(&record)
+            .map_err(state_file("write state.json in", dir.path()))?;
+
+        let mut newborn = unfinished.process.take().expect("set above");
+        let pidfd = newborn.pidfd.take().expect("taken once");
+        unfinished.group = None;
+        unfinished.dir = None;
+        Ok(Created {
+            pid,
+            pidfd,
+            terminal: born.terminal,
+            warnings: born.warnings,
+        })
+    }
+
+    /// The settings of a process of this container.
+    pub(super) fn settings<'a>(
+        &self,
+        process: &'a Process,
+        spec: &'a Spec,
+        io: &'a Io,
+        seccomp: Option<&'a Program>,
+        id: &ContainerId,
+    ) -> Settings<'a> {
+        let linux = spec.linux().as_ref();
+        Settings {
+            process,
+            stdio: &io.stdio,
+            seccomp,
+            personality: linux.and_then(|linux| linux.personality().as_ref()),
+            memory_policy: linux.and_then(|linux| linux.memory_policy().as_ref()),
+            preserve_fds: io.preserve_fds,
+            keyring: (!self.options.no_new_keyring).then(|| format!("_ses.{id}")),
+        }
+    }
+
+    /// Answers the process until it is ready.
+    fn attend(
+        &self,
+        plan: &Plan<'_>,
+        channel: &Channel,
+        unfinished: &mut Unfinished,
+        born: &mut Birth,
+        record: &mut Record,
+        dir: &StateDir,
+    ) -> Result<Pid, CreateError> {
+        let command = init::command_name(plan.settings.process);
+        let talk = || CreateError::system("talk to the container's process");
+        loop {
+            let pid = unfinished
+                .process
+                .as_ref()
+                .map_or(Pid::from_raw(0), |process| process.pid);
+            match channel.next().map_err(talk())? {
+                Report::Sibling(real) => {
+                    let pid = Pid::from_raw(real);
+                    let pidfd = sys::pidfd_open(pid)
+                        .map_err(CreateError::system("open the container's process"))?;
+                    // The intermediate one ends by itself; being reaped is all it waits for.
+                    unfinished.process = Some(Newborn {
+                        pid,
+                        pidfd: Some(pidfd),
+                    });
+                }
+                Report::Mounted => {
+                    record.pid = pid.as_raw();
+                    record.start_time = start_time(pid)?;
+                    dir.write_record(record)
+                        .map_err(state_file("write state.json in", dir.path()))?;
+                    let state = hooks::state_for(record, pid.as_raw(), Status::Creating);
+                    let hooks = plan.spec.hooks().iter().flat_map(hooks::before_pivot);
+                    for hook in hooks {
+                        hooks::run_all(std::slice::from_ref(hook), &state)
+                            .map_err(CreateError::Hook)?;
+                    }
+                    channel.go().map_err(talk())?;
+                }
+                Report::Terminal(master) => born.terminal = Some(master),
+                Report::SeccompListener(_) => {
+                    return Err(CreateError::Unsupported {
+                        what: "a seccomp listener before start".into(),
+                    });
+                }
+                Report::Warning(text) => born.warnings.push(text),
+                Report::Ready => return Ok(pid),
+                Report::Failed(failure) => {
+                    return Err(CreateError::from_failure(failure, &command));
+                }
+                Report::Gone => {
+                    let status = unfinished.process.as_mut().and_then(Newborn::reap);
+                    return Err(CreateError::Died {
+                        status: status.unwrap_or_default(),
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// What comes out of the birth of a process.
+struct Birth {
+    terminal: Option<OwnedFd>,
+    warnings: Vec<String>,
+}
+
+pub(super) fn state_file<'a>(
+    what: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> CreateError + 'a {
+    move |source| CreateError::StateFile {
+        what,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// What must be there, and what cannot be done, before anything is made.
+fn check(spec: &Spec) -> Result<&Process, CreateError> {
+    if !spec.version().starts_with("1.") {
+        return Err(CreateError::invalid(format!(
+            "ociVersion {:?} is not 1.x",
+            spec.version()
+        )));
+    }
+    let process = spec
+        .process()
+        .as_ref()
+        .ok_or_else(|| CreateError::invalid("process is missing"))?;
+    check_process(process)?;
+    let linux = spec
+        .linux()
+        .as_ref()
+        .ok_or_else(|| CreateError::invalid("linux is missing"))?;
+    let unsupported = |what: &str| Err(CreateError::Unsupported { what: what.into() });
+    if linux.intel_rdt().is_some() {
+        return unsupported("linux.intelRdt");
+    }
+    if linux
+        .net_devices()
+        .as_ref()
+        .is_some_and(|devices| !devices.is_empty())
+    {
+        return unsupported("linux.netDevices");
+    }
+    if linux
+        .mount_label()
+        .as_ref()
+        .is_some_and(|label| !label.is_empty())
+        && !Path::new("/sys/fs/selinux").exists()
+    {
+        return unsupported("linux.mountLabel without SELinux");
+    }
+    for mount in spec.mounts().iter().flatten() {
+        let options = Options::parse(mount.options().as_deref().unwrap_or_default())
+            .map_err(|error| CreateError::invalid(error.to_string()))?;
+        let mapped = mount
+            .uid_mappings()
+            .as_ref()
+            .is_some_and(|map| !map.is_empty());
+        if options.idmap.is_some() || mapped {
+            return unsupported("id-mapped mounts");
+        }
+        if mount.destination().as_os_str().is_empty() {
+            return Err(CreateError::invalid("a mount without destination"));
+        }
+    }
+    if let Some(seccomp) = linux.seccomp()
+        && seccomp.listener_path().is_some()
+    {
+        return unsupported("linux.seccomp.listenerPath");
+    }
+    Ok(process)
+}
+
+pub(super) fn check_process(process: &Process) -> Result<(), CreateError> {
+    if process.args().as_ref().is_none_or(Vec::is_empty) {
+        return Err(CreateError::invalid("process.args is empty"));
+    }
+    if !process.cwd().is_absolute() {
+        return Err(CreateError::invalid(format!(
+            "process.cwd {:?} is not absolute",
+            process.cwd()
+        )));
+    }
+    let mut seen = Vec::new();
+    for limit in process.rlimits().iter().flatten() {
+        if seen.contains(&limit.typ()) {
+            return Err(CreateError::invalid(format!(
+                "process.rlimits holds {} twice",
+                limit.typ()
+            )));
+        }
+        seen.push(limit.typ());
+        if limit.soft() > limit.hard() {
+            return Err(CreateError::invalid(format!(
+                "process.rlimits: {} soft above hard",
+                limit.typ()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn check_namespaces(spec: &Spec, namespaces: &NamespaceSet) -> Result<(), CreateError> {
+    let invalid = |what: &str| Err(CreateError::invalid(what));
+    if !namespaces.contains(Kind::Mount) {
+        return Err(CreateError::Unsupported {
+            what: "a container without mount namespace".into(),
+        });
+    }
+    let named = |name: &Option<String>| name.as_ref().is_some_and(|name| !name.is_empty());
+    if (named(spec.hostname()) || named(spec.domainname())) && !namespaces.contains(Kind::Uts) {
+        return invalid("hostname or domainname without a UTS namespace");
+    }
+    let Some(linux) = spec.linux() else {
+        return Ok(());
+    };
+    let maps =
+        |list: &Option<Vec<LinuxIdMapping>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    if namespaces.is_new(Kind::User) && !(maps(linux.uid_mappings()) && maps(linux.gid_mappings()))
+    {
+        return invalid("a new user namespace without uidMappings and gidMappings");
+    }
+    if linux
+        .time_offsets()
+        .as_ref()
+        .is_some_and(|offsets| !offsets.is_empty())
+        && !namespaces.is_new(Kind::Time)
+    {
+        return invalid("timeOffsets without a new time namespace");
+    }
+    for name in linux.sysctl().iter().flat_map(|all| all.keys()) {
+        let path = name.replace('/', ".");
+        let needed = match path.as_str() {
+            name if name.starts_with("net.") => Kind::Network,
+            name if name.starts_with("fs.mqueue.") => Kind::Ipc,
+            name if name.starts_with("kernel.msg")
+                || name.starts_with("kernel.shm")
+                || name == "kernel.sem" =>
+            {
+                Kind::Ipc
+            }
+            "kernel.hostname" | "kernel.domainname" => Kind::Uts,
+            _ => {
+                return Err(CreateError::invalid(format!(
+                    "sysctl {name} belongs to no namespace"
+                )));
+            }
+        };
+        if !namespaces.contains(needed) {
+            return Err(CreateError::invalid(format!(
+                "sysctl {name} without a {needed:?} namespace"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn find_rootfs(spec: &Spec, bundle: &Path) -> Result<PathBuf, CreateError> {
+    let root = spec
+        .root()
+        .as_ref()
+        .ok_or_else(|| CreateError::invalid("root is missing"))?;
+    let path = bundle.join(root.path());
+    let found = fs::canonicalize(&path).map_err(|source| CreateError::StateFile {
+        what: "find the rootfs",
+        path: path.clone(),
+        source,
+    })?;
+    if !found.is_dir() || found == Path::new("/") {
+        return Err(CreateError::invalid(format!(
+            "root.path {} is no directory of its own",
+            found.display()
+        )));
+    }
+    Ok(found)
+}
+
+fn new_record(
+    id: &ContainerId,
+    spec: &Spec,
+    bundle: &Path,
+    rootfs: &Path,
+    group: &Group,
+    namespaces: &NamespaceSet,
+) -> Record {
+    let has = |list: Option<&Vec<_>>| {
+        list.is_some_and(|list: &Vec<oci_spec::runtime::Hook>| !list.is_empty())
+    };
+    let hooks = spec.hooks().as_ref();
+    Record {
+        oci_version: OCI_VERSION.to_owned(),
+        id: id.to_string(),
+        bundle: bundle.to_owned(),
+        rootfs: rootfs.to_owned(),
+        created: now(),
+        annotations: spec
+            .annotations()
+            .iter()
+            .flatten()
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
+        pid: 0,
+        start_time: 0,
+        cgroup: group.record().clone(),
+        own_pid_namespace: namespaces.is_new(Kind::Pid),
+        poststart: has(hooks.and_then(|hooks| hooks.poststart().as_ref())),
+        poststop: has(hooks.and_then(|hooks| hooks.poststop().as_ref())),
+    }
+}
+
+/// The socket at which the process waits. Its path may be longer than a socket's name can be, so it goes through the
+/// directory's descriptor.
+fn listen_in(dir: &StateDir) -> io::Result<OwnedFd> {
+    let directory = open(
+        dir.path(),
+        OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )?;
+    let path = format!("/proc/self/fd/{}/start.sock", directory.as_raw_fd());
+    let listener = socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    bind(listener.as_raw_fd(), &UnixAddr::new(path.as_str())?)?;
+    listen(&listener, Backlog::new(1)?)?;
+    Ok(listener)
+}
+
+/// In a user namespace the process may not reach what root can: then the maker opens the sources of bind mounts.
+fn open_sources(
+    spec: &Spec,
+    namespaces: &NamespaceSet,
+    bundle: &Path,
+) -> Result<Vec<Option<OwnedFd>>, CreateError> {
+    if !namespaces.contains(Kind::User) {
+        return Ok(Vec::new());
+    }
+    let mut sources = Vec::new();
+    for mount in spec.mounts().iter().flatten() {
+        let options = Options::parse(mount.options().as_deref().unwrap_or_default())
+            .map_err(|error| CreateError::invalid(error.to_string()))?;
+        let source =
+            if options.is_bind(mount.typ().as_deref()) && !options.remount && !options.copy_symlink
+            {
+                let recursive = options
+                    .bind
+                    .unwrap_or(mount.typ().as_deref() == Some("rbind"));
+                let opened = rootfs::bind_source(mount, bundle)
+                    .and_then(|path| rootfs::open_tree(&path, recursive));
+                Some(opened.map_err(|failure| CreateError::from_failure(failure, ""))?)
+            } else {
+                None
+            };
+        sources.push(source);
+    }
+    Ok(sources)
+}
+
+/// Makes the process; in the parent, gives the end of the channel and the child.
+fn spawn(plan: &Plan<'_>, group: Option<&OwnedFd>) -> Result<(Channel, Newborn), CreateError> {
+    let (ours, theirs) = Channel::pair().map_err(CreateError::system("make a socket pair"))?;
+    // These two are made later, by the process itself: see init.
+    let late = CloneFlags::CLONE_NEWCGROUP | Kind::Time.flag();
+    let flags = plan.namespaces.new_flags() & !late;
+    let (role, now) = if plan.namespaces.joined(Kind::User).is_some() {
+        (Role::Intermediate(flags), CloneFlags::empty())
+    } else {
+        (Role::Init, flags)
+    };
+    let joined_pid = plan.namespaces.joined(Kind::Pid);
+    let forked = in_pid_namespace(joined_pid, || {
+        sys::clone3(u64::from(now.bits() as u32), group.map(AsFd::as_fd))
+            .map_err(CreateError::system("clone3"))
+    })?;
+    match forked {
+        Fork::Child => {
+            drop(ours);
+            init::run(plan, role, theirs)
+        }
+        Fork::Parent { pid, pidfd } => {
+            drop(theirs);
+            let newborn = Newborn {
+                pid,
+                pidfd: Some(pidfd),
+            };
+            if plan.namespaces.is_new(Kind::User) {
+                write_mappings(plan.spec, pid)?;
+                ours.go()
+                    .map_err(CreateError::system("talk to the container's process"))?;
+            }
+            Ok((ours, newborn))
+        }
+    }
+}
+
+/// Runs `make` so that the processes it makes are born in a PID namespace. Entering one only concerns children, so the
+/// caller itself stays where it is; and that is why no second process is needed.
+pub(super) fn in_pid_namespace<T>(
+    namespace: Option<&OwnedFd>,
+    make: impl FnOnce() -> Result<T, CreateError>,
+) -> Result<T, CreateError> {
+    let Some(namespace) = namespace else {
+        return make();
+    };
+    let own = fs::File::open("/proc/self/ns/pid")
+        .map_err(CreateError::system("open our own PID namespace"))?;
+    setns(namespace, CloneFlags::CLONE_NEWPID)
+        .map_err(io::Error::from)
+        .map_err(CreateError::system("enter the PID namespace"))?;
+    let made = make();
+    setns(own, CloneFlags::CLONE_NEWPID)
+        .map_err(io::Error::from)
+        .map_err(CreateError::system("return to our own PID namespace"))?;
+    made
+}
+
+/// user_namespaces(7): each file is written once, with all its lines.
+fn write_mappings(spec: &Spec, pid: Pid) -> Result<(), CreateError> {
+    let Some(linux) = spec.linux() else {
+        return Ok(());
+    };
+    for (file, list) in [
+        ("uid_map", linux.uid_mappings()),
+        ("gid_map", linux.gid_mappings()),
+    ] {
+        let lines: String = list
+            .iter()
+            .flatten()
+            .map(|map| format!("{} {} {}\n", map.container_id(), map.host_id(), map.size()))
+            .collect();
+        let path = format!("/proc/{pid}/{file}");
+        fs::write(&path, lines).map_err(CreateError::system(format!("write {path}")))?;
+    }
+    Ok(())
+}
+
+pub(super) fn start_time(pid: Pid) -> Result<u64, CreateError> {
+    let what = || CreateError::system(format!("read /proc/{pid}/stat"));
+    let stat = ProcStat::read(pid.as_raw()).map_err(what())?;
+    Ok(stat
+        .ok_or_else(|| what()(io::Error::from_raw_os_error(libc::ESRCH)))?
+        .start_time)
+}
+
+/// Limits and the OOM score, from outside: inside a user namespace the process could not raise them, and a low limit on
+/// descriptors would hinder its own set-up.
+pub(super) fn finish(
+    process: &Process,
+    pid: Pid,
+    warnings: &mut Vec<String>,
+) -> Result<(), CreateError> {
+    for limit in process.rlimits().iter().flatten() {
+        let what = || CreateError::system(format!("set {}", limit.typ()));
+        let resource = resource(limit.typ());
+        match sys::prlimit(pid, resource, Some((limit.soft(), limit.hard()))) {
+            // We lack CAP_SYS_RESOURCE: as far up as may be.
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                let (_, hard) = sys::prlimit(pid, resource, None).map_err(what())?;
+                let hard = hard.min(limit.hard());
+                sys::prlimit(pid, resource, Some((limit.soft().min(hard), hard))).map_err(what())?;
+                warnings.push(format!(
+                    "{} was cut to {hard}: not permitted to raise it",
+                    limit.typ()
+                ));
+            }
+            done => drop(done.map_err(what())?),
+        }
+    }
+    if let Some(score) = process.oom_score_adj() {
+        let path = format!("/proc/{pid}/oom_score_adj");
+        match fs::write(&path, score.to_string()) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM)) => {
+                warnings.push(format!(
+                    "oomScoreAdj {score} was not set: not permitted to lower it"
+                ));
+            }
+            done => done.map_err(CreateError::system(format!("write {score} to {path}")))?,
+        }
+    }
+    Ok(())
+}
+
+fn resource(limit: PosixRlimitType) -> u32 {
+    match limit {
+        PosixRlimitType::RlimitCpu => libc::RLIMIT_CPU,
+        PosixRlimitType::RlimitFsize => libc::RLIMIT_FSIZE,
+        PosixRlimitType::RlimitData => libc::RLIMIT_DATA,
+        PosixRlimitType::RlimitStack => libc::RLIMIT_STACK,
+        PosixRlimitType::RlimitCore => libc::RLIMIT_CORE,
+        PosixRlimitType::RlimitRss => libc::RLIMIT_RSS,
+        PosixRlimitType::RlimitNproc => libc::RLIMIT_NPROC,
+        PosixRlimitType::RlimitNofile => libc::RLIMIT_NOFILE,
+        PosixRlimitType::RlimitMemlock => libc::RLIMIT_MEMLOCK,
+        PosixRlimitType::RlimitAs => libc::RLIMIT_AS,
+        PosixRlimitType::RlimitLocks => libc::RLIMIT_LOCKS,
+        PosixRlimitType::RlimitSigpending => libc::RLIMIT_SIGPENDING,
+        PosixRlimitType::RlimitMsgqueue => libc::RLIMIT_MSGQUEUE,
+        PosixRlimitType::RlimitNice => libc::RLIMIT_NICE,
+        PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
+        PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
+    }
+}

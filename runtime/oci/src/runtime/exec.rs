@@ -1,0 +1,229 @@
+//! One more process in a running container.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::sched::{CloneFlags, setns};
+use nix::unistd::Pid;
+use oci_spec::runtime::{Process, Spec};
+
+use super::create::{Newborn, check_process, finish, in_pid_namespace};
+use super::{Created, Io, Runtime, status_of};
+use crate::cgroup::Group;
+use crate::error::{CreateError, ExecError, Failure, OrFail, StateError, Step};
+use crate::id::ContainerId;
+use crate::init::command_name;
+use crate::message::{Channel, Report};
+use crate::namespace::Kind;
+use crate::process::{Settings, Stdio};
+use crate::rootfs::path_error;
+use crate::state::Status;
+use crate::sys::{self, Fork};
+
+/// What the new process needs.
+struct Plan<'a> {
+    settings: Settings<'a>,
+    /// The container's first process.
+    init: &'a OwnedFd,
+    /// Namespaces to enter together.
+    namespaces: CloneFlags,
+    user_namespace: bool,
+    entrances: &'a [OwnedFd],
+}
+
+impl Runtime {
+    /// Runs one more process in a container: a child of the caller, in the container's namespaces and group.
+    ///
+    /// Returns when its program has been executed, or could not be.
+    ///
+    /// # Errors
+    ///
+    /// See [`CreateError`]; nothing is left behind then.
+    pub fn exec(
+        &self,
+        id: &ContainerId,
+        process: &Process,
+        io: impl Into<Io>,
+    ) -> Result<Created, ExecError> {
+        let io = io.into();
+        check_process(process)?;
+        let dir = self.dir(id);
+        let record = dir.read_record(id).map_err(CreateError::NotRunning)?;
+        let status = status_of(&dir, &record).map_err(CreateError::NotRunning)?;
+        if !matches!(status, Status::Running | Status::Created) {
+            return Err(CreateError::NotRunning(StateError::WrongStatus {
+                id: id.to_string(),
+                status,
+            }));
+        }
+        let spec = dir.read_config(id).map_err(CreateError::NotRunning)?;
+        let init = sys::pidfd_open(Pid::from_raw(record.pid))
+            .map_err(CreateError::system("open the container"))?;
+        let (namespaces, pid_namespace) = listed(&spec)?;
+        let profile = spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.seccomp().as_ref());
+        let seccomp = profile
+            .map(|profile| self.seccomp_cache().compile(profile))
+            .transpose();
+        let seccomp = seccomp.map_err(CreateError::Seccomp)?;
+        let group = Group::from_record(record.cgroup.clone());
+        let group_fd = group.unified_fd().map_err(CreateError::Cgroup)?;
+        let entrances = match group_fd {
+            Some(_) => Vec::new(),
+            None => group.entrances().map_err(CreateError::Cgroup)?,
+        };
+        let plan = Plan {
+            settings: Settings {
+                keyring: None,
+                ..self.settings(process, &spec, &io, seccomp.as_ref(), id)
+            },
+            init: &init,
+            namespaces,
+            user_namespace: namespaces.contains(CloneFlags::CLONE_NEWUSER),
+            entrances: &entrances,
+        };
+        let (channel, theirs) =
+            Channel::pair().map_err(CreateError::system("make a socket pair"))?;
+        let forked = in_pid_namespace(pid_namespace.then_some(&init), || {
+            sys::clone3(0, group_fd.as_ref().map(AsFd::as_fd))
+                .map_err(CreateError::system("clone3"))
+        })?;
+        let mut newborn = match forked {
+            Fork::Child => {
+                drop(channel);
+                plan.run(theirs)
+            }
+            Fork::Parent { pid, pidfd } => Newborn {
+                pid,
+                pidfd: Some(pidfd),
+            },
+        };
+        drop(theirs);
+        let (terminal, warnings) = attend(&channel, process, &mut newborn)?;
+        let pidfd = newborn.pidfd.take().expect("taken once");
+        Ok(Created {
+            pid: newborn.pid,
+            pidfd,
+            terminal,
+            warnings,
+        })
+    }
+}
+
+/// The namespaces that the container has of its own or joined, without the PID namespace, which concerns children only.
+fn listed(spec: &Spec) -> Result<(CloneFlags, bool), CreateError> {
+    let linux = spec
+        .linux()
+        .as_ref()
+        .ok_or_else(|| CreateError::invalid("linux is missing"))?;
+    let kinds = linux.namespaces().iter().flatten();
+    let all = kinds.fold(CloneFlags::empty(), |all, namespace| {
+        all | Kind::ALL
+            .into_iter()
+            .find(|kind| kind.flag().bits() == namespace.typ() as i32)
+            .map_or(CloneFlags::empty(), Kind::flag)
+    });
+    Ok((
+        all & !CloneFlags::CLONE_NEWPID,
+        all.contains(CloneFlags::CLONE_NEWPID),
+    ))
+}
+
+/// Answers the process until its program runs: then its end of the channel has closed without a word.
+fn attend(
+    channel: &Channel,
+    process: &Process,
+    newborn: &mut Newborn,
+) -> Result<(Option<OwnedFd>, Vec<String>), CreateError> {
+    let talk = || CreateError::system("talk to the new process");
+    let (mut terminal, mut warnings, mut ready) = (None, Vec::new(), false);
+    loop {
+        match channel.next().map_err(talk())? {
+            Report::Terminal(master) => terminal = Some(master),
+            Report::Warning(text) => warnings.push(text),
+            Report::Ready => {
+                finish(process, newborn.pid, &mut warnings)?;
+                ready = true;
+                channel.go().map_err(talk())?;
+            }
+            Report::Failed(failure) => {
+                return Err(CreateError::from_failure(failure, &command_name(process)));
+            }
+            Report::Gone if ready => return Ok((terminal, warnings)),
+            Report::Gone => {
+                return Err(CreateError::Died {
+                    status: newborn.reap().unwrap_or_default(),
+                });
+            }
+            Report::Sibling(_) | Report::Mounted | Report::SeccompListener(_) => {
+                return Err(talk()(io::ErrorKind::InvalidData.into()));
+            }
+        }
+    }
+}
+
+impl Plan<'_> {
+    fn run(&self, channel: Channel) -> ! {
+        let failure = match self.become_process(&channel) {
+            Ok(never) => match never {},
+            Err(failure) => failure,
+        };
+        // If the maker is gone there is nobody to tell.
+        let _untold = channel.report(&Report::Failed(failure));
+        sys::exit_now(1)
+    }
+
+    fn become_process(&self, channel: &Channel) -> Result<Infallible, Failure> {
+        // The container's processes can see this one from now on, but not look into it.
+        sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).or_fail(Step::Privileges, || "hide from ptrace")?;
+        for entrance in self.entrances {
+            nix::unistd::write(entrance, b"0")
+                .map(drop)
+                .or_fail(Step::Cgroup, || "enter the cgroup")?;
+        }
+        nix::unistd::setsid()
+            .map(drop)
+            .or_fail(Step::Namespace, || "start a session")?;
+        if !self.namespaces.is_empty() {
+            setns(self.init, self.namespaces)
+                .or_fail(Step::Namespace, || "enter the container's namespaces")?;
+        }
+        if self.user_namespace {
+            for done in [sys::setresgid(0), sys::setresuid(0)] {
+                match done {
+                    // Nobody is root in there.
+                    Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+                    done => done.or_fail(Step::User, || "become root of the user namespace")?,
+                }
+            }
+        }
+        let terminal = self.open_terminal(channel)?;
+        self.settings.connect_stdio(terminal.as_ref())?;
+        let armed = self.settings.arm(channel)?;
+        channel
+            .report(&Report::Ready)
+            .or_fail(Step::Channel, || "report to be ready")?;
+        channel
+            .wait()
+            .or_fail(Step::Channel, || "wait for the word to go")?;
+        armed.execute(channel)
+    }
+
+    fn open_terminal(&self, channel: &Channel) -> Result<Option<OwnedFd>, Failure> {
+        if !matches!(self.settings.stdio, Stdio::Terminal) {
+            return Ok(None);
+        }
+        let root = pathrs::Root::open("/")
+            .map_err(path_error)
+            .or_fail(Step::Terminal, || "open the root")?;
+        let master = crate::rootfs::open_ptmx(root.as_ref())?;
+        let slave = self.settings.open_slave(master.as_fd())?;
+        channel
+            .report(&Report::Terminal(master))
+            .or_fail(Step::Terminal, || "hand over the terminal")?;
+        Ok(Some(slave))
+    }
+}

@@ -1,0 +1,99 @@
+//! Starting a created container.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use nix::sys::stat::Mode;
+
+use super::{Runtime, status_of};
+use crate::error::{CreateError, StartError};
+use crate::hooks;
+use crate::id::ContainerId;
+use crate::init::command_name;
+use crate::message::{Channel, Report};
+use crate::state::{StateDir, Status};
+
+impl Runtime {
+    /// Lets the user's program run. Returns when it has been executed, or could not be.
+    ///
+    /// # Errors
+    ///
+    /// See [`StartError`]. A program that cannot be executed (in spite of the look at create) ends the container, and its
+    /// errno is kept in [`CreateError::Command`]. Failures of poststart hooks come last: the container runs then.
+    pub fn start(&self, id: &ContainerId) -> Result<(), StartError> {
+        let dir = self.dir(id);
+        let record = dir.read_record(id).map_err(StartError::State)?;
+        let status = status_of(&dir, &record).map_err(StartError::State)?;
+        if status != Status::Created {
+            return Err(StartError::WrongStatus { status });
+        }
+        let channel = match connect_to(&dir) {
+            // Another start was faster.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ECONNREFUSED | libc::ENOENT)
+                ) =>
+            {
+                return Err(StartError::WrongStatus {
+                    status: Status::Running,
+                });
+            }
+            connected => connected.map_err(StartError::Channel)?,
+        };
+        channel.go().map_err(StartError::Channel)?;
+        match fs::remove_file(dir.socket()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(StartError::Channel(error));
+            }
+            _ => {}
+        }
+        match channel.next().map_err(StartError::Channel)? {
+            // Closed by exec, or by its death, which its parent learns.
+            Report::Gone => {}
+            Report::Failed(failure) => {
+                let config = dir.read_config(id).map_err(StartError::State)?;
+                let command = config
+                    .process()
+                    .as_ref()
+                    .map(command_name)
+                    .unwrap_or_default();
+                return Err(StartError::Process(CreateError::from_failure(
+                    failure, &command,
+                )));
+            }
+            _ => return Err(StartError::Channel(io::ErrorKind::InvalidData.into())),
+        }
+        if record.poststart {
+            let config = dir.read_config(id).map_err(StartError::State)?;
+            let state = hooks::state_for(&record, record.pid, Status::Running);
+            let list = config
+                .hooks()
+                .as_ref()
+                .and_then(|hooks| hooks.poststart().as_deref())
+                .unwrap_or_default();
+            hooks::run_all(list, &state).map_err(StartError::Hook)?;
+        }
+        Ok(())
+    }
+}
+
+fn connect_to(dir: &StateDir) -> io::Result<Channel> {
+    let directory = open(
+        dir.path(),
+        OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )?;
+    let path = format!("/proc/self/fd/{}/start.sock", directory.as_raw_fd());
+    let socket = socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path.as_str())?)?;
+    Ok(Channel::from_fd(socket))
+}

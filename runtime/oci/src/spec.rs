@@ -1,0 +1,145 @@
+//! Reading configurations.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Capability, Process, Spec};
+use serde_json::Value;
+
+/// A configuration cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// Its file.
+    #[error("read {path}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Its text.
+    #[error("parse {path}", path = path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: serde_json::Error,
+    },
+}
+
+/// A configuration, and what was left out of it.
+#[derive(Debug)]
+pub struct Loaded<T> {
+    /// The configuration.
+    pub value: T,
+    /// What the log should tell: capabilities that nobody knows.
+    pub warnings: Vec<String>,
+}
+
+/// Reads a bundle's `config.json`.
+///
+/// # Errors
+///
+/// See [`SpecError`].
+pub fn load(path: &Path) -> Result<Loaded<Spec>, SpecError> {
+    read(path, |value| value.get_mut("process"))
+}
+
+/// Reads a process alone, as `exec --process` takes it.
+///
+/// # Errors
+///
+/// See [`SpecError`].
+pub fn load_process(path: &Path) -> Result<Loaded<Process>, SpecError> {
+    read(path, |value| Some(value))
+}
+
+fn read<T: serde::de::DeserializeOwned>(
+    path: &Path,
+    process: fn(&mut Value) -> Option<&mut Value>,
+) -> Result<Loaded<T>, SpecError> {
+    let bytes = fs::read(path).map_err(|source| SpecError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    parse(&bytes, process).map_err(|source| SpecError::Parse {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Straight to the types; only if that fails, through a value from which unknown capabilities are taken: the specification
+/// wants a warning for those (config.md, "capabilities").
+fn parse<T: serde::de::DeserializeOwned>(
+    bytes: &[u8],
+    process: fn(&mut Value) -> Option<&mut Value>,
+) -> Result<Loaded<T>, serde_json::Error> {
+    let first = match serde_json::from_slice(bytes) {
+        Ok(value) => {
+            return Ok(Loaded {
+                value,
+                warnings: Vec::new(),
+            });
+        }
+        Err(error) => error,
+    };
+    let mut value: Value = serde_json::from_slice(bytes)?;
+    let mut unknown = Vec::new();
+    if let Some(Value::Object(sets)) =
+        process(&mut value).and_then(|process| process.get_mut("capabilities"))
+    {
+        for set in sets.values_mut().filter_map(Value::as_array_mut) {
+            set.retain(|name| {
+                let known = serde_json::from_value::<Capability>(name.clone()).is_ok();
+                if let (false, Some(name)) = (known, name.as_str()) {
+                    unknown.push(name.to_owned());
+                }
+                known
+            });
+        }
+    }
+    if unknown.is_empty() {
+        return Err(first);
+    }
+    unknown.sort();
+    unknown.dedup();
+    let warnings = vec![format!(
+        "ignoring unknown capabilities: {}",
+        unknown.join(", ")
+    )];
+    Ok(Loaded {
+        value: serde_json::from_value(value)?,
+        warnings,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_capabilities_are_left_out_with_a_warning_and_other_mistakes_are_not() {
+        let text = r#"{"user":{"uid":0,"gid":0},"cwd":"/","capabilities":{"bounding":["CAP_KILL","CAP_TEST"]}}"#;
+        let loaded: Loaded<Process> = parse(text.as_bytes(), |value| Some(value)).unwrap();
+        assert_eq!(loaded.warnings, ["ignoring unknown capabilities: CAP_TEST"]);
+        assert_eq!(
+            loaded
+                .value
+                .capabilities()
+                .as_ref()
+                .unwrap()
+                .bounding()
+                .as_ref()
+                .unwrap()
+                .len(),
+            1
+        );
+        assert!(
+            parse::<Process>(br#"{"user":{"uid":"x","gid":0},"cwd":"/"}"#, |value| Some(
+                value
+            ))
+            .is_err()
+        );
+    }
+}
