@@ -115,6 +115,17 @@ impl Kernel {
         Ok(chain_names(&netfilter)?.contains(&marker))
     }
 
+    /// Removes the table, and nothing else.
+    ///
+    /// # Errors
+    ///
+    /// If `nft` refuses.
+    pub fn remove() -> Result<(), KernelError> {
+        nft(&format!(
+            "add table inet {TABLE}\ndelete table inet {TABLE}\n"
+        ))
+    }
+
     /// Carries out changes that were made to `ruleset`, in one transaction.
     ///
     /// # Errors
@@ -217,13 +228,6 @@ impl Kernel {
         }
         conntrack::forget(&self.netfilter, &udp, &self.ruleset).map_err(read("tracked connections"))
     }
-}
-
-/// Removes the table, and nothing else.
-pub fn remove_table() -> Result<(), KernelError> {
-    nft(&format!(
-        "add table inet {TABLE}\ndelete table inet {TABLE}\n"
-    ))
 }
 
 fn chain_names(netfilter: &Netfilter) -> Result<HashSet<String>, KernelError> {

@@ -24,6 +24,7 @@ pub mod frontend;
 mod kernel;
 mod nfnl;
 pub mod objects;
+mod route;
 pub mod ruleset;
 mod run;
 mod skeleton;

@@ -9,8 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::feed::Feed;
 use crate::frontend::{self, Node, Plan};
-use crate::kernel::{self, Kernel, KernelError};
+use crate::kernel::{Kernel, KernelError};
 use crate::objects::ServiceKey;
+use crate::route;
 use crate::ruleset::Changes;
 use crate::skeleton::Ranges;
 
@@ -63,6 +64,8 @@ pub async fn run(
         () = stop.cancelled() => return Ok(()),
         () = feed.synced() => {}
     }
+    ensure_route(&config).await;
+    let ranges = config.clone();
     let mut proxy = Proxy::new(feed, config);
     proxy = blocking(proxy, Proxy::open_all)
         .await?
@@ -74,6 +77,9 @@ pub async fn run(
             dirty = changes.next() => dirty,
             () = tokio::time::sleep(CHECK) => BTreeSet::new(),
         };
+        if dirty.is_empty() {
+            ensure_route(&ranges).await;
+        }
         let (back, outcome) = blocking(proxy, |mut proxy| {
             let outcome = if dirty.is_empty() {
                 proxy.check()
@@ -107,9 +113,17 @@ pub async fn run(
 ///
 /// If `nft` refuses.
 pub async fn cleanup() -> Result<(), ProxyError> {
-    blocking((), |()| kernel::remove_table())
+    blocking((), |()| Kernel::remove())
         .await?
         .map_err(ProxyError::Cleanup)
+}
+
+/// Without such a route only the node itself is cut off, so that it is no reason to end.
+async fn ensure_route(config: &ProxyConfig) {
+    if let Err(error) = route::ensure(&config.service_cidrs).await {
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(error, "the node itself may not reach services");
+    }
 }
 
 fn warn(error: &KernelError) {

@@ -565,3 +565,18 @@ fn a_table_that_somebody_removed_comes_back_with_the_next_change() {
         proxy.stop().await;
     });
 }
+
+#[test]
+fn the_node_reaches_services_without_a_default_route() {
+    on_machine(async |machine| {
+        sh("ip route del default");
+        let (a, b) = (machine.pod("a").await, machine.pod("b").await);
+        machine.feed.set_service(service());
+        machine.endpoints(&[(a.ip, "here"), (b.ip, "here")]);
+        let proxy = machine.proxy();
+        answers(None, CLUSTER_IP).await;
+        answers(Some(&a.pin), CLUSTER_IP).await;
+        refuses(None, "10.43.0.99:80").await;
+        proxy.stop().await;
+    });
+}

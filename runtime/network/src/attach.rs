@@ -208,6 +208,16 @@ pub(crate) fn gc(inner: &Inner, keep: &BTreeSet<String>) -> Result<Vec<String>, 
     failed.map_or(Ok(removed), Err)
 }
 
+/// The last step of [`crate::Network::remove`]: the bridge and the table.
+pub(crate) fn remove(inner: &Inner) -> Result<(), DetachError> {
+    rules::remove().map_err(DetachError::Rules)?;
+    let netlink = Netlink::new().map_err(DetachError::Link)?;
+    let host = netlink.socket().map_err(DetachError::Link)?;
+    netlink
+        .run(link::remove(&host, &inner.config.bridge))
+        .map_err(DetachError::Link)
+}
+
 fn is_file_name(id: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     !id.is_empty() && id.len() <= 128 && !id.starts_with('.') && id.chars().all(plain)

@@ -219,6 +219,19 @@ impl Network {
         state.sandboxes.get(sandbox).map(Record::pod_network)
     }
 
+    /// Removes all of it: every pod's network, the bridge and the table. For when the pods are to go too.
+    ///
+    /// # Errors
+    ///
+    /// What could not be removed.
+    pub async fn remove(self) -> Result<(), DetachError> {
+        self.gc(&BTreeSet::new()).await?;
+        let inner = Arc::clone(&self.inner);
+        netns::on_thread("network-remove", move || attach::remove(&inner))
+            .await
+            .map_err(DetachError::Thread)?
+    }
+
     /// The bridge's address in the pod CIDR: every pod's gateway.
     pub fn gateway(&self) -> IpAddr {
         self.inner.gateway

@@ -41,6 +41,11 @@ pub(crate) fn set_host_ports<'a>(
     install(config, pods)
 }
 
+/// Removes the table.
+pub(crate) fn remove() -> Result<(), RulesError> {
+    nft("add table inet knarr_network\ndelete table inet knarr_network\n")
+}
+
 /// The whole table as a script, which replaces an older one.
 fn render<'a>(config: &NetworkConfig, pods: impl Iterator<Item = &'a Record>) -> String {
     let mut any = Vec::new();

@@ -370,3 +370,15 @@ fn many_pods_at_once_get_different_addresses() {
         println!("30 removed one by one: {:?}", start.elapsed());
     });
 }
+
+#[test]
+fn all_of_it_can_be_removed() {
+    on_machine(async |dir| {
+        let network = Network::open(config(&dir)).await.unwrap();
+        network.attach("a", &dir.join("a"), &[]).await.unwrap();
+        network.remove().await.unwrap();
+        assert_nothing_left(&dir);
+        assert_eq!(sh("nft list ruleset"), "");
+        assert_eq!(sh("ip route"), "");
+    });
+}
