@@ -460,12 +460,12 @@ impl Worker {
             }
         }
         let removed = kill::remove(&self.ctx, observed).await;
-        let released = self.release_volumes().await;
-        if !(removed && released) {
+        // The pod's own directory goes last: as long as it is there, a restarted agent finds what is left to remove.
+        remove_logs(&self.ctx, &self.key, observed);
+        if !(removed && self.release_volumes().await) {
             self.clean_up_failed().await;
             return;
         }
-        remove_logs(&self.ctx, &self.key, observed);
         if self.gone || delete_object(&self.ctx, &self.key).await {
             self.finished = true;
         } else {

@@ -19,24 +19,25 @@ const LOW_PERCENT: u64 = 80;
 /// The least age of an image that goes.
 const MIN_IMAGE_AGE: Duration = Duration::from_secs(120);
 
-/// Removes directories, logs and log links of pods that are not `known`.
+/// Removes directories and logs of pods that are not `known`, and links to logs that are gone.
+///
+/// Logs go only together with the pod's own directory: others may log to the same place.
 pub(crate) fn orphaned_directories(ctx: &Ctx, known: impl Fn(&str) -> bool) {
+    let logs = entries(&ctx.config.log_root.join("pods"));
     for (uid, path) in entries(&ctx.config.node_dir.join("pods")) {
-        if !known(&uid)
-            && let Err(error) = volumes::remove_pod_dir(&path)
-        {
-            tracing::warn!(error = chain(&error), "remove an orphaned pod directory");
-        }
-    }
-    for (name, path) in entries(&ctx.config.log_root.join("pods")) {
-        // Other kubelets' pods may log here too, so only what has our form and no owner goes.
-        let Some(uid) = name.rsplit('_').next() else {
+        if known(&uid) {
             continue;
-        };
-        if !known(uid)
-            && let Err(error) = fs::remove_dir_all(&path)
+        }
+        for (_, log) in logs
+            .iter()
+            .filter(|(name, _)| name.rsplit('_').next() == Some(uid.as_str()))
         {
-            tracing::warn!(%error, path = %path.display(), "remove orphaned logs");
+            if let Err(error) = fs::remove_dir_all(log) {
+                tracing::warn!(%error, path = %log.display(), "remove orphaned logs");
+            }
+        }
+        if let Err(error) = volumes::remove_pod_dir(&path) {
+            tracing::warn!(error = chain(&error), "remove an orphaned pod directory");
         }
     }
     for (_, path) in entries(&ctx.config.log_root.join("containers")) {

@@ -34,6 +34,8 @@ mod services;
 mod start;
 mod status;
 mod termination;
+#[cfg(test)]
+mod testing;
 mod volumes;
 mod worker;
 mod writer;

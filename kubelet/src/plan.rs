@@ -400,3 +400,6 @@ impl Containers<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

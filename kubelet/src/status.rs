@@ -308,3 +308,6 @@ fn gates_ready(spec: &PodSpec, pod: &Pod, previous: Option<&PodStatus>) -> Verdi
         Verdict::no("ReadinessGatesNotReady", Some(messages.join(", ")))
     }
 }
+
+#[cfg(test)]
+mod tests;

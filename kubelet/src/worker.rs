@@ -296,3 +296,6 @@ impl Worker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,409 @@
+//! A runtime and an API server that exist only in memory, for tests of a pod's task as a whole.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame;
+use knarr_engine::types::{
+    ContainerConfig, ContainerId, ContainerState, ContainerStatus, Event, ExecOutput, ImageStatus,
+    LinuxResources, RegistryAuth, SandboxConfig, SandboxId, SandboxState, SandboxStatus, Stats,
+};
+use kube::Client;
+use kube::client::Body;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::{broadcast, watch};
+
+use crate::runtime::{PodStream, Runtime, RuntimeError, Session, StreamRequest};
+
+/// Sandboxes and containers that only claim to run.
+pub(crate) struct FakeRuntime {
+    sandboxes: Mutex<HashMap<SandboxId, SandboxStatus>>,
+    containers: Mutex<HashMap<ContainerId, ContainerStatus>>,
+    events: broadcast::Sender<Event>,
+    /// Why every pull fails, if it does.
+    pub(crate) pull_error: Mutex<Option<String>>,
+}
+
+impl FakeRuntime {
+    pub(crate) fn new() -> Self {
+        Self {
+            sandboxes: Mutex::default(),
+            containers: Mutex::default(),
+            events: broadcast::channel(64).0,
+            pull_error: Mutex::default(),
+        }
+    }
+
+    /// How many sandboxes and containers there are.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        (self.sandboxes.lock().len(), self.containers.lock().len())
+    }
+
+    /// The command of the newest container of this name.
+    pub(crate) fn config(&self, name: &str) -> Option<ContainerConfig> {
+        let containers = self.containers.lock();
+        let newest = containers
+            .values()
+            .filter(|c| c.config.name == name)
+            .max_by_key(|c| c.config.attempt);
+        newest.map(|c| c.config.clone())
+    }
+
+    /// Ends the running container of this name.
+    pub(crate) fn end(&self, name: &str, exit_code: i32) {
+        let id = self
+            .containers
+            .lock()
+            .values()
+            .find(|c| c.config.name == name && c.state == ContainerState::Running)
+            .map(|c| c.id.clone());
+        self.end_id(&id.expect("a running container"), exit_code);
+    }
+
+    fn end_id(&self, id: &ContainerId, exit_code: i32) {
+        let mut containers = self.containers.lock();
+        let Some(status) = containers
+            .get_mut(id)
+            .filter(|c| c.state == ContainerState::Running)
+        else {
+            return;
+        };
+        status.state = ContainerState::Exited;
+        status.exit_code = exit_code;
+        status.finished_at = Some(SystemTime::now());
+        status.reason = if exit_code == 0 { "Completed" } else { "Error" }.to_owned();
+        let event = Event::ContainerExited {
+            sandbox_id: status.sandbox_id.clone(),
+            container_id: id.clone(),
+            pod_uid: "u".to_owned(),
+        };
+        let _nobody = self.events.send(event);
+    }
+
+    fn image(reference: &str) -> ImageStatus {
+        ImageStatus {
+            id: "sha256:1".to_owned(),
+            repo_tags: vec![reference.to_owned()],
+            repo_digests: Vec::new(),
+            size: 1,
+            user: String::new(),
+        }
+    }
+}
+
+fn missing<T>(what: &str) -> Result<T, RuntimeError> {
+    Err(RuntimeError::NotFound {
+        what: what.to_owned(),
+    })
+}
+
+#[async_trait]
+impl Runtime for FakeRuntime {
+    async fn configure_network(&self, _pod_cidr: ipnet::IpNet) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
+    async fn run_sandbox(&self, config: SandboxConfig) -> Result<SandboxId, RuntimeError> {
+        let id = SandboxId(format!("sandbox-{}", config.attempt));
+        let status = SandboxStatus {
+            id: id.clone(),
+            config,
+            state: SandboxState::Ready,
+            created_at: SystemTime::now(),
+            ips: vec![[10, 42, 0, 7].into()],
+        };
+        self.sandboxes.lock().insert(id.clone(), status);
+        Ok(id)
+    }
+
+    async fn stop_sandbox(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        match self.sandboxes.lock().get_mut(id) {
+            Some(status) => status.state = SandboxState::NotReady,
+            None => return missing("sandbox"),
+        }
+        Ok(())
+    }
+
+    async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        self.sandboxes.lock().remove(id);
+        Ok(())
+    }
+
+    async fn sandbox_status(&self, id: &SandboxId) -> Result<SandboxStatus, RuntimeError> {
+        self.sandboxes
+            .lock()
+            .get(id)
+            .cloned()
+            .map_or_else(|| missing("sandbox"), Ok)
+    }
+
+    async fn list_sandboxes(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {
+        Ok(self.sandboxes.lock().values().cloned().collect())
+    }
+
+    async fn create_container(
+        &self,
+        sandbox: &SandboxId,
+        config: ContainerConfig,
+    ) -> Result<ContainerId, RuntimeError> {
+        let id = ContainerId(format!("{}-{}", config.name, config.attempt));
+        let status = ContainerStatus {
+            id: id.clone(),
+            sandbox_id: sandbox.clone(),
+            config,
+            state: ContainerState::Created,
+            created_at: SystemTime::now(),
+            started_at: None,
+            finished_at: None,
+            exit_code: 0,
+            reason: String::new(),
+            message: String::new(),
+            image_digest_ref: "sha256:1".to_owned(),
+            pid: None,
+            log_path: "/nonexistent".into(),
+        };
+        self.containers.lock().insert(id.clone(), status);
+        Ok(id)
+    }
+
+    async fn start_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        match self.containers.lock().get_mut(id) {
+            Some(status) => {
+                status.state = ContainerState::Running;
+                status.started_at = Some(SystemTime::now());
+                Ok(())
+            }
+            None => missing("container"),
+        }
+    }
+
+    async fn stop_container(&self, id: &ContainerId, _grace: Duration) -> Result<(), RuntimeError> {
+        self.end_id(id, 143);
+        Ok(())
+    }
+
+    async fn remove_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        self.containers.lock().remove(id);
+        Ok(())
+    }
+
+    async fn container_status(&self, id: &ContainerId) -> Result<ContainerStatus, RuntimeError> {
+        self.containers
+            .lock()
+            .get(id)
+            .cloned()
+            .map_or_else(|| missing("container"), Ok)
+    }
+
+    async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {
+        Ok(self.containers.lock().values().cloned().collect())
+    }
+
+    async fn exec_sync(
+        &self,
+        _id: &ContainerId,
+        command: Vec<String>,
+        _timeout: Option<Duration>,
+    ) -> Result<ExecOutput, RuntimeError> {
+        let exit_code = i32::from(command.first().is_some_and(|c| c == "false"));
+        Ok(ExecOutput {
+            exit_code,
+            ..ExecOutput::default()
+        })
+    }
+
+    async fn exec(
+        &self,
+        _id: &ContainerId,
+        _request: StreamRequest,
+    ) -> Result<Session, RuntimeError> {
+        missing("session")
+    }
+
+    async fn attach(
+        &self,
+        _id: &ContainerId,
+        _request: StreamRequest,
+    ) -> Result<Session, RuntimeError> {
+        missing("session")
+    }
+
+    async fn port_forward(&self, _id: &SandboxId, _port: u16) -> Result<PodStream, RuntimeError> {
+        missing("port")
+    }
+
+    async fn container_stats(&self, _id: &ContainerId) -> Result<Stats, RuntimeError> {
+        Ok(Stats::default())
+    }
+
+    async fn sandbox_stats(&self, _id: &SandboxId) -> Result<Stats, RuntimeError> {
+        Ok(Stats::default())
+    }
+
+    async fn set_cgroup(
+        &self,
+        _path: &str,
+        _resources: LinuxResources,
+    ) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
+    async fn pull_image(
+        &self,
+        reference: &str,
+        _auth: Option<RegistryAuth>,
+    ) -> Result<ImageStatus, RuntimeError> {
+        match self.pull_error.lock().clone() {
+            Some(message) => Err(RuntimeError::Failed { message }),
+            None => Ok(Self::image(reference)),
+        }
+    }
+
+    async fn image_status(&self, reference: &str) -> Result<Option<ImageStatus>, RuntimeError> {
+        Ok(self
+            .pull_error
+            .lock()
+            .is_none()
+            .then(|| Self::image(reference)))
+    }
+
+    async fn list_images(&self) -> Result<Vec<ImageStatus>, RuntimeError> {
+        Ok(Vec::new())
+    }
+
+    async fn remove_image(&self, _id: &str) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
+    fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+}
+
+/// What the API server was told.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Told {
+    /// The pod's status, patches merged.
+    pub(crate) status: Value,
+    /// `<reason>: <message>` of each event.
+    pub(crate) events: Vec<String>,
+    /// The body of the pod's deletion.
+    pub(crate) deleted: Option<Value>,
+}
+
+/// An API server that takes everything and knows some ConfigMaps.
+#[derive(Clone)]
+pub(crate) struct FakeApi {
+    pub(crate) told: Arc<watch::Sender<Told>>,
+    config_maps: Arc<HashMap<String, Value>>,
+}
+
+impl FakeApi {
+    pub(crate) fn new(config_maps: &[(&str, Value)]) -> Self {
+        Self {
+            told: Arc::new(watch::channel(Told::default()).0),
+            config_maps: Arc::new(
+                config_maps
+                    .iter()
+                    .map(|(n, d)| ((*n).to_owned(), d.clone()))
+                    .collect(),
+            ),
+        }
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        let api = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let api = api.clone();
+            async move { Ok::<_, Infallible>(api.answer(request).await) }
+        });
+        Client::new(service, "default")
+    }
+
+    async fn answer(
+        &self,
+        request: Request<Body>,
+    ) -> Response<UnsyncBoxBody<Bytes, std::io::Error>> {
+        let (parts, body) = request.into_parts();
+        let bytes = body.collect().await.expect("a body").to_bytes();
+        let body: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+        let path = parts.uri.path().to_owned();
+        let query = parts.uri.query().unwrap_or_default().to_owned();
+        let resource = path
+            .rsplit('/')
+            .find(|p| ["pods", "events", "configmaps", "services", "secrets"].contains(p));
+        if query.contains("watch=") {
+            // A watch that says nothing.
+            let silent = futures::stream::pending::<Result<Frame<Bytes>, std::io::Error>>();
+            return Response::new(StreamBody::new(silent).boxed_unsync());
+        }
+        let answer = match (parts.method.as_str(), resource.unwrap_or_default()) {
+            ("GET", "configmaps") => {
+                let name = query
+                    .split("metadata.name%3D")
+                    .nth(1)
+                    .and_then(|q| q.split('&').next())
+                    .unwrap_or_default();
+                let items: Vec<Value> = self.config_maps.get(name).cloned().into_iter().collect();
+                json!({"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items})
+            }
+            ("GET", _) => {
+                json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": []})
+            }
+            ("POST", "events") => {
+                let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
+                let event = format!("{}: {}", text("reason"), text("message"));
+                self.told.send_modify(|told| told.events.push(event));
+                body
+            }
+            ("PATCH", "pods") => {
+                self.told
+                    .send_modify(|told| merge(&mut told.status, &body["status"]));
+                json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "p"}})
+            }
+            ("DELETE", "pods") => {
+                self.told.send_modify(|told| told.deleted = Some(body));
+                json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})
+            }
+            _ => body,
+        };
+        let body = Full::new(Bytes::from(answer.to_string())).map_err(|never| match never {});
+        Response::new(body.boxed_unsync())
+    }
+
+    /// Waits until what was told fulfils a condition.
+    pub(crate) async fn wait(&self, what: &str, condition: impl Fn(&Told) -> bool) -> Told {
+        let mut told = self.told.subscribe();
+        let wait = tokio::time::timeout(Duration::from_secs(10), told.wait_for(|t| condition(t)));
+        match wait.await {
+            Ok(told) => told.expect("the sender lives").clone(),
+            Err(_) => panic!(
+                "{what} did not happen; told so far: {:#?}",
+                *self.told.borrow()
+            ),
+        }
+    }
+}
+
+/// Lists are replaced; that is enough for what the tests look at.
+fn merge(target: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else { return };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    for (name, value) in patch {
+        if value.is_null() {
+            target.as_object_mut().expect("an object").remove(name);
+        } else {
+            target[name] = value.clone();
+        }
+    }
+}
