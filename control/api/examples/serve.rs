@@ -15,11 +15,17 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::create_dir_all(&dir)?;
     let pki = Pki::open(&dir.join("tls"))?;
     let listener = tokio::net::TcpListener::bind(&address).await?;
-    let config = ApiServerConfig { advertise: listener.local_addr()?, ..ApiServerConfig::default() };
+    let config = ApiServerConfig {
+        advertise: listener.local_addr()?,
+        ..ApiServerConfig::default()
+    };
     let url = format!("https://{}", config.advertise);
     let store = Arc::new(knarr_store::RedbStore::open(&dir.join("state.redb"))?);
     let server = ApiServer::open(config, store, &pki).await?;
-    let admin = Purpose::Client { user: "admin".to_owned(), groups: vec!["system:masters".to_owned()] };
+    let admin = Purpose::Client {
+        user: "admin".to_owned(),
+        groups: vec!["system:masters".to_owned()],
+    };
     let identity = pki.identity("admin", &admin)?;
     let kubeconfig = dir.join("admin.kubeconfig");
     pki::write(

@@ -465,7 +465,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pki = Pki::open(dir.path()).unwrap();
         let (_, pem) = x509_parser::pem::parse_x509_pem(pki.ca_cert_pem().as_bytes()).unwrap();
-        assert_eq!(ca_hash(&certificate_pem(&pem.contents)).unwrap(), pki.ca_hash());
+        assert_eq!(
+            ca_hash(&certificate_pem(&pem.contents)).unwrap(),
+            pki.ca_hash()
+        );
     }
 
     #[test]

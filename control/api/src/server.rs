@@ -116,23 +116,36 @@ impl ApiServer {
     /// # Errors
     ///
     /// If store or keys cannot be read or written.
-    pub async fn open(config: ApiServerConfig, store: Arc<dyn Store>, pki: &Pki) -> Result<Self, OpenError> {
-        let registry =
-            Registry::open(store, kinds::builtin(), config.service_cidr, config.node_ports.clone())
-                .await
-                .map_err(|source| OpenError::Store { source })?;
+    pub async fn open(
+        config: ApiServerConfig,
+        store: Arc<dyn Store>,
+        pki: &Pki,
+    ) -> Result<Self, OpenError> {
+        let registry = Registry::open(
+            store,
+            kinds::builtin(),
+            config.service_cidr,
+            config.node_ports.clone(),
+        )
+        .await
+        .map_err(|source| OpenError::Store { source })?;
         let serving = pki
-            .identity("apiserver", &serving(&config, registry.services.first_address()))
+            .identity(
+                "apiserver",
+                &serving(&config, registry.services.first_address()),
+            )
             .map_err(|source| OpenError::Pki { source })?;
         let client = Purpose::Client {
             user: "kube-apiserver-kubelet-client".to_owned(),
             groups: vec!["system:masters".to_owned()],
         };
-        let client =
-            pki.identity("apiserver-kubelet-client", &client).map_err(|source| OpenError::Pki { source })?;
+        let client = pki
+            .identity("apiserver-kubelet-client", &client)
+            .map_err(|source| OpenError::Pki { source })?;
         let tls = |source| OpenError::Tls { source };
         let inner = Inner {
-            tokens: Tokens::new(pki, &config.cluster_domain).map_err(|source| OpenError::Key { source })?,
+            tokens: Tokens::new(pki, &config.cluster_domain)
+                .map_err(|source| OpenError::Key { source })?,
             nodes: Nodes::new(pki.ca_cert_pem(), &client).map_err(tls)?,
             registry: Arc::new(registry),
             authorizer: Arc::new(IdentityIsEnough),
@@ -148,7 +161,10 @@ impl ApiServer {
             .await
             .map_err(|source| OpenError::Defaults { source })?;
         let tls = serve::tls(pki.ca_cert_pem(), &serving).map_err(tls)?;
-        Ok(Self { inner: Arc::new(inner), tls })
+        Ok(Self {
+            inner: Arc::new(inner),
+            tls,
+        })
     }
 
     /// Serves HTTPS until `stop`; running requests have a few seconds to end, watches end at once.
@@ -156,7 +172,11 @@ impl ApiServer {
     /// # Errors
     ///
     /// None so far: a listener that fails to accept is tried again.
-    pub async fn serve(&self, listener: TcpListener, stop: CancellationToken) -> Result<(), std::io::Error> {
+    pub async fn serve(
+        &self,
+        listener: TcpListener,
+        stop: CancellationToken,
+    ) -> Result<(), std::io::Error> {
         serve::run(self.inner.clone(), listener, self.tls.clone(), stop).await;
         Ok(())
     }
@@ -188,5 +208,9 @@ fn serving(config: &ApiServerConfig, service: IpAddr) -> Purpose {
     hosts.dedup();
     let mut seen = std::collections::HashSet::new();
     hosts.retain(|host| seen.insert(host.clone()));
-    Purpose::Server { name: "kube-apiserver".to_owned(), groups: Vec::new(), hosts }
+    Purpose::Server {
+        name: "kube-apiserver".to_owned(),
+        groups: Vec::new(),
+        hosts,
+    }
 }

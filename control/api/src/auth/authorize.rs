@@ -43,11 +43,17 @@ pub struct Decision {
 
 impl Decision {
     fn allow(reason: &str) -> Self {
-        Self { allowed: true, reason: reason.to_owned() }
+        Self {
+            allowed: true,
+            reason: reason.to_owned(),
+        }
     }
 
     fn deny() -> Self {
-        Self { allowed: false, reason: String::new() }
+        Self {
+            allowed: false,
+            reason: String::new(),
+        }
     }
 }
 
@@ -57,7 +63,8 @@ pub struct IdentityIsEnough;
 
 impl Authorizer for IdentityIsEnough {
     fn authorize(&self, user: &UserInfo, attributes: &Attributes<'_>) -> Decision {
-        if attributes.resource.is_empty() && is_public(attributes.path) && attributes.verb == "get" {
+        if attributes.resource.is_empty() && is_public(attributes.path) && attributes.verb == "get"
+        {
             return Decision::allow("the path is public");
         }
         if user.is_in("system:masters") {
@@ -69,7 +76,11 @@ impl Authorizer for IdentityIsEnough {
                 && attributes.subresource.is_empty()
                 && matches!(attributes.verb, "create" | "get" | "list" | "watch");
             let discovery = attributes.resource.is_empty() && attributes.verb == "get";
-            return if requests || discovery { Decision::allow("bootstrap") } else { Decision::deny() };
+            return if requests || discovery {
+                Decision::allow("bootstrap")
+            } else {
+                Decision::deny()
+            };
         }
         if user.is_in(super::AUTHENTICATED) {
             return Decision::allow("every user with an identity may, until RBAC decides");
@@ -80,19 +91,31 @@ impl Authorizer for IdentityIsEnough {
 
 /// What anybody may read.
 pub fn is_public(path: &str) -> bool {
-    ["/healthz", "/livez", "/readyz"]
-        .iter()
-        .any(|open| path == *open || path.strip_prefix(open).is_some_and(|rest| rest.starts_with('/')))
-        || matches!(path, "/version" | "/version/" | "/cacerts")
+    ["/healthz", "/livez", "/readyz"].iter().any(|open| {
+        path == *open
+            || path
+                .strip_prefix(open)
+                .is_some_and(|rest| rest.starts_with('/'))
+    }) || matches!(path, "/version" | "/version/" | "/cacerts")
 }
 
 /// 403 in the words of kube-apiserver (apiserver, `endpoints/handlers/responsewriters/errors.go`).
 pub fn forbidden(user: &UserInfo, attributes: &Attributes<'_>, reason: &str) -> ApiError {
     let who = &user.name;
-    let suffix = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+    let suffix = if reason.is_empty() {
+        String::new()
+    } else {
+        format!(": {reason}")
+    };
     if attributes.resource.is_empty() {
-        let message = format!("forbidden: User {who:?} cannot {} path {:?}{suffix}", attributes.verb, attributes.path);
-        return ApiError { details: serde_json::json!({}), ..ApiError::new(403, "Forbidden", message) };
+        let message = format!(
+            "forbidden: User {who:?} cannot {} path {:?}{suffix}",
+            attributes.verb, attributes.path
+        );
+        return ApiError {
+            details: serde_json::json!({}),
+            ..ApiError::new(403, "Forbidden", message)
+        };
     }
     let resource = if attributes.subresource.is_empty() {
         attributes.resource.to_owned()
@@ -121,8 +144,17 @@ mod tests {
 
     #[test]
     fn only_identity_opens_more_than_health() {
-        let health = Attributes { verb: "get", path: "/livez/ping", ..Attributes::default() };
-        let pods = Attributes { verb: "list", resource: "pods", namespace: "default", ..Attributes::default() };
+        let health = Attributes {
+            verb: "get",
+            path: "/livez/ping",
+            ..Attributes::default()
+        };
+        let pods = Attributes {
+            verb: "list",
+            resource: "pods",
+            namespace: "default",
+            ..Attributes::default()
+        };
         let csr = Attributes {
             verb: "create",
             group: "certificates.k8s.io",
@@ -133,7 +165,11 @@ mod tests {
         let joining = UserInfo::new("system:bootstrap:abcdef", [BOOTSTRAPPERS.to_owned()]);
         let node = UserInfo::new("system:node:a", ["system:nodes".to_owned()]);
         let allowed = |user: &UserInfo, what| IdentityIsEnough.authorize(user, what).allowed;
-        assert!(allowed(&anonymous, &health) && !allowed(&anonymous, &pods) && !allowed(&anonymous, &csr));
+        assert!(
+            allowed(&anonymous, &health)
+                && !allowed(&anonymous, &pods)
+                && !allowed(&anonymous, &csr)
+        );
         assert!(allowed(&joining, &csr) && !allowed(&joining, &pods));
         assert!(allowed(&node, &pods));
         assert_eq!(

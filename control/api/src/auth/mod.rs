@@ -44,26 +44,42 @@ impl UserInfo {
         if !groups.iter().any(|group| group == AUTHENTICATED) {
             groups.push(AUTHENTICATED.to_owned());
         }
-        Self { name: name.into(), groups, ..Self::default() }
+        Self {
+            name: name.into(),
+            groups,
+            ..Self::default()
+        }
     }
 
     /// A part of the control plane, such as `system:kube-scheduler`.
     pub fn component(name: &str) -> Self {
-        let groups = if name == "system:apiserver" { vec!["system:masters".to_owned()] } else { Vec::new() };
+        let groups = if name == "system:apiserver" {
+            vec!["system:masters".to_owned()]
+        } else {
+            Vec::new()
+        };
         Self::new(name, groups)
     }
 
     /// The user without an identity.
     pub fn anonymous() -> Self {
-        Self { name: ANONYMOUS.to_owned(), groups: vec![UNAUTHENTICATED.to_owned()], ..Self::default() }
+        Self {
+            name: ANONYMOUS.to_owned(),
+            groups: vec![UNAUTHENTICATED.to_owned()],
+            ..Self::default()
+        }
     }
 
     /// The user that a client certificate names: CN and O of its subject.
     pub fn from_certificate(certificate: &CertificateDer<'_>) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
         let subject = certificate.subject();
-        let name = subject.iter_common_name().find_map(|name| name.as_str().ok())?;
-        let groups = subject.iter_organization().filter_map(|group| group.as_str().ok());
+        let name = subject
+            .iter_common_name()
+            .find_map(|name| name.as_str().ok())?;
+        let groups = subject
+            .iter_organization()
+            .filter_map(|group| group.as_str().ok());
         (!name.is_empty()).then(|| Self::new(name, groups.map(str::to_owned)))
     }
 
@@ -99,13 +115,19 @@ pub fn authenticate(
     if let Some(user) = certificate {
         return Ok(user.clone());
     }
-    let Some(value) = headers.get(AUTHORIZATION) else { return Ok(UserInfo::anonymous()) };
+    let Some(value) = headers.get(AUTHORIZATION) else {
+        return Ok(UserInfo::anonymous());
+    };
     let bearer = value.to_str().ok().and_then(|value| {
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
     });
-    let Some(bearer) = bearer.filter(|token| !token.is_empty()) else { return Err(ApiError::unauthorized()) };
-    by_token(registry, tokens, bearer, &[]).map(|(user, _)| user).ok_or_else(ApiError::unauthorized)
+    let Some(bearer) = bearer.filter(|token| !token.is_empty()) else {
+        return Err(ApiError::unauthorized());
+    };
+    by_token(registry, tokens, bearer, &[])
+        .map(|(user, _)| user)
+        .ok_or_else(ApiError::unauthorized)
 }
 
 /// The user of a bearer token and the audiences for which it is good; `audiences` are those that are asked for, none for the API's.

@@ -101,9 +101,11 @@ impl Tokens {
     pub fn new(pki: &Pki, cluster_domain: &str) -> Result<Self, KeyError> {
         let parse = |source| KeyError::Parse { source };
         let public = pki.service_account_public_pem();
-        let encoding = EncodingKey::from_ec_pem(pki.service_account_key_pem().as_bytes()).map_err(parse)?;
+        let encoding =
+            EncodingKey::from_ec_pem(pki.service_account_key_pem().as_bytes()).map_err(parse)?;
         let decoding = DecodingKey::from_ec_pem(public.as_bytes()).map_err(parse)?;
-        let (_, pem) = x509_parser::pem::parse_x509_pem(public.as_bytes()).map_err(|_| KeyError::Kind)?;
+        let (_, pem) =
+            x509_parser::pem::parse_x509_pem(public.as_bytes()).map_err(|_| KeyError::Kind)?;
         let point = pem
             .contents
             .len()
@@ -113,12 +115,22 @@ impl Tokens {
             .ok_or(KeyError::Kind)?;
         let key_id = URL_SAFE_NO_PAD.encode(Sha256::digest(&pem.contents));
         let issuer = format!("https://kubernetes.default.svc.{cluster_domain}");
-        Ok(Self { encoding, decoding, key_id, point, issuer })
+        Ok(Self {
+            encoding,
+            decoding,
+            key_id,
+            point,
+            issuer,
+        })
     }
 
     /// The audiences asked for, or the API's own.
     pub fn audiences_or_default(&self, audiences: &[String]) -> Vec<String> {
-        if audiences.is_empty() { vec![self.issuer.clone()] } else { audiences.to_vec() }
+        if audiences.is_empty() {
+            vec![self.issuer.clone()]
+        } else {
+            audiences.to_vec()
+        }
     }
 
     /// Signs a token; returns it and when it expires.
@@ -135,7 +147,10 @@ impl Tokens {
             iss: self.issuer.clone(),
             jti: uuid::Uuid::new_v4().to_string(),
             nbf: now,
-            sub: format!("system:serviceaccount:{}:{}", grant.namespace, grant.account.name),
+            sub: format!(
+                "system:serviceaccount:{}:{}",
+                grant.namespace, grant.account.name
+            ),
             private: Private {
                 namespace: grant.namespace.clone(),
                 node: grant.pod.as_ref().and_then(|(_, node)| node.clone()),
@@ -147,8 +162,10 @@ impl Tokens {
         let mut header = Header::new(Algorithm::ES256);
         header.kid = Some(self.key_id.clone());
         header.typ = None;
-        let token = jsonwebtoken::encode(&header, &claims, &self.encoding).map_err(|error| ApiError::internal(&error))?;
-        let expires = jiff::Timestamp::from_second(claims.exp).map_err(|error| ApiError::internal(&error))?;
+        let token = jsonwebtoken::encode(&header, &claims, &self.encoding)
+            .map_err(|error| ApiError::internal(&error))?;
+        let expires =
+            jiff::Timestamp::from_second(claims.exp).map_err(|error| ApiError::internal(&error))?;
         Ok((token, expires))
     }
 
@@ -165,21 +182,31 @@ impl Tokens {
         validation.validate_nbf = true;
         validation.validate_aud = false;
         validation.leeway = 10;
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.decoding, &validation).ok()?.claims;
+        let claims = jsonwebtoken::decode::<Claims>(token, &self.decoding, &validation)
+            .ok()?
+            .claims;
         let wanted = self.audiences_or_default(audiences);
-        let good: Vec<String> = wanted.into_iter().filter(|audience| claims.aud.contains(audience)).collect();
+        let good: Vec<String> = wanted
+            .into_iter()
+            .filter(|audience| claims.aud.contains(audience))
+            .collect();
         if good.is_empty() {
             return None;
         }
         let private = claims.private;
         let namespace = &*private.namespace;
         let exists = |prefix: &str, reference: &Reference| {
-            let entry = registry.collection(prefix).and_then(|c| c.get(&format!("{namespace}/{}", reference.name)));
+            let entry = registry
+                .collection(prefix)
+                .and_then(|c| c.get(&format!("{namespace}/{}", reference.name)));
             entry.is_some_and(|entry| *entry.uid == *reference.uid)
         };
         let bound = exists("serviceaccounts", &private.serviceaccount)
             && private.pod.as_ref().is_none_or(|pod| exists("pods", pod))
-            && private.secret.as_ref().is_none_or(|secret| exists("secrets", secret));
+            && private
+                .secret
+                .as_ref()
+                .is_none_or(|secret| exists("secrets", secret));
         if !bound {
             return None;
         }

@@ -28,11 +28,15 @@ const CHUNK: usize = 256 << 10;
 
 /// A body of bytes at hand.
 pub fn full(bytes: impl Into<Bytes>) -> ResponseBody {
-    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+    Full::new(bytes.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }
 
 /// A body that comes bit by bit.
-pub fn stream(stream: impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static) -> ResponseBody {
+pub fn stream(
+    stream: impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static,
+) -> ResponseBody {
     use futures::TryStreamExt as _;
     StreamBody::new(stream.map_ok(Frame::data)).boxed_unsync()
 }
@@ -49,9 +53,11 @@ pub async fn read(mut body: RequestBody) -> Result<Bytes, ApiError> {
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let frame =
-            frame.map_err(|error| ApiError::bad_request(format!("cannot read the body: {error}")))?;
-        let Ok(data) = frame.into_data() else { continue };
+        let frame = frame
+            .map_err(|error| ApiError::bad_request(format!("cannot read the body: {error}")))?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
         if first.len() + all.len() + data.len() > LIMIT {
             return Err(ApiError::too_large(LIMIT));
         }
@@ -81,7 +87,12 @@ impl ListBody {
     pub fn new(head: Bytes, entries: Vec<Arc<Entry>>) -> Self {
         let items: usize = entries.iter().map(|entry| entry.object.len() + 1).sum();
         let left = head.len() + items.saturating_sub(1) + TAIL.len();
-        Self { head: Some(head), entries: entries.into(), first: true, left: left as u64 }
+        Self {
+            head: Some(head),
+            entries: entries.into(),
+            first: true,
+            left: left as u64,
+        }
     }
 }
 

@@ -55,11 +55,20 @@ impl Call {
                     "meta.k8s.io",
                     "CreateOptions",
                     "",
-                    &[crate::status::FieldError::not_supported("dryRun", &serde_json::json!([other]), &["All"])],
+                    &[crate::status::FieldError::not_supported(
+                        "dryRun",
+                        &serde_json::json!([other]),
+                        &["All"],
+                    )],
                 ));
             }
         };
-        Ok(Context { user: self.user.name.clone(), groups: self.user.groups.clone(), now: meta::now(), dry_run })
+        Ok(Context {
+            user: self.user.name.clone(),
+            groups: self.user.groups.clone(),
+            now: meta::now(),
+            dry_run,
+        })
     }
 }
 
@@ -73,7 +82,9 @@ pub async fn handle(server: Arc<Inner>, request: Request<RequestBody>, origin: O
     let query = Query::parse(parts.uri.query().unwrap_or_default());
     let label = super::metrics::labels(&method, &route, &query);
     let metrics = server.metrics.clone();
-    let answer = AssertUnwindSafe(route_request(server, parts, query, route, body, origin)).catch_unwind().await;
+    let answer = AssertUnwindSafe(route_request(server, parts, query, route, body, origin))
+        .catch_unwind()
+        .await;
     let mut answer = match answer {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => respond::error(&error),
@@ -90,7 +101,10 @@ pub async fn handle(server: Arc<Inner>, request: Request<RequestBody>, origin: O
         HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).expect("a uuid is plain ASCII")
     });
     answer.headers_mut().insert("audit-id", audit);
-    answer.headers_mut().entry("cache-control").or_insert(HeaderValue::from_static("no-cache, private"));
+    answer
+        .headers_mut()
+        .entry("cache-control")
+        .or_insert(HeaderValue::from_static("no-cache, private"));
     metrics.observe(label, answer.status(), started.elapsed());
     answer
 }
@@ -105,19 +119,33 @@ async fn route_request(
 ) -> Result<Answer, ApiError> {
     let user = match origin {
         Origin::Local(user) => user,
-        Origin::Connection(certificate) => {
-            auth::authenticate(&server.registry, &server.tokens, certificate.as_ref(), &parts.headers)?
-        }
+        Origin::Connection(certificate) => auth::authenticate(
+            &server.registry,
+            &server.tokens,
+            certificate.as_ref(),
+            &parts.headers,
+        )?,
     };
     permit(&server, &user, &parts, &query, &route)?;
-    let call = Call { server, user, parts, query };
+    let call = Call {
+        server,
+        user,
+        parts,
+        query,
+    };
     match route {
         Route::Resource(path) => resource(call, path, body).await,
         Route::Other => other::answer(&call),
     }
 }
 
-fn permit(server: &Inner, user: &UserInfo, parts: &Parts, query: &Query, route: &Route) -> Result<(), ApiError> {
+fn permit(
+    server: &Inner,
+    user: &UserInfo,
+    parts: &Parts,
+    query: &Query,
+    route: &Route,
+) -> Result<(), ApiError> {
     let method = parts.method.as_str().to_lowercase();
     let attributes = match route {
         Route::Resource(path) => Attributes {
@@ -129,7 +157,11 @@ fn permit(server: &Inner, user: &UserInfo, parts: &Parts, query: &Query, route: 
             name: &path.name,
             path: parts.uri.path(),
         },
-        Route::Other => Attributes { verb: &method, path: parts.uri.path(), ..Attributes::default() },
+        Route::Other => Attributes {
+            verb: &method,
+            path: parts.uri.path(),
+            ..Attributes::default()
+        },
     };
     let decision = server.authorizer.authorize(user, &attributes);
     if decision.allowed {
@@ -143,8 +175,13 @@ fn permit(server: &Inner, user: &UserInfo, parts: &Parts, query: &Query, route: 
 }
 
 async fn resource(call: Call, path: ResourcePath, body: RequestBody) -> Result<Answer, ApiError> {
-    let found = call.server.registry.find(&path.group, &path.version, &path.resource);
-    let Some((resource, collection)) = found else { return Err(ApiError::no_such_path()) };
+    let found = call
+        .server
+        .registry
+        .find(&path.group, &path.version, &path.resource);
+    let Some((resource, collection)) = found else {
+        return Err(ApiError::no_such_path());
+    };
     let is_namespaces = resource.plural == "namespaces" && resource.gvk.group.is_empty();
     if resource.scope == Scope::Cluster && !path.namespace.is_empty() && !is_namespaces {
         return Err(ApiError::no_such_path());
@@ -152,13 +189,24 @@ async fn resource(call: Call, path: ResourcePath, body: RequestBody) -> Result<A
     let Some(collection) = collection else {
         return reviews::answer(&call, &resource, &path, body).boxed().await;
     };
-    let namespace = if is_namespaces { String::new() } else { path.namespace.clone() };
+    let namespace = if is_namespaces {
+        String::new()
+    } else {
+        path.namespace.clone()
+    };
     if resource.scope == Scope::Namespaced && namespace.is_empty() && !path.name.is_empty() {
         return Err(ApiError::no_such_path());
     }
-    let target = Target { resource, collection, namespace, name: path.name.clone() };
+    let target = Target {
+        resource,
+        collection,
+        namespace,
+        name: path.name.clone(),
+    };
     if !path.subresource.is_empty() {
-        return subresources::answer(call, target, &path, body).boxed().await;
+        return subresources::answer(call, target, &path, body)
+            .boxed()
+            .await;
     }
     let verb = match path.verb(&call.parts.method, &call.query) {
         "create" if path.name.is_empty() => Verb::Create,

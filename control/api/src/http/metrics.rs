@@ -17,7 +17,9 @@ use super::query::Query;
 use crate::registry::Registry;
 
 /// kube-apiserver's buckets, in seconds, without every second one.
-const BUCKETS: [f64; 12] = [0.001, 0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 10.0, 60.0];
+const BUCKETS: [f64; 12] = [
+    0.001, 0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 10.0, 60.0,
+];
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Served {
@@ -72,16 +74,30 @@ pub fn labels(method: &Method, route: &Route, query: &Query) -> Labels {
                 "list" => "LIST",
                 _ => "GET",
             };
-            let words = (path.group.clone(), path.version.clone(), path.resource.clone(), path.subresource.clone());
+            let words = (
+                path.group.clone(),
+                path.version.clone(),
+                path.resource.clone(),
+                path.subresource.clone(),
+            );
             (words.0, words.1, words.2, words.3, verb)
         }
         Route::Other => <_>::default(),
     };
     let verb = if verb.is_empty() { "GET" } else { verb };
-    let streams = matches!(&*subresource, "log" | "exec" | "attach" | "portforward" | "proxy");
+    let streams = matches!(
+        &*subresource,
+        "log" | "exec" | "attach" | "portforward" | "proxy"
+    );
     Labels {
         long_running: verb == "WATCH" || streams,
-        timed: Timed { verb, group, version, resource, subresource },
+        timed: Timed {
+            verb,
+            group,
+            version,
+            resource,
+            subresource,
+        },
     }
 }
 
@@ -102,9 +118,23 @@ impl Default for Metrics {
             "Response latency in seconds by verb, group, version, resource and subresource",
             durations.clone(),
         );
-        registry.register("apiserver_longrunning_requests", "Running watches", long_running.clone());
-        registry.register("apiserver_storage_objects", "Stored objects by resource", objects.clone());
-        Self { registry, requests, durations, long_running, objects }
+        registry.register(
+            "apiserver_longrunning_requests",
+            "Running watches",
+            long_running.clone(),
+        );
+        registry.register(
+            "apiserver_storage_objects",
+            "Stored objects by resource",
+            objects.clone(),
+        );
+        Self {
+            registry,
+            requests,
+            durations,
+            long_running,
+            objects,
+        }
     }
 }
 
@@ -121,14 +151,35 @@ impl Metrics {
     /// Counts a request. Requests for resources that do not exist are counted together, so that nobody can fill the memory.
     pub fn observe(&self, labels: Labels, code: StatusCode, took: Duration) {
         let mut timed = labels.timed;
-        if code == StatusCode::NOT_FOUND || code == StatusCode::UNAUTHORIZED || code == StatusCode::FORBIDDEN {
-            timed = Timed { verb: timed.verb, ..Timed::none() };
+        if code == StatusCode::NOT_FOUND
+            || code == StatusCode::UNAUTHORIZED
+            || code == StatusCode::FORBIDDEN
+        {
+            timed = Timed {
+                verb: timed.verb,
+                ..Timed::none()
+            };
         }
         if !labels.long_running {
-            self.durations.get_or_create(&timed).observe(took.as_secs_f64());
+            self.durations
+                .get_or_create(&timed)
+                .observe(took.as_secs_f64());
         }
-        let Timed { verb, group, version, resource, subresource } = timed;
-        let served = Served { verb, group, version, resource, subresource, code: code.as_u16() };
+        let Timed {
+            verb,
+            group,
+            version,
+            resource,
+            subresource,
+        } = timed;
+        let served = Served {
+            verb,
+            group,
+            version,
+            resource,
+            subresource,
+            code: code.as_u16(),
+        };
         self.requests.get_or_create(&served).inc();
     }
 
@@ -141,8 +192,12 @@ impl Metrics {
     /// All metrics as text.
     pub fn render(&self, registry: &Registry) -> String {
         for collection in registry.collections() {
-            let stored = Stored { resource: collection.prefix.clone() };
-            self.objects.get_or_create(&stored).set(i64::try_from(collection.len()).unwrap_or(i64::MAX));
+            let stored = Stored {
+                resource: collection.prefix.clone(),
+            };
+            self.objects
+                .get_or_create(&stored)
+                .set(i64::try_from(collection.len()).unwrap_or(i64::MAX));
         }
         let mut text = String::new();
         // Writing to a string cannot fail.
@@ -154,6 +209,12 @@ impl Metrics {
 impl Timed {
     fn none() -> Self {
         let empty = String::new;
-        Self { verb: "", group: empty(), version: empty(), resource: empty(), subresource: empty() }
+        Self {
+            verb: "",
+            group: empty(),
+            version: empty(),
+            resource: empty(),
+            subresource: empty(),
+        }
     }
 }

@@ -32,7 +32,11 @@ pub enum OutputShape {
 
 impl Output {
     /// JSON, as it is.
-    pub const JSON: Self = Self { format: Format::Json, shape: OutputShape::Object, pretty: false };
+    pub const JSON: Self = Self {
+        format: Format::Json,
+        shape: OutputShape::Object,
+        pretty: false,
+    };
 
     /// Picks the first entry of `Accept` that we serve.
     ///
@@ -88,15 +92,24 @@ fn accept(part: &str) -> Option<Output> {
     let shape = match (kind, group, version) {
         ("", _, _) => OutputShape::Object,
         ("Table", "meta.k8s.io", "v1") => OutputShape::Table,
-        ("PartialObjectMetadata" | "PartialObjectMetadataList", "meta.k8s.io", "v1") => OutputShape::Partial,
+        ("PartialObjectMetadata" | "PartialObjectMetadataList", "meta.k8s.io", "v1") => {
+            OutputShape::Partial
+        }
         _ => return None,
     };
-    Some(Output { format, shape, pretty: false })
+    Some(Output {
+        format,
+        shape,
+        pretty: false,
+    })
 }
 
 /// Whether the client asks for aggregated discovery, and in which version.
 pub fn wants_aggregated(headers: &HeaderMap) -> Option<&'static str> {
-    let accept = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let accept = headers
+        .get_all(ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
     for part in accept.flat_map(|value| value.split(',')) {
         let part = part.replace(' ', "");
         if part.contains("g=apidiscovery.k8s.io") && part.contains("as=APIGroupDiscoveryList") {
@@ -117,8 +130,13 @@ pub fn media_type(headers: &HeaderMap) -> &str {
     headers
         .get(CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
-        .map_or("", |value| value.split(';').next().unwrap_or_default().trim())
+        .map_or("", |value| {
+            value.split(';').next().unwrap_or_default().trim()
+        })
 }
+
+/// Kubernetes' protobuf encoding.
+pub const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
 /// The text format of a request's body.
 ///
@@ -129,7 +147,11 @@ pub fn input(headers: &HeaderMap) -> Result<Format, ApiError> {
     match media_type(headers) {
         "" | "application/json" | "*/*" => Ok(Format::Json),
         "application/yaml" | "application/x-yaml" | "text/yaml" => Ok(Format::Yaml),
-        _ => Err(ApiError::unsupported_media_type(&["application/json", "application/yaml"])),
+        _ => Err(ApiError::unsupported_media_type(&[
+            "application/json",
+            "application/yaml",
+            PROTOBUF,
+        ])),
     }
 }
 
@@ -147,16 +169,29 @@ mod tests {
     fn the_first_entry_that_is_served_wins() {
         let table = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
         assert_eq!(negotiate(table).unwrap().shape, OutputShape::Table);
-        assert_eq!(negotiate("application/vnd.kubernetes.protobuf,application/json").unwrap(), Output::JSON);
+        assert_eq!(
+            negotiate("application/vnd.kubernetes.protobuf,application/json").unwrap(),
+            Output::JSON
+        );
         assert_eq!(negotiate("application/yaml").unwrap().format, Format::Yaml);
-        assert_eq!(negotiate("application/vnd.kubernetes.protobuf").unwrap_err().code, 406);
+        assert_eq!(
+            negotiate("application/vnd.kubernetes.protobuf")
+                .unwrap_err()
+                .code,
+            406
+        );
         assert_eq!(negotiate("*/*").unwrap(), Output::JSON);
     }
 
     #[test]
     fn aggregated_discovery_is_recognised() {
         let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json".parse().unwrap());
+        headers.insert(
+            ACCEPT,
+            "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json"
+                .parse()
+                .unwrap(),
+        );
         assert_eq!(wants_aggregated(&headers), Some("v2"));
         headers.insert(ACCEPT, "application/json".parse().unwrap());
         assert_eq!(wants_aggregated(&headers), None);

@@ -42,10 +42,15 @@ impl Nodes {
             .with_safe_default_protocol_versions()
             .map_err(|source| TlsError::Rustls { source })?
             .with_root_certificates(trust(ca_pem)?)
-            .with_client_auth_cert(certificates(&identity.cert_pem)?, private_key(&identity.key_pem)?)
+            .with_client_auth_cert(
+                certificates(&identity.cert_pem)?,
+                private_key(&identity.key_pem)?,
+            )
             .map_err(|source| TlsError::Rustls { source })?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self { connector: TlsConnector::from(Arc::new(config)) })
+        Ok(Self {
+            connector: TlsConnector::from(Arc::new(config)),
+        })
     }
 }
 
@@ -59,7 +64,10 @@ struct Backend {
 
 impl Backend {
     fn unreachable(&self, error: &dyn std::fmt::Display) -> ApiError {
-        let message = format!("error dialing backend: dial tcp {}:{}: {error}", self.host, self.port);
+        let message = format!(
+            "error dialing backend: dial tcp {}:{}: {error}",
+            self.host, self.port
+        );
         ApiError::new(500, "InternalError", message)
     }
 }
@@ -81,7 +89,8 @@ async fn dial(nodes: &Nodes, backend: &Backend) -> Result<Box<dyn Stream>, ApiEr
     }
     let name = match backend.host.parse::<IpAddr>() {
         Ok(address) => ServerName::IpAddress(address.into()),
-        Err(_) => ServerName::try_from(backend.host.clone()).map_err(|error| backend.unreachable(&error))?,
+        Err(_) => ServerName::try_from(backend.host.clone())
+            .map_err(|error| backend.unreachable(&error))?,
     };
     match tokio::time::timeout(DIAL_TIMEOUT, nodes.connector.connect(name, stream)).await {
         Ok(Ok(stream)) => Ok(Box::new(stream)),
@@ -103,13 +112,20 @@ async fn forward(mut call: Call, backend: Backend, body: RequestBody) -> Result<
     let client = call.parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
     let mut request = Request::new(body);
     *request.method_mut() = call.parts.method.clone();
-    *request.uri_mut() = backend.path_and_query.parse::<Uri>().map_err(|error| ApiError::bad_request(error.to_string()))?;
+    *request.uri_mut() = backend
+        .path_and_query
+        .parse::<Uri>()
+        .map_err(|error| ApiError::bad_request(error.to_string()))?;
     *request.headers_mut() = passed_on(&call.parts.headers, upgrade);
     let host = format!("{}:{}", backend.host, backend.port);
-    request
-        .headers_mut()
-        .insert(header::HOST, HeaderValue::from_str(&host).map_err(|error| ApiError::bad_request(error.to_string()))?);
-    let mut answer = sender.send_request(request).await.map_err(|error| backend.unreachable(&error))?;
+    request.headers_mut().insert(
+        header::HOST,
+        HeaderValue::from_str(&host).map_err(|error| ApiError::bad_request(error.to_string()))?,
+    );
+    let mut answer = sender
+        .send_request(request)
+        .await
+        .map_err(|error| backend.unreachable(&error))?;
     if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
         let Some(client) = client else {
             return Err(ApiError::bad_request("Upgrade request required"));
@@ -137,7 +153,9 @@ async fn forward(mut call: Call, backend: Backend, body: RequestBody) -> Result<
     }
     let (mut parts, body) = answer.into_parts();
     strip_hop_by_hop(&mut parts.headers, false);
-    let body: ResponseBody = body.map_err(|error| Box::new(error) as BoxError).boxed_unsync();
+    let body: ResponseBody = body
+        .map_err(|error| Box::new(error) as BoxError)
+        .boxed_unsync();
     Ok(Response::from_parts(parts, body))
 }
 
@@ -151,7 +169,14 @@ fn passed_on(headers: &HeaderMap, upgrade: bool) -> HeaderMap {
 }
 
 fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
-    for name in ["keep-alive", "proxy-connection", "proxy-authenticate", "te", "trailer", "transfer-encoding"] {
+    for name in [
+        "keep-alive",
+        "proxy-connection",
+        "proxy-authenticate",
+        "te",
+        "trailer",
+        "transfer-encoding",
+    ] {
         headers.remove(name);
     }
     if !upgrade {
@@ -163,14 +188,29 @@ fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
 /// The kubelet of a node.
 fn kubelet(call: &Call, node: &str, path_and_query: String) -> Result<Backend, ApiError> {
     let nodes = call.server.registry.collection("minions");
-    let entry = nodes.and_then(|nodes| nodes.get(node)).ok_or_else(|| ApiError::not_found("", "nodes", node))?;
+    let entry = nodes
+        .and_then(|nodes| nodes.get(node))
+        .ok_or_else(|| ApiError::not_found("", "nodes", node))?;
     let node = entry.parse();
-    let addresses = node["status"]["addresses"].as_array().cloned().unwrap_or_default();
+    let addresses = node["status"]["addresses"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
     let host = ["InternalIP", "ExternalIP", "Hostname"]
         .iter()
-        .find_map(|kind| addresses.iter().find(|address| address["type"] == *kind)?["address"].as_str())
-        .ok_or_else(|| ApiError::new(500, "InternalError", "no preferred addresses found; known addresses: []"))?;
-    let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64().unwrap_or(KUBELET_PORT);
+        .find_map(|kind| {
+            addresses.iter().find(|address| address["type"] == *kind)?["address"].as_str()
+        })
+        .ok_or_else(|| {
+            ApiError::new(
+                500,
+                "InternalError",
+                "no preferred addresses found; known addresses: []",
+            )
+        })?;
+    let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"]
+        .as_u64()
+        .unwrap_or(KUBELET_PORT);
     Ok(Backend {
         host: host.to_owned(),
         port: u16::try_from(port).unwrap_or(KUBELET_PORT as u16),
@@ -180,7 +220,10 @@ fn kubelet(call: &Call, node: &str, path_and_query: String) -> Result<Backend, A
 }
 
 fn pod(target: &Target) -> Result<Value, ApiError> {
-    let entry = target.collection.get(&target.key()).ok_or_else(|| target.not_found())?;
+    let entry = target
+        .collection
+        .get(&target.key())
+        .ok_or_else(|| target.not_found())?;
     Ok(entry.parse())
 }
 
@@ -188,14 +231,17 @@ fn node_of<'a>(target: &Target, pod: &'a Value) -> Result<&'a str, ApiError> {
     pod["spec"]["nodeName"]
         .as_str()
         .filter(|name| !name.is_empty())
-        .ok_or_else(|| ApiError::bad_request(format!("pod {} does not have a host assigned", target.name)))
+        .ok_or_else(|| {
+            ApiError::bad_request(format!("pod {} does not have a host assigned", target.name))
+        })
 }
 
 /// The container that is asked for, or the only one.
 fn container(target: &Target, pod: &Value, asked: &str) -> Result<String, ApiError> {
     let names = |list: &str| -> Vec<String> {
         let list = pod["spec"][list].as_array().into_iter().flatten();
-        list.filter_map(|container| container["name"].as_str().map(str::to_owned)).collect()
+        list.filter_map(|container| container["name"].as_str().map(str::to_owned))
+            .collect()
     };
     let (containers, init) = (names("containers"), names("initContainers"));
     if asked.is_empty() {
@@ -210,15 +256,25 @@ fn container(target: &Target, pod: &Value, asked: &str) -> Result<String, ApiErr
             containers.join(" ")
         );
         if !init.is_empty() {
-            message.push_str(&format!(" or one of the init containers: [{}]", init.join(" ")));
+            message.push_str(&format!(
+                " or one of the init containers: [{}]",
+                init.join(" ")
+            ));
         }
         return Err(ApiError::bad_request(message));
     }
-    let known = containers.iter().chain(&init).chain(&names("ephemeralContainers")).any(|name| name == asked);
+    let known = containers
+        .iter()
+        .chain(&init)
+        .chain(&names("ephemeralContainers"))
+        .any(|name| name == asked);
     if known {
         return Ok(asked.to_owned());
     }
-    Err(ApiError::bad_request(format!("container {asked} is not valid for pod {}", target.name)))
+    Err(ApiError::bad_request(format!(
+        "container {asked} is not valid for pod {}",
+        target.name
+    )))
 }
 
 fn no_body() -> RequestBody {
@@ -241,18 +297,31 @@ pub async fn log(call: Call, target: Target) -> Result<Answer, ApiError> {
             passed.push(format!("{name}=true"));
         }
     }
-    for name in ["sinceSeconds", "sinceTime", "tailLines", "limitBytes", "stream"] {
+    for name in [
+        "sinceSeconds",
+        "sinceTime",
+        "tailLines",
+        "limitBytes",
+        "stream",
+    ] {
         if !query.text(name).is_empty() {
             passed.push(format!("{name}={}", encode(query.text(name))));
         }
     }
-    let path = format!("/containerLogs/{}/{}/{container}?{}", target.namespace, target.name, passed.join("&"));
+    let path = format!(
+        "/containerLogs/{}/{}/{container}?{}",
+        target.namespace,
+        target.name,
+        passed.join("&")
+    );
     let backend = kubelet(&call, node, path)?;
     let mut answer = forward(call, backend, no_body()).await?;
     if !answer.status().is_success() {
         return Err(from_kubelet(answer).await);
     }
-    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    answer
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     Ok(answer)
 }
 
@@ -265,7 +334,11 @@ async fn from_kubelet(answer: Answer) -> ApiError {
     };
     match code {
         400 => ApiError::bad_request(text),
-        404 => ApiError::new(404, "NotFound", format!("the server could not find the requested resource ( {text})")),
+        404 => ApiError::new(
+            404,
+            "NotFound",
+            format!("the server could not find the requested resource ( {text})"),
+        ),
         _ => ApiError::new(500, "InternalError", text),
     }
 }
@@ -276,14 +349,25 @@ fn check_log_options(query: &Query) -> Result<(), ApiError> {
         if let Some(number) = query.number(name)?
             && number < least
         {
-            let detail = if least == 0 { "must be greater than or equal to 0" } else { "must be greater than 0" };
+            let detail = if least == 0 {
+                "must be greater than or equal to 0"
+            } else {
+                "must be greater than 0"
+            };
             errors.push(FieldError::invalid(name, &number.into(), detail));
         }
     }
     if !query.text("sinceSeconds").is_empty() && !query.text("sinceTime").is_empty() {
-        errors.push(FieldError::forbidden("", "at most one of `sinceTime` or `sinceSeconds` may be specified"));
+        errors.push(FieldError::forbidden(
+            "",
+            "at most one of `sinceTime` or `sinceSeconds` may be specified",
+        ));
     }
-    if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid("", "PodLogOptions", "", &errors)) }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(ApiError::invalid("", "PodLogOptions", "", &errors))
+    }
 }
 
 /// `pods/<name>/exec` and `attach`.
@@ -292,23 +376,42 @@ pub async fn exec(call: Call, target: Target, what: &str) -> Result<Answer, ApiE
     let query = &call.query;
     let container = container(&target, &pod, query.text("container"))?;
     let node = node_of(&target, &pod)?;
-    if matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed")) {
+    if matches!(
+        pod["status"]["phase"].as_str(),
+        Some("Succeeded" | "Failed")
+    ) {
         return Err(ApiError::bad_request(format!(
             "cannot exec into a container in a completed pod; current phase is {}",
             pod["status"]["phase"].as_str().unwrap_or_default()
         )));
     }
     if what == "exec" && query.all("command").next().is_none() {
-        return Err(ApiError::bad_request("you must specify at least 1 command for the container"));
+        return Err(ApiError::bad_request(
+            "you must specify at least 1 command for the container",
+        ));
     }
     // The kubelet's own names for the streams.
-    let mut passed: Vec<String> = [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")]
-        .iter()
-        .filter(|(name, _)| query.flag(name))
-        .map(|(_, own)| format!("{own}=1"))
-        .collect();
-    passed.extend(query.all("command").map(|word| format!("command={}", encode(word))));
-    let path = format!("/{what}/{}/{}/{container}?{}", target.namespace, target.name, passed.join("&"));
+    let mut passed: Vec<String> = [
+        ("stdin", "input"),
+        ("stdout", "output"),
+        ("stderr", "error"),
+        ("tty", "tty"),
+    ]
+    .iter()
+    .filter(|(name, _)| query.flag(name))
+    .map(|(_, own)| format!("{own}=1"))
+    .collect();
+    passed.extend(
+        query
+            .all("command")
+            .map(|word| format!("command={}", encode(word))),
+    );
+    let path = format!(
+        "/{what}/{}/{}/{container}?{}",
+        target.namespace,
+        target.name,
+        passed.join("&")
+    );
     let backend = kubelet(&call, node, path)?;
     forward(call, backend, no_body()).await
 }
@@ -317,27 +420,53 @@ pub async fn exec(call: Call, target: Target, what: &str) -> Result<Answer, ApiE
 pub async fn port_forward(call: Call, target: Target) -> Result<Answer, ApiError> {
     let pod = pod(&target)?;
     let node = node_of(&target, &pod)?;
-    let ports: Vec<String> = call.query.all("ports").map(|port| format!("port={}", encode(port))).collect();
-    let path = format!("/portForward/{}/{}?{}", target.namespace, target.name, ports.join("&"));
+    let ports: Vec<String> = call
+        .query
+        .all("ports")
+        .map(|port| format!("port={}", encode(port)))
+        .collect();
+    let path = format!(
+        "/portForward/{}/{}?{}",
+        target.namespace,
+        target.name,
+        ports.join("&")
+    );
     let backend = kubelet(&call, node, path)?;
     forward(call, backend, no_body()).await
 }
 
 /// `proxy` of nodes, pods and services. The name may be `[<scheme>:]<name>[:<port>]`.
-pub async fn proxy(call: Call, target: Target, path: &ResourcePath, body: RequestBody) -> Result<Answer, ApiError> {
+pub async fn proxy(
+    call: Call,
+    target: Target,
+    path: &ResourcePath,
+    body: RequestBody,
+) -> Result<Answer, ApiError> {
     let parts: Vec<&str> = target.name.split(':').collect();
     let (scheme, name, port) = match parts[..] {
         [name] => ("", name, ""),
         [name, port] => ("", name, port),
         [scheme, name, port] => (scheme, name, port),
-        _ => return Err(ApiError::bad_request(format!("invalid {} request {:?}", target.resource.singular, target.name))),
+        _ => {
+            return Err(ApiError::bad_request(format!(
+                "invalid {} request {:?}",
+                target.resource.singular, target.name
+            )));
+        }
     };
-    let mut path_and_query = if path.rest.is_empty() { "/".to_owned() } else { path.rest.clone() };
+    let mut path_and_query = if path.rest.is_empty() {
+        "/".to_owned()
+    } else {
+        path.rest.clone()
+    };
     if let Some(query) = call.parts.uri.query() {
         path_and_query.push('?');
         path_and_query.push_str(query);
     }
-    let target = Target { name: name.to_owned(), ..target };
+    let target = Target {
+        name: name.to_owned(),
+        ..target
+    };
     let tls = scheme == "https";
     let (host, port) = match &*target.resource.plural {
         "nodes" => {
@@ -347,7 +476,17 @@ pub async fn proxy(call: Call, target: Target, path: &ResourcePath, body: Reques
         "pods" => pod_address(&pod(&target)?, &target, port)?,
         _ => service_address(&call, &target, port)?,
     };
-    forward(call, Backend { host, port, tls, path_and_query }, body).await
+    forward(
+        call,
+        Backend {
+            host,
+            port,
+            tls,
+            path_and_query,
+        },
+        body,
+    )
+    .await
 }
 
 fn pod_address(pod: &Value, target: &Target, port: &str) -> Result<(String, u16), ApiError> {
@@ -356,8 +495,14 @@ fn pod_address(pod: &Value, target: &Target, port: &str) -> Result<(String, u16)
         .filter(|ip| !ip.is_empty())
         .ok_or_else(|| ApiError::bad_request("address not allowed"))?;
     let ports = pod["spec"]["containers"].as_array().into_iter().flatten();
-    let first = ports.flat_map(|c| c["ports"].as_array().into_iter().flatten()).find_map(|p| p["containerPort"].as_u64());
-    let number = if port.is_empty() { first } else { port.parse().ok() };
+    let first = ports
+        .flat_map(|c| c["ports"].as_array().into_iter().flatten())
+        .find_map(|p| p["containerPort"].as_u64());
+    let number = if port.is_empty() {
+        first
+    } else {
+        port.parse().ok()
+    };
     let number = number
         .and_then(|number| u16::try_from(number).ok())
         .ok_or_else(|| ApiError::bad_request(format!("invalid pod request {:?}", target.name)))?;
@@ -367,33 +512,67 @@ fn pod_address(pod: &Value, target: &Target, port: &str) -> Result<(String, u16)
 /// A ready endpoint of a service's port, which is named or numbered.
 fn service_address(call: &Call, target: &Target, port: &str) -> Result<(String, u16), ApiError> {
     let unavailable = |detail: String| ApiError::new(503, "ServiceUnavailable", detail);
-    let entry = target.collection.get(&target.key()).ok_or_else(|| target.not_found())?;
+    let entry = target
+        .collection
+        .get(&target.key())
+        .ok_or_else(|| target.not_found())?;
     let service = entry.parse();
-    let ports = service["spec"]["ports"].as_array().cloned().unwrap_or_default();
+    let ports = service["spec"]["ports"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
     let wanted = match port {
         "" if ports.len() == 1 => ports.first(),
         "" => None,
-        port => ports.iter().find(|p| p["name"] == port || p["port"].as_u64().is_some_and(|n| n.to_string() == port)),
+        port => ports.iter().find(|p| {
+            p["name"] == port || p["port"].as_u64().is_some_and(|n| n.to_string() == port)
+        }),
     };
     let name = wanted
         .map(|port| port["name"].as_str().unwrap_or_default())
-        .ok_or_else(|| unavailable(format!("no service port {port:?} found for service {:?}", target.name)))?;
-    let slices = call.server.registry.collection("endpointslices").map(|c| c.snapshot(&format!("{}/", target.namespace), ""));
+        .ok_or_else(|| {
+            unavailable(format!(
+                "no service port {port:?} found for service {:?}",
+                target.name
+            ))
+        })?;
+    let slices = call
+        .server
+        .registry
+        .collection("endpointslices")
+        .map(|c| c.snapshot(&format!("{}/", target.namespace), ""));
     for slice in slices.into_iter().flat_map(|snapshot| snapshot.entries) {
-        let own = slice.labels.iter().any(|(key, value)| &**key == "kubernetes.io/service-name" && **value == *target.name);
+        let own = slice
+            .labels
+            .iter()
+            .any(|(key, value)| &**key == "kubernetes.io/service-name" && **value == *target.name);
         if !own {
             continue;
         }
         let slice = slice.parse();
-        let number = slice["ports"].as_array().into_iter().flatten().find_map(|port| {
-            (port["name"].as_str().unwrap_or_default() == name).then(|| port["port"].as_u64())?
-        });
-        let address = slice["endpoints"].as_array().into_iter().flatten().find_map(|endpoint| {
-            (endpoint["conditions"]["ready"] != false).then(|| endpoint["addresses"][0].as_str().map(str::to_owned))?
-        });
-        if let (Some(address), Some(number)) = (address, number.and_then(|n| u16::try_from(n).ok())) {
+        let number = slice["ports"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find_map(|port| {
+                (port["name"].as_str().unwrap_or_default() == name)
+                    .then(|| port["port"].as_u64())?
+            });
+        let address = slice["endpoints"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find_map(|endpoint| {
+                (endpoint["conditions"]["ready"] != false)
+                    .then(|| endpoint["addresses"][0].as_str().map(str::to_owned))?
+            });
+        if let (Some(address), Some(number)) = (address, number.and_then(|n| u16::try_from(n).ok()))
+        {
             return Ok((address, number));
         }
     }
-    Err(unavailable(format!("no endpoints available for service {:?}", target.name)))
+    Err(unavailable(format!(
+        "no endpoints available for service {:?}",
+        target.name
+    )))
 }

@@ -20,12 +20,17 @@ use crate::registry::selector::Selector;
 use crate::registry::watch::{Frames, WatchRequest, Watcher};
 use crate::registry::write::Target;
 use crate::resource::{GroupVersionKind, Resource, Subresource, Verb};
-use crate::schema::{Decoded, FieldValidation, Format, Schemas};
+use crate::schema::{Decoded, FieldValidation, Format, Schemas, protobuf};
 use crate::status::{ApiError, FieldError};
 use crate::table;
 
 /// Answers a verb on an object or a collection.
-pub async fn answer(call: Call, target: Target, verb: Verb, body: RequestBody) -> Result<Answer, ApiError> {
+pub async fn answer(
+    call: Call,
+    target: Target,
+    verb: Verb,
+    body: RequestBody,
+) -> Result<Answer, ApiError> {
     match verb {
         Verb::Get => get(&call, &target),
         Verb::List => list(&call, &target).await,
@@ -48,19 +53,36 @@ pub fn output(call: &Call) -> Result<Output, ApiError> {
 /// GET of one object.
 pub fn get(call: &Call, target: &Target) -> Result<Answer, ApiError> {
     let output = output(call)?;
-    let entry = target.collection.get(&target.key()).ok_or_else(|| target.not_found())?;
-    respond::object(StatusCode::OK, &target.resource, &entry.object, output, &call.query)
+    let entry = target
+        .collection
+        .get(&target.key())
+        .ok_or_else(|| target.not_found())?;
+    respond::object(
+        StatusCode::OK,
+        &target.resource,
+        &entry.object,
+        output,
+        &call.query,
+    )
 }
 
 fn selector(call: &Call, resource: &Resource) -> Result<Selector, ApiError> {
-    Selector::parse(resource, call.query.text("labelSelector"), call.query.text("fieldSelector"))
+    Selector::parse(
+        resource,
+        call.query.text("labelSelector"),
+        call.query.text("fieldSelector"),
+    )
 }
 
 async fn list(call: &Call, target: &Target) -> Result<Answer, ApiError> {
     let output = output(call)?;
     let query = &call.query;
     let token = query.text("continue");
-    let at = At::parse(query.text("resourceVersion"), query.text("resourceVersionMatch"), !token.is_empty())?;
+    let at = At::parse(
+        query.text("resourceVersion"),
+        query.text("resourceVersionMatch"),
+        !token.is_empty(),
+    )?;
     let limit = query.number("limit")?.unwrap_or(0);
     let request = ListRequest {
         namespace: &target.namespace,
@@ -69,7 +91,11 @@ async fn list(call: &Call, target: &Target) -> Result<Answer, ApiError> {
         limit: usize::try_from(limit).unwrap_or(0),
         continue_token: token,
     };
-    let page = call.server.registry.list(&target.resource, &target.collection, &request).await?;
+    let page = call
+        .server
+        .registry
+        .list(&target.resource, &target.collection, &request)
+        .await?;
     respond::list(&target.resource, page, output, query)
 }
 
@@ -83,38 +109,70 @@ fn watch(call: &Call, target: Target) -> Result<Answer, ApiError> {
         query.optional_flag("sendInitialEvents"),
         bookmarks,
     )?;
-    let seconds = query.number("timeoutSeconds")?.and_then(|s| u64::try_from(s).ok()).filter(|s| *s > 0);
+    let seconds = query
+        .number("timeoutSeconds")?
+        .and_then(|s| u64::try_from(s).ok())
+        .filter(|s| *s > 0);
     // As kube-apiserver: between half an hour and an hour, so that not all watchers come back at once.
-    let timeout = Duration::from_secs(seconds.unwrap_or_else(|| rand::rng().random_range(1800..3600)));
+    let timeout =
+        Duration::from_secs(seconds.unwrap_or_else(|| rand::rng().random_range(1800..3600)));
     let selector = selector(call, &target.resource)?;
-    let name = if target.name.is_empty() { selector.name().unwrap_or_default().to_owned() } else { target.name };
+    let name = if target.name.is_empty() {
+        selector.name().unwrap_or_default().to_owned()
+    } else {
+        target.name
+    };
     let namespace = match &*target.namespace {
         "" => selector.namespace().unwrap_or_default().to_owned(),
         namespace => namespace.to_owned(),
     };
-    let request = WatchRequest { namespace, name, selector, from, bookmarks, initial_events, timeout };
+    let request = WatchRequest {
+        namespace,
+        name,
+        selector,
+        from,
+        bookmarks,
+        initial_events,
+        timeout,
+    };
     let resource = target.resource;
-    let mut frames = Shape { resource: resource.clone(), shape: output.shape, options: None };
+    let mut frames = Shape {
+        resource: resource.clone(),
+        shape: output.shape,
+        options: None,
+    };
     if output.shape == OutputShape::Table {
         frames.options = Some(respond::table_options(query, Value::Null)?);
     }
     let registry = call.server.registry.clone();
     let stop = call.server.stop.clone();
-    let started = Watcher::new(registry, resource, target.collection, request, Box::new(frames), stop);
+    let started = Watcher::new(
+        registry,
+        resource,
+        target.collection,
+        request,
+        Box::new(frames),
+        stop,
+    );
     let body = match started {
         Ok(watcher) => {
             let guard = call.server.metrics.long_running();
-            body::stream(futures::stream::unfold((watcher, guard), |(mut watcher, guard)| async move {
-                let chunk = watcher.next().await?;
-                Some((Ok(chunk), (watcher, guard)))
-            }))
+            body::stream(futures::stream::unfold(
+                (watcher, guard),
+                |(mut watcher, guard)| async move {
+                    let chunk = watcher.next().await?;
+                    Some((Ok(chunk), (watcher, guard)))
+                },
+            ))
         }
         // A watch that cannot start from there says so in the stream, as kube-apiserver does.
         Err(error) if error.code == 410 => body::full(frame("ERROR", &error.to_status())),
         Err(error) => return Err(error),
     };
     let mut response = Response::new(body);
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(response)
 }
 
@@ -138,7 +196,8 @@ impl Shape {
             None => table::partial_metadata(object),
             Some(options) => {
                 options.now = jiff::Timestamp::now();
-                options.metadata = json!({ "resourceVersion": object["metadata"]["resourceVersion"] });
+                options.metadata =
+                    json!({ "resourceVersion": object["metadata"]["resourceVersion"] });
                 let table = table::render(&self.resource, [object], options);
                 options.headers = false;
                 table
@@ -166,7 +225,9 @@ impl Frames for Shape {
 
     fn other(&mut self, kind: &str, object: &Value) -> Bytes {
         match self.shape {
-            OutputShape::Partial if kind == "BOOKMARK" => frame(kind, &table::partial_metadata(object)),
+            OutputShape::Partial if kind == "BOOKMARK" => {
+                frame(kind, &table::partial_metadata(object))
+            }
             _ => frame(kind, object),
         }
     }
@@ -182,15 +243,28 @@ pub fn field_validation(call: &Call) -> Result<FieldValidation, ApiError> {
             "meta.k8s.io",
             "CreateOptions",
             "",
-            &[FieldError::not_supported("fieldValidation", &other.into(), &["Ignore", "Strict", "Warn"])],
+            &[FieldError::not_supported(
+                "fieldValidation",
+                &other.into(),
+                &["Ignore", "Strict", "Warn"],
+            )],
         )),
     }
 }
 
 /// Reads the body as an object of a kind.
-pub async fn decode(call: &Call, gvk: &GroupVersionKind, body: RequestBody) -> Result<Decoded, ApiError> {
-    let format = negotiate::input(&call.parts.headers)?;
+pub async fn decode(
+    call: &Call,
+    gvk: &GroupVersionKind,
+    body: RequestBody,
+) -> Result<Decoded, ApiError> {
     let mode = field_validation(call)?;
+    if negotiate::media_type(&call.parts.headers) == negotiate::PROTOBUF {
+        let bytes = body::read(body).await?;
+        let object = protobuf::decode(Schemas::builtin(), gvk, &bytes)?;
+        return Schemas::builtin().check(gvk, object, mode);
+    }
+    let format = negotiate::input(&call.parts.headers)?;
     let bytes = body::read(body).await?;
     Schemas::builtin().decode(gvk, &bytes, format, mode)
 }
@@ -204,14 +278,25 @@ async fn create(call: &Call, target: Target, body: RequestBody) -> Result<Answer
         // Posted to the collection of all namespaces: the object says in which one it is to be.
         target.namespace = meta::text(&decoded.object, "namespace").to_owned();
         if target.namespace.is_empty() {
-            return Err(ApiError::bad_request("an empty namespace may not be set during creation"));
+            return Err(ApiError::bad_request(
+                "an empty namespace may not be set during creation",
+            ));
         }
     }
     ctx.now = meta::now();
     let mut warnings = decoded.warnings;
-    let written = call.server.registry.create(&target, decoded.object, &ctx).await?;
-    let mut answer =
-        respond::object(StatusCode::CREATED, &target.resource, &written.object, output, &call.query)?;
+    let written = call
+        .server
+        .registry
+        .create(&target, decoded.object, &ctx)
+        .await?;
+    let mut answer = respond::object(
+        StatusCode::CREATED,
+        &target.resource,
+        &written.object,
+        output,
+        &call.query,
+    )?;
     warnings.extend(written.warnings);
     respond::warn(&mut answer, &warnings);
     Ok(answer)
@@ -243,7 +328,11 @@ pub async fn update(
         }
         other => other?,
     };
-    let code = if written.created { StatusCode::CREATED } else { StatusCode::OK };
+    let code = if written.created {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
+    };
     let mut answer = respond::object(code, &target.resource, &written.object, output, &call.query)?;
     let mut warnings = decoded.warnings;
     warnings.extend(written.warnings);
@@ -296,7 +385,9 @@ impl Patch {
         let media_type = negotiate::media_type(&call.parts.headers).to_owned();
         if !matches!(
             &*media_type,
-            "application/json-patch+json" | "application/merge-patch+json" | "application/strategic-merge-patch+json"
+            "application/json-patch+json"
+                | "application/merge-patch+json"
+                | "application/strategic-merge-patch+json"
         ) {
             return Err(ApiError::unsupported_media_type(&[
                 "application/json-patch+json",
@@ -310,7 +401,11 @@ impl Patch {
         }
         let value: Value = serde_json::from_slice(&bytes)
             .map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))?;
-        Ok(if media_type == "application/merge-patch+json" { Self::Merge(value) } else { Self::Strategic(value) })
+        Ok(if media_type == "application/merge-patch+json" {
+            Self::Merge(value)
+        } else {
+            Self::Strategic(value)
+        })
     }
 
     /// Applies it to an object of the kind.
@@ -347,8 +442,18 @@ pub async fn patch(
         named_as_in_the_path(target, &mut object)?;
         Ok(object)
     };
-    let written = call.server.registry.update(target, subresource, &change, &ctx).await?;
-    let mut answer = respond::object(StatusCode::OK, &target.resource, &written.object, output, &call.query)?;
+    let written = call
+        .server
+        .registry
+        .update(target, subresource, &change, &ctx)
+        .await?;
+    let mut answer = respond::object(
+        StatusCode::OK,
+        &target.resource,
+        &written.object,
+        output,
+        &call.query,
+    )?;
     let mut warnings = warnings.into_inner();
     warnings.extend(written.warnings);
     respond::warn(&mut answer, &warnings);
@@ -356,18 +461,36 @@ pub async fn patch(
 }
 
 /// `DeleteOptions` from the body and, where that is empty, the query.
-pub async fn delete_options(call: &Call, body: RequestBody) -> Result<(DeleteRequest, bool), ApiError> {
+pub async fn delete_options(
+    call: &Call,
+    body: RequestBody,
+) -> Result<(DeleteRequest, bool), ApiError> {
     let bytes = body::read(body).await?;
     let mut options = json!({});
-    if !bytes.is_empty() {
+    if !bytes.is_empty() && negotiate::media_type(&call.parts.headers) == negotiate::PROTOBUF {
+        options = protobuf::decode(
+            Schemas::builtin(),
+            &crate::kinds::gvk("v1", "DeleteOptions"),
+            &bytes,
+        )?;
+    } else if !bytes.is_empty() {
         options = match negotiate::input(&call.parts.headers)? {
-            Format::Json => serde_json::from_slice(&bytes)
-                .map_err(|error| ApiError::bad_request(format!("couldn't get version/kind; json parse error: {error}")))?,
-            Format::Yaml => serde_saphyr::from_slice(&bytes)
-                .map_err(|error| ApiError::bad_request(format!("error converting YAML to JSON: {error}")))?,
+            Format::Json => serde_json::from_slice(&bytes).map_err(|error| {
+                ApiError::bad_request(format!(
+                    "couldn't get version/kind; json parse error: {error}"
+                ))
+            })?,
+            Format::Yaml => serde_saphyr::from_slice(&bytes).map_err(|error| {
+                ApiError::bad_request(format!("error converting YAML to JSON: {error}"))
+            })?,
         };
-        if let Some(kind) = options["kind"].as_str().filter(|kind| *kind != "DeleteOptions") {
-            return Err(ApiError::bad_request(format!("decoded object cannot be converted to DeleteOptions: {kind}")));
+        if let Some(kind) = options["kind"]
+            .as_str()
+            .filter(|kind| *kind != "DeleteOptions")
+        {
+            return Err(ApiError::bad_request(format!(
+                "decoded object cannot be converted to DeleteOptions: {kind}"
+            )));
         }
     } else {
         let query = &call.query;
@@ -381,7 +504,9 @@ pub async fn delete_options(call: &Call, body: RequestBody) -> Result<(DeleteReq
             options["propagationPolicy"] = query.text("propagationPolicy").into();
         }
     }
-    let dry_run = options["dryRun"].as_array().is_some_and(|list| list.iter().any(|word| word == "All"));
+    let dry_run = options["dryRun"]
+        .as_array()
+        .is_some_and(|list| list.iter().any(|word| word == "All"));
     Ok((DeleteRequest::parse(&options)?, dry_run))
 }
 
@@ -395,15 +520,26 @@ async fn delete(call: &Call, target: &Target, body: RequestBody) -> Result<Answe
         let status = delete::success(target, &deleted);
         // A pod that is removed at once is shown as it was last, as kube-apiserver does.
         if target.resource.gvk.kind != "Pod" {
-            let output = Output { shape: OutputShape::Object, ..output };
+            let output = Output {
+                shape: OutputShape::Object,
+                ..output
+            };
             return Ok(respond::value(StatusCode::OK, &status, output));
         }
     }
-    let code = if !deleted.gone && request.no_orphans { StatusCode::ACCEPTED } else { StatusCode::OK };
+    let code = if !deleted.gone && request.no_orphans {
+        StatusCode::ACCEPTED
+    } else {
+        StatusCode::OK
+    };
     respond::object(code, &target.resource, &deleted.object, output, &call.query)
 }
 
-async fn delete_collection(call: &Call, target: &Target, body: RequestBody) -> Result<Answer, ApiError> {
+async fn delete_collection(
+    call: &Call,
+    target: &Target,
+    body: RequestBody,
+) -> Result<Answer, ApiError> {
     let output = output(call)?;
     let mut ctx = call.context()?;
     let request = ListRequest {
@@ -416,7 +552,9 @@ async fn delete_collection(call: &Call, target: &Target, body: RequestBody) -> R
     let (options, dry_run) = delete_options(call, body).await?;
     ctx.dry_run |= dry_run;
     let registry = &call.server.registry;
-    let page = registry.list(&target.resource, &target.collection, &request).await?;
+    let page = registry
+        .list(&target.resource, &target.collection, &request)
+        .await?;
     // Together, so that they share the store's fsyncs.
     let mut deletions = Vec::with_capacity(page.entries.len());
     for entry in &page.entries {

@@ -54,9 +54,13 @@ pub fn answer(call: &Call) -> Result<Answer, ApiError> {
             if let Some(version) = negotiate::wants_aggregated(&call.parts.headers) {
                 let value = discovery::aggregated(resources, core, version);
                 let mut answer = respond::value(StatusCode::OK, &value, Output::JSON);
-                let content_type = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
+                let content_type = format!(
+                    "application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList"
+                );
                 if let Ok(value) = content_type.parse() {
-                    answer.headers_mut().insert(http::header::CONTENT_TYPE, value);
+                    answer
+                        .headers_mut()
+                        .insert(http::header::CONTENT_TYPE, value);
                 }
                 return Ok(answer);
             }
@@ -65,20 +69,36 @@ pub fn answer(call: &Call) -> Result<Answer, ApiError> {
             } else {
                 discovery::api_groups(resources)
             };
-            Ok(respond::value(StatusCode::OK, &value, objects::output(call)?))
+            Ok(respond::value(
+                StatusCode::OK,
+                &value,
+                objects::output(call)?,
+            ))
         }
         ["api", version] => found(call, discovery::api_resources(resources, "", version)),
         ["apis", group] => found(call, discovery::api_group(resources, group)),
-        ["apis", group, version] => found(call, discovery::api_resources(resources, group, version)),
+        ["apis", group, version] => {
+            found(call, discovery::api_resources(resources, group, version))
+        }
         ["version"] => json(&version()),
         ["healthz" | "livez" | "readyz", ..] => health(call, &parts),
         ["metrics"] => Ok(metrics(call)),
-        ["cacerts"] => Ok(respond::bytes(StatusCode::OK, "application/x-pem-file", server.ca_cert_pem.clone())),
+        ["cacerts"] => Ok(respond::bytes(
+            StatusCode::OK,
+            "application/x-pem-file",
+            server.ca_cert_pem.clone(),
+        )),
         ["openid", "v1", "jwks"] => {
             let keys = server.tokens.jwks().to_string();
-            Ok(respond::bytes(StatusCode::OK, "application/jwk-set+json", keys))
+            Ok(respond::bytes(
+                StatusCode::OK,
+                "application/jwk-set+json",
+                keys,
+            ))
         }
-        [".well-known", "openid-configuration"] => json(&server.tokens.discovery(&server.config.advertised())),
+        [".well-known", "openid-configuration"] => {
+            json(&server.tokens.discovery(&server.config.advertised()))
+        }
         ["openapi", ref name @ ..] => openapi(call, name),
         _ => Err(ApiError::no_such_path()),
     }
@@ -88,21 +108,32 @@ pub fn answer(call: &Call) -> Result<Answer, ApiError> {
 /// keep them by their entity tags.
 fn openapi(call: &Call, name: &[&str]) -> Result<Answer, ApiError> {
     let resources = call.server.registry.resources();
-    let accepted = call.parts.headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let accepted = call
+        .parts
+        .headers
+        .get(ACCEPT)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
     let json = "application/json";
     let (content_type, document) = match name {
-        ["v2"] if accepted.contains(openapi::V2_PROTOBUF_ACCEPT) => {
-            (openapi::V2_PROTOBUF_CONTENT_TYPE, openapi::v2_protobuf(resources))
-        }
+        ["v2"] if accepted.contains(openapi::V2_PROTOBUF_ACCEPT) => (
+            openapi::V2_PROTOBUF_CONTENT_TYPE,
+            openapi::v2_protobuf(resources),
+        ),
         ["v2"] => (json, openapi::v2(resources)),
         ["v3"] => (json, openapi::v3_index(resources)),
-        ["v3", name @ ..] => {
-            (json, openapi::v3(resources, &name.join("/")).ok_or_else(ApiError::no_such_path)?)
-        }
+        ["v3", name @ ..] => (
+            json,
+            openapi::v3(resources, &name.join("/")).ok_or_else(ApiError::no_such_path)?,
+        ),
         _ => return Err(ApiError::no_such_path()),
     };
     let tag = openapi::etag(&document);
-    let same = call.parts.headers.get(IF_NONE_MATCH).is_some_and(|value| value == tag.as_str());
+    let same = call
+        .parts
+        .headers
+        .get(IF_NONE_MATCH)
+        .is_some_and(|value| value == tag.as_str());
     let mut answer = if same {
         respond::bytes(StatusCode::NOT_MODIFIED, content_type, "")
     } else {
@@ -116,7 +147,11 @@ fn openapi(call: &Call, name: &[&str]) -> Result<Answer, ApiError> {
 
 fn found(call: &Call, value: Option<Value>) -> Result<Answer, ApiError> {
     let value = value.ok_or_else(ApiError::no_such_path)?;
-    Ok(respond::value(StatusCode::OK, &value, objects::output(call)?))
+    Ok(respond::value(
+        StatusCode::OK,
+        &value,
+        objects::output(call)?,
+    ))
 }
 
 /// `GET /version`.
@@ -148,10 +183,16 @@ fn health(call: &Call, parts: &[&str]) -> Result<Answer, ApiError> {
     }
     if parts.len() > 1 {
         let asked = parts[1..].join("/");
-        let check = checks.iter().find(|(name, _)| *name == asked).ok_or_else(ApiError::no_such_path)?;
+        let check = checks
+            .iter()
+            .find(|(name, _)| *name == asked)
+            .ok_or_else(ApiError::no_such_path)?;
         return Ok(match check.1 {
             true => respond::text(StatusCode::OK, "ok"),
-            false => respond::text(StatusCode::INTERNAL_SERVER_ERROR, "internal server error: failed\n"),
+            false => respond::text(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal server error: failed\n",
+            ),
         });
     }
     let excluded: Vec<&str> = call.query.all("exclude").collect();
@@ -169,11 +210,19 @@ fn health(call: &Call, parts: &[&str]) -> Result<Answer, ApiError> {
         .collect();
     let outcome = if good { "passed" } else { "failed" };
     text.push_str(&format!("{} check {outcome}\n", parts[0]));
-    let code = if good { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
+    let code = if good {
+        StatusCode::OK
+    } else {
+        StatusCode::INTERNAL_SERVER_ERROR
+    };
     Ok(respond::text(code, text))
 }
 
 fn metrics(call: &Call) -> Answer {
     let text = call.server.metrics.render(&call.server.registry);
-    respond::bytes(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
+    respond::bytes(
+        StatusCode::OK,
+        "text/plain; version=0.0.4; charset=utf-8",
+        text,
+    )
 }

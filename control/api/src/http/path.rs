@@ -46,7 +46,9 @@ pub fn parse(path: &str) -> Route {
         },
         _ => return Route::Other,
     }
-    let Some(version) = parts.next() else { return Route::Other };
+    let Some(version) = parts.next() else {
+        return Route::Other;
+    };
     found.version = decode(version, false);
     let mut rest: Vec<String> = parts.map(|part| decode(part, false)).collect();
     if rest.first().is_some_and(|part| part == "watch") {
@@ -59,7 +61,9 @@ pub fn parse(path: &str) -> Route {
         rest.remove(0);
     }
     let mut rest = rest.into_iter();
-    let Some(resource) = rest.next() else { return Route::Other };
+    let Some(resource) = rest.next() else {
+        return Route::Other;
+    };
     found.resource = resource;
     found.name = rest.next().unwrap_or_default();
     found.subresource = rest.next().unwrap_or_default();
@@ -77,7 +81,8 @@ pub fn parse(path: &str) -> Route {
 }
 
 fn raw_tail<'a>(path: &'a str, behind: &str) -> &'a str {
-    path.find(behind).map_or("", |at| &path[at + behind.len()..])
+    path.find(behind)
+        .map_or("", |at| &path[at + behind.len()..])
 }
 
 impl ResourcePath {
@@ -111,15 +116,40 @@ mod tests {
     #[test]
     fn paths_name_objects_collections_and_subresources() {
         let pod = resource("/api/v1/namespaces/a/pods/b/log");
-        assert_eq!((&*pod.namespace, &*pod.resource, &*pod.name, &*pod.subresource), ("a", "pods", "b", "log"));
+        assert_eq!(
+            (
+                &*pod.namespace,
+                &*pod.resource,
+                &*pod.name,
+                &*pod.subresource
+            ),
+            ("a", "pods", "b", "log")
+        );
         let all = resource("/apis/apps/v1/deployments");
-        assert_eq!((&*all.group, &*all.namespace, &*all.resource), ("apps", "", "deployments"));
+        assert_eq!(
+            (&*all.group, &*all.namespace, &*all.resource),
+            ("apps", "", "deployments")
+        );
         let namespace = resource("/api/v1/namespaces/a/finalize");
-        assert_eq!((&*namespace.resource, &*namespace.name, &*namespace.subresource), ("namespaces", "a", "finalize"));
+        assert_eq!(
+            (
+                &*namespace.resource,
+                &*namespace.name,
+                &*namespace.subresource
+            ),
+            ("namespaces", "a", "finalize")
+        );
         let proxy = resource("/api/v1/nodes/n/proxy/a%2Fb/c");
         assert_eq!((&*proxy.subresource, &*proxy.rest), ("proxy", "/a%2Fb/c"));
         assert!(resource("/api/v1/watch/pods").watch);
-        for other in ["/", "/api", "/api/v1", "/apis/apps/v1", "/healthz", "/openapi/v2"] {
+        for other in [
+            "/",
+            "/api",
+            "/api/v1",
+            "/apis/apps/v1",
+            "/healthz",
+            "/openapi/v2",
+        ] {
             assert_eq!(parse(other), Route::Other, "{other}");
         }
     }

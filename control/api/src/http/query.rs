@@ -18,12 +18,18 @@ impl Query {
 
     /// The first value of a parameter; empty if it is not there.
     pub fn text(&self, name: &str) -> &str {
-        self.0.iter().find(|(n, _)| n == name).map_or("", |(_, value)| value)
+        self.0
+            .iter()
+            .find(|(n, _)| n == name)
+            .map_or("", |(_, value)| value)
     }
 
     /// All values of a parameter.
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.0.iter().filter(move |(n, _)| n == name).map(|(_, value)| &**value)
+        self.0
+            .iter()
+            .filter(move |(n, _)| n == name)
+            .map(|(_, value)| &**value)
     }
 
     /// Whether a parameter is there and not false.
@@ -33,8 +39,15 @@ impl Query {
 
     /// A yes or no, if the parameter is there. As in Go's clients, a bare name means yes.
     pub fn optional_flag(&self, name: &str) -> Option<bool> {
-        let value = self.0.iter().find(|(n, _)| n == name).map(|(_, value)| &**value)?;
-        Some(!matches!(value, "0" | "false" | "f" | "F" | "False" | "FALSE"))
+        let value = self
+            .0
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, value)| &**value)?;
+        Some(!matches!(
+            value,
+            "0" | "false" | "f" | "F" | "False" | "FALSE"
+        ))
     }
 
     /// A number, if the parameter is there.
@@ -46,7 +59,9 @@ impl Query {
         match self.text(name) {
             "" => Ok(None),
             text => text.parse().map(Some).map_err(|_| {
-                ApiError::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))
+                ApiError::bad_request(format!(
+                    "strconv.ParseInt: parsing {text:?}: invalid syntax"
+                ))
             }),
         }
     }
@@ -61,7 +76,9 @@ pub fn decode(text: &str, query: bool) -> String {
         match bytes[at] {
             b'+' if query => out.push(b' '),
             b'%' => {
-                let hex = text.get(at + 1..at + 3).and_then(|hex| u8::from_str_radix(hex, 16).ok());
+                let hex = text
+                    .get(at + 1..at + 3)
+                    .and_then(|hex| u8::from_str_radix(hex, 16).ok());
                 match hex {
                     Some(byte) => {
                         out.push(byte);
@@ -96,7 +113,9 @@ mod tests {
 
     #[test]
     fn queries_are_decoded() {
-        let query = Query::parse("labelSelector=a%20in%20%28b%2Cc%29&watch&x=1+2&command=a&command=b&limit=z");
+        let query = Query::parse(
+            "labelSelector=a%20in%20%28b%2Cc%29&watch&x=1+2&command=a&command=b&limit=z",
+        );
         assert_eq!(query.text("labelSelector"), "a in (b,c)");
         assert!(query.flag("watch") && !query.flag("absent"));
         assert_eq!(query.text("x"), "1 2");

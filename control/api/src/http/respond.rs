@@ -28,7 +28,9 @@ pub type Answer = Response<ResponseBody>;
 pub fn bytes(code: StatusCode, content_type: &'static str, bytes: impl Into<Bytes>) -> Answer {
     let mut response = Response::new(body::full(bytes));
     *response.status_mut() = code;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
@@ -58,7 +60,9 @@ pub fn value(code: StatusCode, value: &Value, output: Output) -> Answer {
 /// An error as a Status.
 pub fn error(error: &ApiError) -> Answer {
     let mut status = error.to_status();
-    let token = status["details"].as_object_mut().and_then(|details| details.remove(CONTINUE));
+    let token = status["details"]
+        .as_object_mut()
+        .and_then(|details| details.remove(CONTINUE));
     if let Some(token) = token {
         status["metadata"]["continue"] = token;
         if let Some(status) = status.as_object_mut() {
@@ -88,7 +92,8 @@ pub fn object(
     if output == Output::JSON && resource.storage_version.is_none() {
         return Ok(bytes(code, "application/json", object.clone()));
     }
-    let mut parsed: Value = serde_json::from_slice(object).map_err(|error| ApiError::internal(&error))?;
+    let mut parsed: Value =
+        serde_json::from_slice(object).map_err(|error| ApiError::internal(&error))?;
     if resource.storage_version.is_some() {
         crate::kinds::convert(&mut parsed, &resource.gvk);
     }
@@ -114,10 +119,19 @@ pub fn table_options(query: &Query, metadata: Value) -> Result<table::Options, A
             "meta.k8s.io",
             "TableOptions",
             "",
-            &[FieldError::not_supported("includeObject", &other.into(), &["Metadata", "None", "Object"])],
+            &[FieldError::not_supported(
+                "includeObject",
+                &other.into(),
+                &["Metadata", "None", "Object"],
+            )],
         )
     })?;
-    Ok(table::Options { include, headers: true, metadata, now: jiff::Timestamp::now() })
+    Ok(table::Options {
+        include,
+        headers: true,
+        metadata,
+        now: jiff::Timestamp::now(),
+    })
 }
 
 /// A list.
@@ -125,7 +139,12 @@ pub fn table_options(query: &Query, metadata: Value) -> Result<table::Options, A
 /// # Errors
 ///
 /// 400 for bad parameters of a table.
-pub fn list(resource: &Resource, page: Page, output: Output, query: &Query) -> Result<Answer, ApiError> {
+pub fn list(
+    resource: &Resource,
+    page: Page,
+    output: Output,
+    query: &Query,
+) -> Result<Answer, ApiError> {
     let metadata = page.metadata();
     if output == Output::JSON && resource.storage_version.is_none() {
         let head = format!(
@@ -135,7 +154,9 @@ pub fn list(resource: &Resource, page: Page, output: Output, query: &Query) -> R
         );
         use http_body_util::BodyExt as _;
         let mut response = Response::new(ListBody::new(head.into(), page.entries).boxed_unsync());
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         return Ok(response);
     }
     let parse = |entry: &Arc<Entry>| {
@@ -162,7 +183,11 @@ pub fn list(resource: &Resource, page: Page, output: Output, query: &Query) -> R
             let options = table_options(query, metadata)?;
             let mut table = table::render(resource, [], &options);
             // Row by row: the parsed objects of a large list need not all be there at once.
-            table["rows"] = page.entries.iter().map(|e| table::row(resource, &parse(e), &options)).collect();
+            table["rows"] = page
+                .entries
+                .iter()
+                .map(|e| table::row(resource, &parse(e), &options))
+                .collect();
             table
         }
     };
@@ -185,8 +210,16 @@ pub async fn compress(answer: Answer, request: &HeaderMap) -> Answer {
     let accepts = request
         .get(ACCEPT_ENCODING)
         .and_then(|value| value.to_str().ok())
-        .is_some_and(|value| value.split(',').any(|word| word.trim().split(';').next() == Some("gzip")));
-    let large = answer.body().size_hint().exact().is_some_and(|size| size >= COMPRESS_FROM as u64);
+        .is_some_and(|value| {
+            value
+                .split(',')
+                .any(|word| word.trim().split(';').next() == Some("gzip"))
+        });
+    let large = answer
+        .body()
+        .size_hint()
+        .exact()
+        .is_some_and(|size| size >= COMPRESS_FROM as u64);
     if !accepts || !large || answer.headers().contains_key(CONTENT_ENCODING) {
         return answer;
     }
@@ -204,8 +237,12 @@ pub async fn compress(answer: Answer, request: &HeaderMap) -> Answer {
     };
     match packed.await {
         Ok(packed) => {
-            parts.headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-            parts.headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
+            parts
+                .headers
+                .insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            parts
+                .headers
+                .insert(VARY, HeaderValue::from_static("Accept-Encoding"));
             Response::from_parts(parts, body::full(packed))
         }
         Err(failed) => error(&ApiError::internal(&*failed)),

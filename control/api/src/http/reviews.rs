@@ -15,7 +15,12 @@ use crate::resource::Resource;
 use crate::status::{ApiError, FieldError};
 
 /// Answers a review.
-pub async fn answer(call: &Call, resource: &Resource, path: &ResourcePath, body: RequestBody) -> Result<Answer, ApiError> {
+pub async fn answer(
+    call: &Call,
+    resource: &Resource,
+    path: &ResourcePath,
+    body: RequestBody,
+) -> Result<Answer, ApiError> {
     if call.parts.method != Method::POST || !path.name.is_empty() {
         return Err(ApiError::method_not_allowed());
     }
@@ -28,7 +33,9 @@ pub async fn answer(call: &Call, resource: &Resource, path: &ResourcePath, body:
         "TokenReview" => token(call, &review["spec"])?,
         "SelfSubjectReview" => json!({ "userInfo": call.user.to_json() }),
         "SelfSubjectAccessReview" => access(call, &call.user, &review["spec"]),
-        "SubjectAccessReview" | "LocalSubjectAccessReview" => access(call, &subject(&review["spec"])?, &review["spec"]),
+        "SubjectAccessReview" | "LocalSubjectAccessReview" => {
+            access(call, &subject(&review["spec"])?, &review["spec"])
+        }
         _ => return Err(ApiError::method_not_allowed()),
     };
     Ok(respond::value(StatusCode::CREATED, &review, output))
@@ -37,14 +44,20 @@ pub async fn answer(call: &Call, resource: &Resource, path: &ResourcePath, body:
 fn token(call: &Call, spec: &Value) -> Result<Value, ApiError> {
     let token = spec["token"].as_str().unwrap_or_default();
     if token.is_empty() {
-        return Err(ApiError::bad_request("token is required for TokenReview in authentication"));
+        return Err(ApiError::bad_request(
+            "token is required for TokenReview in authentication",
+        ));
     }
     let server = &call.server;
     let audiences = strings(&spec["audiences"]);
-    Ok(match auth::by_token(&server.registry, &server.tokens, token, &audiences) {
-        Some((user, audiences)) => json!({ "authenticated": true, "user": user.to_json(), "audiences": audiences }),
-        None => json!({ "user": {}, "error": "invalid bearer token" }),
-    })
+    Ok(
+        match auth::by_token(&server.registry, &server.tokens, token, &audiences) {
+            Some((user, audiences)) => {
+                json!({ "authenticated": true, "user": user.to_json(), "audiences": audiences })
+            }
+            None => json!({ "user": {}, "error": "invalid bearer token" }),
+        },
+    )
 }
 
 /// The user that a SubjectAccessReview asks about.
@@ -52,17 +65,33 @@ fn subject(spec: &Value) -> Result<UserInfo, ApiError> {
     let name = spec["user"].as_str().unwrap_or_default();
     let groups = strings(&spec["groups"]);
     if name.is_empty() && groups.is_empty() {
-        let error = FieldError::required("spec.user", "at least one of user or group must be specified");
-        return Err(ApiError::invalid("authorization.k8s.io", "SubjectAccessReview", "", &[error]));
+        let error = FieldError::required(
+            "spec.user",
+            "at least one of user or group must be specified",
+        );
+        return Err(ApiError::invalid(
+            "authorization.k8s.io",
+            "SubjectAccessReview",
+            "",
+            &[error],
+        ));
     }
-    Ok(UserInfo { name: name.to_owned(), groups, ..UserInfo::default() })
+    Ok(UserInfo {
+        name: name.to_owned(),
+        groups,
+        ..UserInfo::default()
+    })
 }
 
 fn access(call: &Call, user: &UserInfo, spec: &Value) -> Value {
     let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
     let text = |of: &'_ Value, field: &str| of[field].as_str().unwrap_or_default().to_owned();
     let fields = if resource.is_object() { resource } else { path };
-    let (verb, group, plural) = (text(fields, "verb"), text(resource, "group"), text(resource, "resource"));
+    let (verb, group, plural) = (
+        text(fields, "verb"),
+        text(resource, "group"),
+        text(resource, "resource"),
+    );
     let (subresource, namespace) = (text(resource, "subresource"), text(resource, "namespace"));
     let (name, path) = (text(resource, "name"), text(path, "path"));
     let decision = call.server.authorizer.authorize(

@@ -57,19 +57,27 @@ pub enum TlsError {
 pub fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     CertificateDer::pem_slice_iter(pem.as_bytes())
         .collect::<Result<_, _>>()
-        .map_err(|source| TlsError::Pem { what: "certificate", source })
+        .map_err(|source| TlsError::Pem {
+            what: "certificate",
+            source,
+        })
 }
 
 /// The private key in a PEM text.
 pub fn private_key(pem: &str) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|source| TlsError::Pem { what: "private key", source })
+    PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|source| TlsError::Pem {
+        what: "private key",
+        source,
+    })
 }
 
 /// A store that trusts one CA.
 pub fn trust(ca_pem: &str) -> Result<rustls::RootCertStore, TlsError> {
     let mut roots = rustls::RootCertStore::empty();
     for certificate in certificates(ca_pem)? {
-        roots.add(certificate).map_err(|source| TlsError::Rustls { source })?;
+        roots
+            .add(certificate)
+            .map_err(|source| TlsError::Rustls { source })?;
     }
     Ok(roots)
 }
@@ -77,22 +85,33 @@ pub fn trust(ca_pem: &str) -> Result<rustls::RootCertStore, TlsError> {
 /// TLS as a server; clients may show a certificate of the CA.
 pub fn tls(ca_pem: &str, identity: &Identity) -> Result<Arc<rustls::ServerConfig>, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(trust(ca_pem)?), provider.clone())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|source| TlsError::Verifier { source })?;
+    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(
+        Arc::new(trust(ca_pem)?),
+        provider.clone(),
+    )
+    .allow_unauthenticated()
+    .build()
+    .map_err(|source| TlsError::Verifier { source })?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|source| TlsError::Rustls { source })?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(certificates(&identity.cert_pem)?, private_key(&identity.key_pem)?)
+        .with_single_cert(
+            certificates(&identity.cert_pem)?,
+            private_key(&identity.key_pem)?,
+        )
         .map_err(|source| TlsError::Rustls { source })?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
 
 /// Serves until `stop`, then lets running requests end. Watches end with the server's own stop.
-pub async fn run(server: Arc<Inner>, listener: TcpListener, tls: Arc<rustls::ServerConfig>, stop: CancellationToken) {
+pub async fn run(
+    server: Arc<Inner>,
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    stop: CancellationToken,
+) {
     let acceptor = TlsAcceptor::from(tls);
     let graceful = Arc::new(GracefulShutdown::new());
     loop {
@@ -111,8 +130,13 @@ pub async fn run(server: Arc<Inner>, listener: TcpListener, tls: Arc<rustls::Ser
     }
     server.stop.cancel();
     drop(listener);
-    let Some(graceful) = Arc::into_inner(graceful) else { return };
-    if tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err() {
+    let Some(graceful) = Arc::into_inner(graceful) else {
+        return;
+    };
+    if tokio::time::timeout(DRAIN, graceful.shutdown())
+        .await
+        .is_err()
+    {
         tracing::warn!("some requests did not end in time");
     }
 }
@@ -137,17 +161,26 @@ async fn connection(
         Err(_) => return,
     };
     let certificates = stream.get_ref().1.peer_certificates();
-    let user = certificates.and_then(|chain| chain.first()).and_then(UserInfo::from_certificate);
+    let user = certificates
+        .and_then(|chain| chain.first())
+        .and_then(UserInfo::from_certificate);
     let service = service_fn(move |request: Request<Incoming>| {
         let server = server.clone();
         let origin = Origin::Connection(user.clone());
         async move {
-            let request = request.map(|body| body.map_err(|error| Box::new(error) as BoxError).boxed_unsync());
+            let request = request.map(|body| {
+                body.map_err(|error| Box::new(error) as BoxError)
+                    .boxed_unsync()
+            });
             Ok::<_, std::convert::Infallible>(handle(server, request, origin).await)
         }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).half_close(true);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .half_close(true);
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -25,9 +25,17 @@ pub async fn request(call: &Call, target: &Target, body: RequestBody) -> Result<
     let output = objects::output(call)?;
     let gvk = kinds::gvk("authentication.k8s.io/v1", "TokenRequest");
     let mut request = objects::decode(call, &gvk, body).await?.object;
-    let account = target.collection.get(&target.key()).ok_or_else(|| target.not_found())?;
-    let account = Reference { name: account.name().to_owned(), uid: account.uid.to_string() };
-    let seconds = request["spec"]["expirationSeconds"].as_i64().unwrap_or(DEFAULT_SECONDS);
+    let account = target
+        .collection
+        .get(&target.key())
+        .ok_or_else(|| target.not_found())?;
+    let account = Reference {
+        name: account.name().to_owned(),
+        uid: account.uid.to_string(),
+    };
+    let seconds = request["spec"]["expirationSeconds"]
+        .as_i64()
+        .unwrap_or(DEFAULT_SECONDS);
     if !(MIN_SECONDS..=1 << 32).contains(&seconds) {
         let detail = if seconds < MIN_SECONDS {
             "may not specify a duration less than 10 minutes"
@@ -35,7 +43,12 @@ pub async fn request(call: &Call, target: &Target, body: RequestBody) -> Result<
             "may not specify a duration larger than 2^32 seconds"
         };
         let error = FieldError::invalid("spec.expirationSeconds", &seconds.into(), detail);
-        return Err(ApiError::invalid("authentication.k8s.io", "TokenRequest", "", &[error]));
+        return Err(ApiError::invalid(
+            "authentication.k8s.io",
+            "TokenRequest",
+            "",
+            &[error],
+        ));
     }
     let mut grant = Grant {
         namespace: target.namespace.clone(),
@@ -56,7 +69,12 @@ pub async fn request(call: &Call, target: &Target, body: RequestBody) -> Result<
 }
 
 /// Binds the token to the object that the request names, which must exist and use the account.
-fn bind(call: &Call, target: &Target, reference: &Value, grant: &mut Grant) -> Result<(), ApiError> {
+fn bind(
+    call: &Call,
+    target: &Target,
+    reference: &Value,
+    grant: &mut Grant,
+) -> Result<(), ApiError> {
     if reference.is_null() {
         return Ok(());
     }
@@ -66,7 +84,10 @@ fn bind(call: &Call, target: &Target, reference: &Value, grant: &mut Grant) -> R
         ("v1", "Pod") => "pods",
         ("v1", "Secret") => "secrets",
         (version, _) => {
-            return Err(ApiError::bad_request(format!("cannot bind token for serviceaccount {:?} to {version}, Kind={kind}", target.name)));
+            return Err(ApiError::bad_request(format!(
+                "cannot bind token for serviceaccount {:?} to {version}, Kind={kind}",
+                target.name
+            )));
         }
     };
     let entry = call
@@ -80,10 +101,15 @@ fn bind(call: &Call, target: &Target, reference: &Value, grant: &mut Grant) -> R
             "",
             plural,
             &name,
-            &format!("the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"),
+            &format!(
+                "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
+            ),
         ));
     }
-    let bound = Reference { name, uid: entry.uid.to_string() };
+    let bound = Reference {
+        name,
+        uid: entry.uid.to_string(),
+    };
     if kind == "Secret" {
         grant.secret = Some(bound);
         return Ok(());
@@ -95,15 +121,29 @@ fn bind(call: &Call, target: &Target, reference: &Value, grant: &mut Grant) -> R
             target.name
         )));
     }
-    let node = pod["spec"]["nodeName"].as_str().filter(|name| !name.is_empty()).map(|name| {
-        let uid = call.server.registry.collection("minions").and_then(|c| c.get(name));
-        Reference { name: name.to_owned(), uid: uid.map(|entry| entry.uid.to_string()).unwrap_or_default() }
-    });
+    let node = pod["spec"]["nodeName"]
+        .as_str()
+        .filter(|name| !name.is_empty())
+        .map(|name| {
+            let uid = call
+                .server
+                .registry
+                .collection("minions")
+                .and_then(|c| c.get(name));
+            Reference {
+                name: name.to_owned(),
+                uid: uid.map(|entry| entry.uid.to_string()).unwrap_or_default(),
+            }
+        });
     grant.pod = Some((bound, node));
     Ok(())
 }
 
 /// The strings of a JSON list.
 pub fn strings(list: &Value) -> Vec<String> {
-    list.as_array().into_iter().flatten().filter_map(|item| item.as_str().map(str::to_owned)).collect()
+    list.as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|item| item.as_str().map(str::to_owned))
+        .collect()
 }

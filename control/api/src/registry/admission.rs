@@ -19,8 +19,10 @@ const ACCOUNT_WAIT: Duration = Duration::from_secs(1);
 /// How long a pod stays on a node that is gone, if it does not say itself.
 const TOLERATION_SECONDS: i64 = 300;
 /// The priority classes that always exist.
-const SYSTEM_CLASSES: [(&str, i64); 2] =
-    [("system-cluster-critical", 2_000_000_000), ("system-node-critical", 2_000_001_000)];
+const SYSTEM_CLASSES: [(&str, i64); 2] = [
+    ("system-cluster-critical", 2_000_000_000),
+    ("system-node-critical", 2_000_001_000),
+];
 /// Namespaces that nobody deletes.
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
 
@@ -59,7 +61,12 @@ impl Registry {
     /// Admits a deletion.
     pub(super) fn admit_deletion(&self, target: &Target) -> Result<(), ApiError> {
         if target.resource.storage_prefix == "namespaces" && IMMORTAL.contains(&&*target.name) {
-            return Err(ApiError::forbidden("", "namespaces", &target.name, "this namespace may not be deleted"));
+            return Err(ApiError::forbidden(
+                "",
+                "namespaces",
+                &target.name,
+                "this namespace may not be deleted",
+            ));
         }
         Ok(())
     }
@@ -69,14 +76,20 @@ impl Registry {
         let Some(entry) = self.namespaces.get(namespace) else {
             return Err(ApiError::not_found("", "namespaces", namespace));
         };
-        if !entry.fields.iter().any(|(field, value)| *field == "status.phase" && &**value == "Terminating") {
+        if !entry
+            .fields
+            .iter()
+            .any(|(field, value)| *field == "status.phase" && &**value == "Terminating")
+        {
             return Ok(());
         }
         let mut error = ApiError::forbidden(
             &target.resource.gvk.group,
             &target.resource.plural,
             name,
-            &format!("unable to create new content in namespace {namespace} because it is being terminated"),
+            &format!(
+                "unable to create new content in namespace {namespace} because it is being terminated"
+            ),
         );
         error.details["causes"] = json!([{
             "reason": "NamespaceTerminating",
@@ -94,10 +107,16 @@ impl Registry {
         let forbidden = |pod: &Value, detail: &str| {
             ApiError::forbidden("", "pods", meta::text(pod, "name"), detail)
         };
-        if pod["spec"]["serviceAccountName"].as_str().is_none_or(str::is_empty) {
+        if pod["spec"]["serviceAccountName"]
+            .as_str()
+            .is_none_or(str::is_empty)
+        {
             pod["spec"]["serviceAccountName"] = "default".into();
         }
-        let name = pod["spec"]["serviceAccountName"].as_str().unwrap_or_default().to_owned();
+        let name = pod["spec"]["serviceAccountName"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         pod["spec"]["serviceAccount"] = (&*name).into();
         let Some(account) = self.account(&target.namespace, &name).await else {
             let detail = format!(
@@ -106,7 +125,9 @@ impl Registry {
             );
             return Err(forbidden(pod, &detail));
         };
-        if pod["spec"]["imagePullSecrets"].as_array().is_none_or(Vec::is_empty)
+        if pod["spec"]["imagePullSecrets"]
+            .as_array()
+            .is_none_or(Vec::is_empty)
             && let Some(secrets) = account.get("imagePullSecrets")
         {
             pod["spec"]["imagePullSecrets"] = secrets.clone();
@@ -130,14 +151,21 @@ impl Registry {
             if let Some(entry) = accounts.get(&key) {
                 return Some(entry.parse());
             }
-            if name != "default" || tokio::time::timeout_at(deadline, cursor.changed()).await.is_err() {
+            if name != "default"
+                || tokio::time::timeout_at(deadline, cursor.changed())
+                    .await
+                    .is_err()
+            {
                 return None;
             }
         }
     }
 
     fn priority(&self, target: &Target, pod: &mut Value) -> Result<(), ApiError> {
-        let class = pod["spec"]["priorityClassName"].as_str().unwrap_or_default().to_owned();
+        let class = pod["spec"]["priorityClassName"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         let mut policy = Value::from("PreemptLowerPriority");
         let priority = if class.is_empty() {
             let default = self.default_priority_class();
@@ -147,7 +175,10 @@ impl Registry {
             default.map_or(0, |class| class["value"].as_i64().unwrap_or(0))
         } else if let Some((_, value)) = SYSTEM_CLASSES.iter().find(|(name, _)| *name == class) {
             *value
-        } else if let Some(entry) = self.collection("priorityclasses").and_then(|c| c.get(&class)) {
+        } else if let Some(entry) = self
+            .collection("priorityclasses")
+            .and_then(|c| c.get(&class))
+        {
             let class = entry.parse();
             if let Some(own) = class.get("preemptionPolicy") {
                 policy = own.clone();
@@ -155,14 +186,27 @@ impl Registry {
             class["value"].as_i64().unwrap_or(0)
         } else {
             let detail = format!("no PriorityClass with name {class} was found");
-            return Err(ApiError::forbidden("", &target.resource.plural, meta::text(pod, "name"), &detail));
+            return Err(ApiError::forbidden(
+                "",
+                &target.resource.plural,
+                meta::text(pod, "name"),
+                &detail,
+            ));
         };
-        if pod["spec"]["priority"].as_i64().is_some_and(|own| own != priority) {
-            return Err(ApiError::forbidden("", "pods", meta::text(pod, "name"), &format!(
-                "the integer value of priority ({}) must not be provided in pod spec; priority admission controller \
+        if pod["spec"]["priority"]
+            .as_i64()
+            .is_some_and(|own| own != priority)
+        {
+            return Err(ApiError::forbidden(
+                "",
+                "pods",
+                meta::text(pod, "name"),
+                &format!(
+                    "the integer value of priority ({}) must not be provided in pod spec; priority admission controller \
                  computed {priority} from the given PriorityClass name",
-                pod["spec"]["priority"]
-            )));
+                    pod["spec"]["priority"]
+                ),
+            ));
         }
         pod["spec"]["priority"] = priority.into();
         if pod["spec"]["preemptionPolicy"].is_null() {
@@ -177,23 +221,34 @@ impl Registry {
             return None;
         }
         let snapshot = classes.snapshot("", "");
-        snapshot.entries.iter().map(|e| e.parse()).find(|class| class["globalDefault"] == true)
+        snapshot
+            .entries
+            .iter()
+            .map(|e| e.parse())
+            .find(|class| class["globalDefault"] == true)
     }
 }
 
 /// Gives every container the pod's token, the cluster's CA and the namespace, unless it mounts something there itself.
 fn mount_token(pod: &mut Value) {
-    let volumes = pod["spec"]["volumes"].as_array().cloned().unwrap_or_default();
+    let volumes = pod["spec"]["volumes"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
     let present = volumes
         .iter()
         .filter_map(|volume| volume["name"].as_str())
         .find(|name| name.starts_with("kube-api-access-"))
         .map(str::to_owned);
-    let name = present.clone().unwrap_or_else(|| meta::generate_name("kube-api-access-"));
+    let name = present
+        .clone()
+        .unwrap_or_else(|| meta::generate_name("kube-api-access-"));
     let mut mounted = false;
     for list in ["initContainers", "containers"] {
         for container in pod["spec"][list].as_array_mut().into_iter().flatten() {
-            let Some(container) = container.as_object_mut() else { continue };
+            let Some(container) = container.as_object_mut() else {
+                continue;
+            };
             mounted |= mount_into(container, &name);
         }
     }
@@ -219,7 +274,9 @@ fn mount_into(container: &mut Map<String, Value>, volume: &str) -> bool {
     if mounts.is_null() {
         *mounts = json!([]);
     }
-    let Some(mounts) = mounts.as_array_mut() else { return false };
+    let Some(mounts) = mounts.as_array_mut() else {
+        return false;
+    };
     if mounts.iter().any(|mount| mount["mountPath"] == TOKEN_PATH) {
         return false;
     }
@@ -229,8 +286,14 @@ fn mount_into(container: &mut Map<String, Value>, volume: &str) -> bool {
 
 /// Lets a pod stay for five minutes on a node that is not ready or cannot be reached.
 fn default_tolerations(pod: &mut Value) {
-    let mut tolerations = pod["spec"]["tolerations"].as_array().cloned().unwrap_or_default();
-    for taint in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+    let mut tolerations = pod["spec"]["tolerations"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    for taint in [
+        "node.kubernetes.io/not-ready",
+        "node.kubernetes.io/unreachable",
+    ] {
         let tolerated = tolerations.iter().any(|toleration| {
             let key = toleration["key"].as_str().unwrap_or_default();
             let effect = toleration["effect"].as_str().unwrap_or_default();
@@ -262,8 +325,17 @@ mod tests {
         mount_token(&mut pod);
         let volumes = pod["spec"]["volumes"].as_array().unwrap();
         assert_eq!(volumes.len(), 1, "{pod}");
-        assert_eq!(pod["spec"]["containers"][0]["volumeMounts"][0]["name"], volumes[0]["name"]);
-        assert_eq!(pod["spec"]["containers"][1]["volumeMounts"].as_array().unwrap().len(), 1);
+        assert_eq!(
+            pod["spec"]["containers"][0]["volumeMounts"][0]["name"],
+            volumes[0]["name"]
+        );
+        assert_eq!(
+            pod["spec"]["containers"][1]["volumeMounts"]
+                .as_array()
+                .unwrap()
+                .len(),
+            1
+        );
         assert!(pod["spec"].get("initContainers").is_none());
     }
 
@@ -274,6 +346,9 @@ mod tests {
         assert_eq!(pod["spec"]["tolerations"].as_array().unwrap().len(), 1);
         let mut pod = json!({ "spec": {} });
         default_tolerations(&mut pod);
-        assert_eq!(pod["spec"]["tolerations"][1]["key"], "node.kubernetes.io/unreachable");
+        assert_eq!(
+            pod["spec"]["tolerations"][1]["key"],
+            "node.kubernetes.io/unreachable"
+        );
     }
 }

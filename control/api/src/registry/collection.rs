@@ -47,7 +47,10 @@ impl Change {
     }
 
     fn key(&self) -> &str {
-        self.current.as_ref().or(self.previous.as_ref()).map_or("", |entry| &entry.key)
+        self.current
+            .as_ref()
+            .or(self.previous.as_ref())
+            .map_or("", |entry| &entry.key)
     }
 }
 
@@ -130,7 +133,9 @@ impl Collection {
     }
 
     fn relative<'a>(&self, key: &'a str) -> Option<&'a str> {
-        key.strip_prefix("/registry/")?.strip_prefix(&*self.prefix)?.strip_prefix('/')
+        key.strip_prefix("/registry/")?
+            .strip_prefix(&*self.prefix)?
+            .strip_prefix('/')
     }
 
     fn entry(&self, key: &str, kv: &KeyValue, change: ChangeType) -> Option<(Arc<Entry>, Bytes)> {
@@ -147,17 +152,23 @@ impl Collection {
     pub(super) fn apply(&self, revision: Revision, events: &[Event]) {
         let mut changes = Vec::with_capacity(events.len());
         for event in events {
-            let Some(key) = self.relative(event.key()) else { continue };
+            let Some(key) = self.relative(event.key()) else {
+                continue;
+            };
             match event {
                 Event::Put { kv, previous } => {
-                    let change =
-                        if previous.is_some() { ChangeType::Modified } else { ChangeType::Added };
+                    let change = if previous.is_some() {
+                        ChangeType::Modified
+                    } else {
+                        ChangeType::Added
+                    };
                     if let Some((entry, frame)) = self.entry(key, kv, change) {
                         changes.push((key, Some(entry), frame));
                     }
                 }
                 Event::Delete { previous, revision } => {
-                    let frame = super::entry::frame(ChangeType::Deleted, &previous.value, *revision);
+                    let frame =
+                        super::entry::frame(ChangeType::Deleted, &previous.value, *revision);
                     changes.push((key, None, frame));
                 }
             }
@@ -172,13 +183,20 @@ impl Collection {
                 continue;
             }
             state.window_bytes += frame.len();
-            state.window.push_back(Arc::new(Change { revision, current, previous, frame }));
+            state.window.push_back(Arc::new(Change {
+                revision,
+                current,
+                previous,
+                frame,
+            }));
         }
         state.newest = revision;
         while state.window.len() > WINDOW_MIN
             && (state.window.len() > WINDOW_MAX || state.window_bytes > WINDOW_BYTES)
         {
-            let Some(oldest) = state.window.pop_front() else { break };
+            let Some(oldest) = state.window.pop_front() else {
+                break;
+            };
             state.window_bytes -= oldest.frame.len();
             state.first += 1;
             state.floor = oldest.revision;
@@ -206,8 +224,13 @@ impl Collection {
     /// The objects whose keys start with `scope`, from `start` on, as of now.
     pub fn snapshot(&self, scope: &str, start: &str) -> Snapshot {
         let state = self.state.read();
-        let entries = range(&state.entries, scope, start).map(|(_, entry)| entry.clone()).collect();
-        Snapshot { entries, newest: state.newest }
+        let entries = range(&state.entries, scope, start)
+            .map(|(_, entry)| entry.clone())
+            .collect();
+        Snapshot {
+            entries,
+            newest: state.newest,
+        }
     }
 
     /// The same as of an earlier revision: the present, with the changes since taken back.
@@ -221,7 +244,12 @@ impl Collection {
             return Err(TooOld { floor: state.floor });
         }
         let mut undone: BTreeMap<&str, Option<&Arc<Entry>>> = BTreeMap::new();
-        for change in state.window.iter().rev().take_while(|change| change.revision > at) {
+        for change in state
+            .window
+            .iter()
+            .rev()
+            .take_while(|change| change.revision > at)
+        {
             let key = change.key();
             if key.starts_with(scope) && key >= start {
                 undone.insert(key, change.previous.as_ref());
@@ -239,7 +267,10 @@ impl Collection {
             }
         }
         entries.extend(undone.filter_map(|(_, was)| was.cloned()));
-        Ok(Snapshot { entries, newest: at })
+        Ok(Snapshot {
+            entries,
+            newest: at,
+        })
     }
 
     /// A cursor at the changes after `revision`.
@@ -253,17 +284,33 @@ impl Collection {
         if revision < state.floor {
             return Err(TooOld { floor: state.floor });
         }
-        let behind = state.window.partition_point(|change| change.revision <= revision);
-        Ok(Cursor { next: state.first + behind as u64, changed: receiver })
+        let behind = state
+            .window
+            .partition_point(|change| change.revision <= revision);
+        Ok(Cursor {
+            next: state.first + behind as u64,
+            changed: receiver,
+        })
     }
 
     /// The objects in `scope` as of now, and a cursor at everything after.
     pub fn snapshot_and_follow(&self, scope: &str) -> (Snapshot, Cursor) {
         let receiver = self.next.subscribe();
         let state = self.state.read();
-        let entries = range(&state.entries, scope, "").map(|(_, entry)| entry.clone()).collect();
+        let entries = range(&state.entries, scope, "")
+            .map(|(_, entry)| entry.clone())
+            .collect();
         let next = state.first + state.window.len() as u64;
-        (Snapshot { entries, newest: state.newest }, Cursor { next, changed: receiver })
+        (
+            Snapshot {
+                entries,
+                newest: state.newest,
+            },
+            Cursor {
+                next,
+                changed: receiver,
+            },
+        )
     }
 
     /// The changes at the cursor, which moves behind them; at most `limit`.
@@ -276,7 +323,13 @@ impl Collection {
         let Some(offset) = cursor.next.checked_sub(state.first) else {
             return Err(TooOld { floor: state.floor });
         };
-        let changes: Vec<_> = state.window.iter().skip(offset as usize).take(limit).cloned().collect();
+        let changes: Vec<_> = state
+            .window
+            .iter()
+            .skip(offset as usize)
+            .take(limit)
+            .cloned()
+            .collect();
         cursor.next += changes.len() as u64;
         Ok(changes)
     }
@@ -293,7 +346,12 @@ impl Cursor {
     /// Waits until there is a change at the cursor, or the window has moved. Losing the wait loses nothing.
     pub async fn changed(&mut self) {
         let next = self.next;
-        if self.changed.wait_for(|newest| *newest > next).await.is_err() {
+        if self
+            .changed
+            .wait_for(|newest| *newest > next)
+            .await
+            .is_err()
+        {
             // The collection is gone (a resource was removed): nothing will ever change.
             std::future::pending::<()>().await;
         }

@@ -15,7 +15,11 @@ impl Registry {
     /// # Errors
     ///
     /// If the store refuses.
-    pub async fn ensure_defaults(&self, address: std::net::IpAddr, port: u16) -> Result<(), ApiError> {
+    pub async fn ensure_defaults(
+        &self,
+        address: std::net::IpAddr,
+        port: u16,
+    ) -> Result<(), ApiError> {
         let ctx = Context {
             user: "system:apiserver".to_owned(),
             groups: vec!["system:masters".to_owned()],
@@ -23,8 +27,10 @@ impl Registry {
             dry_run: false,
         };
         for name in NAMESPACES {
-            let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
-            self.ensure("", "v1", "namespaces", "", namespace, &ctx).await?;
+            let namespace =
+                json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
+            self.ensure("", "v1", "namespaces", "", namespace, &ctx)
+                .await?;
         }
         let labels = json!({ "component": "apiserver", "provider": "kubernetes" });
         let service = json!({
@@ -37,7 +43,13 @@ impl Registry {
                 "sessionAffinity": "None",
             },
         });
-        self.ensure("", "v1", "services", "default", service, &ctx).await?;
+        self.ensure("", "v1", "services", "default", service, &ctx)
+            .await?;
+        if address.is_loopback() {
+            // No pod could reach it there, and the API refuses such endpoints.
+            tracing::warn!(%address, "the API server is advertised on loopback: default/kubernetes has no endpoints");
+            return Ok(());
+        }
         let endpoints = json!({
             "apiVersion": "v1", "kind": "Endpoints",
             "metadata": { "name": "kubernetes", "namespace": "default",
@@ -47,7 +59,8 @@ impl Registry {
                 "ports": [{ "name": "https", "port": port, "protocol": "TCP" }],
             }],
         });
-        self.ensure("", "v1", "endpoints", "default", endpoints, &ctx).await?;
+        self.ensure("", "v1", "endpoints", "default", endpoints, &ctx)
+            .await?;
         let slice = json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
             "metadata": { "name": "kubernetes", "namespace": "default",
@@ -56,7 +69,15 @@ impl Registry {
             "endpoints": [{ "addresses": [address.to_string()], "conditions": { "ready": true } }],
             "ports": [{ "name": "https", "port": port, "protocol": "TCP" }],
         });
-        self.ensure("discovery.k8s.io", "v1", "endpointslices", "default", slice, &ctx).await
+        self.ensure(
+            "discovery.k8s.io",
+            "v1",
+            "endpointslices",
+            "default",
+            slice,
+            &ctx,
+        )
+        .await
     }
 
     /// Creates the object, or brings what differs of `wanted`'s fields in line. Unchanged objects are not written.
@@ -73,7 +94,12 @@ impl Registry {
             return Err(ApiError::no_such_path());
         };
         let name = meta::text(&wanted, "name").to_owned();
-        let target = Target { resource, collection, namespace: namespace.to_owned(), name };
+        let target = Target {
+            resource,
+            collection,
+            namespace: namespace.to_owned(),
+            name,
+        };
         if target.collection.get(&target.key()).is_none() {
             return self.create(&target, wanted, ctx).await.map(drop);
         }

@@ -49,7 +49,14 @@ impl DeleteRequest {
     ///
     /// 422 for options that exclude each other or are unknown.
     pub fn parse(options: &Value) -> Result<Self, ApiError> {
-        let invalid = |error| Err(ApiError::invalid("meta.k8s.io", "DeleteOptions", "", &[error]));
+        let invalid = |error| {
+            Err(ApiError::invalid(
+                "meta.k8s.io",
+                "DeleteOptions",
+                "",
+                &[error],
+            ))
+        };
         let orphan = options["orphanDependents"].as_bool();
         let policy = options["propagationPolicy"].as_str();
         if orphan.is_some() && policy.is_some() {
@@ -60,7 +67,13 @@ impl DeleteRequest {
             ));
         }
         let propagation = match policy {
-            None => orphan.map(|orphan| if orphan { Propagation::Orphan } else { Propagation::Background }),
+            None => orphan.map(|orphan| {
+                if orphan {
+                    Propagation::Orphan
+                } else {
+                    Propagation::Background
+                }
+            }),
             Some("Orphan") => Some(Propagation::Orphan),
             Some("Background") => Some(Propagation::Background),
             Some("Foreground") => Some(Propagation::Foreground),
@@ -110,10 +123,18 @@ impl Registry {
     /// # Errors
     ///
     /// 404, 409 for a precondition that does not hold or a namespace that is being emptied.
-    pub async fn delete(&self, target: &Target, request: &DeleteRequest, ctx: &Context) -> Result<Deleted, ApiError> {
+    pub async fn delete(
+        &self,
+        target: &Target,
+        request: &DeleteRequest,
+        ctx: &Context,
+    ) -> Result<Deleted, ApiError> {
         let key = target.key();
         for _ in 0..RETRIES {
-            let present = target.collection.get(&key).ok_or_else(|| target.not_found())?;
+            let present = target
+                .collection
+                .get(&key)
+                .ok_or_else(|| target.not_found())?;
             if let Some(deleted) = self.delete_from(target, request, &present, ctx).await? {
                 return Ok(deleted);
             }
@@ -138,7 +159,11 @@ impl Registry {
         let compares = vec![Compare::ModRevision(store_key.clone(), present.revision)];
         let (op, value, gone) = match step {
             Step::Nothing => {
-                return Ok(Some(Deleted { object: present.object.clone(), uid, gone: false }));
+                return Ok(Some(Deleted {
+                    object: present.object.clone(),
+                    uid,
+                    gone: false,
+                }));
             }
             Step::Remove => (Op::Delete(store_key), None, true),
             Step::Mark(object) => {
@@ -147,7 +172,10 @@ impl Registry {
             }
         };
         if ctx.dry_run {
-            let object = value.map_or_else(|| present.object.clone(), |value| entry::splice(&value, present.revision));
+            let object = value.map_or_else(
+                || present.object.clone(),
+                |value| entry::splice(&value, present.revision),
+            );
             return Ok(Some(Deleted { object, uid, gone }));
         }
         match self.commit(compares, vec![op]).await? {
@@ -159,7 +187,10 @@ impl Registry {
                 if gone {
                     self.services.release(target, &old);
                 }
-                let object = value.map_or_else(|| present.object.clone(), |value| entry::splice(&value, revision));
+                let object = value.map_or_else(
+                    || present.object.clone(),
+                    |value| entry::splice(&value, revision),
+                );
                 Ok(Some(Deleted { object, uid, gone }))
             }
         }
@@ -187,28 +218,49 @@ fn check(target: &Target, request: &DeleteRequest, present: &Entry) -> Result<()
 }
 
 /// Decides; knows only the object and the request.
-fn step(target: &Target, request: &DeleteRequest, old: &Value, ctx: &Context) -> Result<Step, ApiError> {
+fn step(
+    target: &Target,
+    request: &DeleteRequest,
+    old: &Value,
+    ctx: &Context,
+) -> Result<Step, ApiError> {
     let mut object = old.clone();
     meta::metadata(&mut object).remove("resourceVersion");
     if target.resource.gvk.kind == "Namespace" && target.resource.gvk.group.is_empty() {
         return namespace_step(target, object, ctx);
     }
     let finalizers = wanted_finalizers(old, request.propagation);
-    let changed = finalizers.iter().map(String::as_str).ne(meta::finalizers(old));
+    let changed = finalizers
+        .iter()
+        .map(String::as_str)
+        .ne(meta::finalizers(old));
     meta::set_finalizers(&mut object, &finalizers);
-    let grace = target.resource.strategy.graceful_deletion_seconds(old, request.grace);
+    let grace = target
+        .resource
+        .strategy
+        .graceful_deletion_seconds(old, request.grace);
     let was_terminating = meta::is_terminating(old);
-    let old_grace = old["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
+    let old_grace = old["metadata"]["deletionGracePeriodSeconds"]
+        .as_i64()
+        .unwrap_or(0);
     match grace {
         Some(grace) if grace > 0 => {
             if was_terminating {
                 // A shorter grace moves the end forward; a longer one, or none asked for, changes nothing.
                 let shorter = request.grace.is_some_and(|asked| asked < old_grace);
                 if !shorter {
-                    return Ok(if changed { Step::Mark(object) } else { Step::Nothing });
+                    return Ok(if changed {
+                        Step::Mark(object)
+                    } else {
+                        Step::Nothing
+                    });
                 }
                 let begun = deletion_begun(old, old_grace);
-                set_deadline(&mut object, begun.unwrap_or_else(jiff::Timestamp::now), grace);
+                set_deadline(
+                    &mut object,
+                    begun.unwrap_or_else(jiff::Timestamp::now),
+                    grace,
+                );
             } else {
                 set_deadline(&mut object, jiff::Timestamp::now(), grace);
                 raise_generation(&mut object);
@@ -234,7 +286,9 @@ fn step(target: &Target, request: &DeleteRequest, old: &Value, ctx: &Context) ->
 
 fn namespace_step(target: &Target, mut object: Value, ctx: &Context) -> Result<Step, ApiError> {
     let holds = |object: &Value| {
-        object["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty())
+        object["spec"]["finalizers"]
+            .as_array()
+            .is_some_and(|list| !list.is_empty())
             || !meta::finalizers(object).is_empty()
     };
     if !meta::is_terminating(&object) {
@@ -257,7 +311,9 @@ fn deletion_begun(old: &Value, grace: i64) -> Option<jiff::Timestamp> {
 }
 
 fn set_deadline(object: &mut Value, from: jiff::Timestamp, grace: i64) {
-    let end = from.checked_add(jiff::SignedDuration::from_secs(grace)).unwrap_or(jiff::Timestamp::MAX);
+    let end = from
+        .checked_add(jiff::SignedDuration::from_secs(grace))
+        .unwrap_or(jiff::Timestamp::MAX);
     object["metadata"]["deletionTimestamp"] = meta::timestamp(end).into();
     object["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
 }
@@ -272,7 +328,10 @@ fn raise_generation(object: &mut Value) {
 }
 
 fn wanted_finalizers(old: &Value, propagation: Option<Propagation>) -> Vec<String> {
-    let mut wanted: Vec<String> = meta::finalizers(old).into_iter().map(str::to_owned).collect();
+    let mut wanted: Vec<String> = meta::finalizers(old)
+        .into_iter()
+        .map(str::to_owned)
+        .collect();
     if let Some(propagation) = propagation {
         let keep = match propagation {
             Propagation::Orphan => Some(ORPHAN),
@@ -291,7 +350,8 @@ fn wanted_finalizers(old: &Value, propagation: Option<Propagation>) -> Vec<Strin
 
 /// The fields of `Status.details` for a deleted object.
 pub fn success(target: &Target, deleted: &Deleted) -> Value {
-    let mut details = json!({ "name": target.name, "kind": target.resource.plural, "uid": deleted.uid });
+    let mut details =
+        json!({ "name": target.name, "kind": target.resource.plural, "uid": deleted.uid });
     if !target.resource.gvk.group.is_empty() {
         details["group"] = (&*target.resource.gvk.group).into();
     }
@@ -300,11 +360,14 @@ pub fn success(target: &Target, deleted: &Deleted) -> Value {
 
 /// The name of an object, for a deletion of many.
 pub fn of_entry(target: &Target, entry: &Entry) -> Target {
-    Target { namespace: entry.namespace().to_owned(), name: entry.name().to_owned(), ..target.clone() }
+    Target {
+        namespace: entry.namespace().to_owned(),
+        name: entry.name().to_owned(),
+        ..target.clone()
+    }
 }
 
 /// Whether a write to this object still makes sense (it may have been removed meanwhile).
 pub fn is_missing(error: &ApiError) -> bool {
     error.code == 404
 }
-

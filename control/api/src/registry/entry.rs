@@ -110,12 +110,16 @@ impl Entry {
 
     /// `metadata.namespace`; empty for objects of the cluster.
     pub fn namespace(&self) -> &str {
-        self.key.split_once('/').map_or("", |(namespace, _)| namespace)
+        self.key
+            .split_once('/')
+            .map_or("", |(namespace, _)| namespace)
     }
 
     /// `metadata.name`.
     pub fn name(&self) -> &str {
-        self.key.split_once('/').map_or(&*self.key, |(_, name)| name)
+        self.key
+            .split_once('/')
+            .map_or(&*self.key, |(_, name)| name)
     }
 
     /// The object, parsed anew.
@@ -291,9 +295,15 @@ mod tests {
 
     #[test]
     fn the_revision_is_spliced_into_the_objects_own_metadata() {
-        let spliced = splice(br#"{"data":{"metadata":{"a":"}"}}, "metadata" : {"name":"x"}}"#, 7);
+        let spliced = splice(
+            br#"{"data":{"metadata":{"a":"}"}}, "metadata" : {"name":"x"}}"#,
+            7,
+        );
         let value: Value = serde_json::from_slice(&spliced).unwrap();
-        assert_eq!(value["metadata"], json!({ "name": "x", "resourceVersion": "7" }));
+        assert_eq!(
+            value["metadata"],
+            json!({ "name": "x", "resourceVersion": "7" })
+        );
         assert_eq!(value["data"]["metadata"], json!({ "a": "}" }));
         let empty = splice(br#"{"metadata":{}}"#, 7);
         assert_eq!(&*empty, br#"{"metadata":{"resourceVersion":"7"}}"#);
@@ -323,7 +333,10 @@ mod tests {
             &*entry.frame_at(ChangeType::Deleted, 12345),
             b"{\"type\":\"DELETED\",\"object\":{\"metadata\":{\"resourceVersion\":\"12345\",\"name\":\"b\",\"uid\":\"u\"},\"x\":[1]}}\n"
         );
-        assert_eq!((entry.namespace(), entry.name(), &*entry.uid), ("a", "b", "u"));
+        assert_eq!(
+            (entry.namespace(), entry.name(), &*entry.uid),
+            ("a", "b", "u")
+        );
     }
 
     struct Plain;

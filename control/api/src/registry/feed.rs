@@ -34,7 +34,10 @@ impl Feed {
         store: Arc<dyn Store>,
         collections: Vec<Arc<Collection>>,
     ) -> Result<Arc<Self>, StoreError> {
-        let collections = collections.into_iter().map(|c| (c.prefix.clone(), c)).collect();
+        let collections = collections
+            .into_iter()
+            .map(|c| (c.prefix.clone(), c))
+            .collect();
         let feed = Arc::new(Self {
             store,
             collections: RwLock::new(collections),
@@ -126,7 +129,10 @@ async fn follow(feed: std::sync::Weak<Feed>, mut changes: mpsc::Receiver<Batch>)
                 Ok(anew) => changes = anew,
                 Err(StoreError::Closed) => return,
                 Err(error) => {
-                    tracing::error!(error = &error as &dyn std::error::Error, "cannot follow the store");
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "cannot follow the store"
+                    );
                     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
                 }
             }

@@ -78,15 +78,23 @@ impl At {
     ///
     /// 422 for combinations that make no sense, 400 for a revision that is no number.
     pub fn parse(version: &str, matching: &str, continues: bool) -> Result<Self, ApiError> {
-        let invalid =
-            |error: FieldError| Err(ApiError::invalid("meta.k8s.io", "ListOptions", "", &[error]));
+        let invalid = |error: FieldError| {
+            Err(ApiError::invalid(
+                "meta.k8s.io",
+                "ListOptions",
+                "",
+                &[error],
+            ))
+        };
         let forbidden = |detail| invalid(FieldError::forbidden("resourceVersionMatch", detail));
         if !matching.is_empty() {
             if continues {
                 return forbidden("resourceVersionMatch is forbidden when continue is provided");
             }
             if version.is_empty() {
-                return forbidden("resourceVersionMatch is forbidden unless resourceVersion is provided");
+                return forbidden(
+                    "resourceVersionMatch is forbidden unless resourceVersion is provided",
+                );
             }
             if !matches!(matching, "Exact" | "NotOlderThan") {
                 return invalid(FieldError::not_supported(
@@ -96,7 +104,9 @@ impl At {
                 ));
             }
             if matching == "Exact" && version == "0" {
-                return forbidden("resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
+                return forbidden(
+                    "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+                );
             }
         }
         if version.is_empty() {
@@ -104,9 +114,15 @@ impl At {
         }
         let revision = parse_revision(version)?;
         if continues && revision != 0 {
-            return Err(ApiError::bad_request("specifying resource version is not allowed when using continue"));
+            return Err(ApiError::bad_request(
+                "specifying resource version is not allowed when using continue",
+            ));
         }
-        Ok(if matching == "Exact" { Self::Exact(revision) } else { Self::NotOlderThan(revision) })
+        Ok(if matching == "Exact" {
+            Self::Exact(revision)
+        } else {
+            Self::NotOlderThan(revision)
+        })
     }
 }
 
@@ -130,11 +146,16 @@ impl Registry {
     ///
     /// 504 if it does not come.
     pub async fn wait_for(&self, revision: Revision) -> Result<(), ApiError> {
-        if tokio::time::timeout(FUTURE_WAIT, self.feed.reached(revision)).await.is_ok() {
+        if tokio::time::timeout(FUTURE_WAIT, self.feed.reached(revision))
+            .await
+            .is_ok()
+        {
             return Ok(());
         }
-        let message =
-            format!("Too large resource version: {revision}, current: {}", self.feed.revision());
+        let message = format!(
+            "Too large resource version: {revision}, current: {}",
+            self.feed.revision()
+        );
         Err(ApiError {
             details: json!({ "retryAfterSeconds": 1,
                 "causes": [{ "reason": "ResourceVersionTooLarge", "message": "Too large resource version" }] }),
@@ -153,7 +174,11 @@ impl Registry {
         collection: &Collection,
         request: &ListRequest<'_>,
     ) -> Result<Page, ApiError> {
-        let at = if request.continue_token.is_empty() { request.at } else { At::Newest };
+        let at = if request.continue_token.is_empty() {
+            request.at
+        } else {
+            At::Newest
+        };
         if let At::NotOlderThan(revision) | At::Exact(revision) = at {
             self.wait_for(revision).await?;
         }
@@ -161,7 +186,11 @@ impl Registry {
             "" => request.selector.namespace().unwrap_or_default(),
             namespace => namespace,
         };
-        let scope = if namespace.is_empty() { String::new() } else { format!("{namespace}/") };
+        let scope = if namespace.is_empty() {
+            String::new()
+        } else {
+            format!("{namespace}/")
+        };
         let (snapshot, revision) = self.pages(collection, &scope, at, request.continue_token)?;
         let converted = resource.storage_version.as_ref().map(|_| resource);
         let mut entries = Vec::new();
@@ -177,7 +206,12 @@ impl Registry {
             }
             entries.push(entry);
         }
-        let mut page = Page { entries, revision, continue_token: String::new(), remaining: None };
+        let mut page = Page {
+            entries,
+            revision,
+            continue_token: String::new(),
+            remaining: None,
+        };
         if more && let Some(last) = page.entries.last() {
             page.continue_token = token(revision, &last.key, &scope);
             if request.selector.is_empty() {
@@ -195,7 +229,9 @@ impl Registry {
         continue_token: &str,
     ) -> Result<(Snapshot, Revision), ApiError> {
         let expired = |version| {
-            ApiError::expired(format!("The resourceVersion for the provided list is too old. (asked for {version})"))
+            ApiError::expired(format!(
+                "The resourceVersion for the provided list is too old. (asked for {version})"
+            ))
         };
         if !continue_token.is_empty() {
             let (revision, start) = parse_token(continue_token, scope)?;
@@ -244,18 +280,22 @@ fn token(revision: Revision, last: &str, scope: &str) -> String {
 }
 
 fn encode_token(revision: i64, start: &str) -> String {
-    URL_SAFE_NO_PAD.encode(json!({ "v": "meta.k8s.io/v1", "rv": revision, "start": start }).to_string())
+    URL_SAFE_NO_PAD
+        .encode(json!({ "v": "meta.k8s.io/v1", "rv": revision, "start": start }).to_string())
 }
 
 /// The revision (`None` for the present) and the key from which a page starts.
 fn parse_token(text: &str, scope: &str) -> Result<(Option<Revision>, String), ApiError> {
-    let invalid = |detail: &str| ApiError::bad_request(format!("continue key is not valid: {detail}"));
+    let invalid =
+        |detail: &str| ApiError::bad_request(format!("continue key is not valid: {detail}"));
     let json = URL_SAFE_NO_PAD
         .decode(text.trim_end_matches('='))
         .map_err(|_| invalid("illegal base64 data"))?;
     let token: Value = serde_json::from_slice(&json).map_err(|_| invalid("it is not JSON"))?;
     if token["v"] != "meta.k8s.io/v1" {
-        return Err(ApiError::bad_request("continue key is not valid: server does not recognize this encoded version"));
+        return Err(ApiError::bad_request(
+            "continue key is not valid: server does not recognize this encoded version",
+        ));
     }
     let start = token["start"].as_str().unwrap_or_default();
     if start.is_empty() || start.split('/').any(|part| part == "..") {

@@ -32,7 +32,12 @@ pub fn text<'a>(object: &'a Value, field: &str) -> &'a str {
 
 /// The finalizers.
 pub fn finalizers(object: &Value) -> Vec<&str> {
-    object["metadata"]["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+    object["metadata"]["finalizers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect()
 }
 
 /// Replaces the finalizers.
@@ -56,7 +61,9 @@ pub fn metadata(object: &mut Value) -> &mut Map<String, Value> {
     if !object["metadata"].is_object() {
         object["metadata"] = json!({});
     }
-    object["metadata"].as_object_mut().expect("it was just made an object")
+    object["metadata"]
+        .as_object_mut()
+        .expect("it was just made an object")
 }
 
 /// Gives a new object its namespace, name, uid and time.
@@ -71,7 +78,11 @@ pub fn prepare_new(
     object: &mut Value,
 ) -> Result<(), ApiError> {
     let metadata = metadata(object);
-    if metadata.get("resourceVersion").and_then(Value::as_str).is_some_and(|v| !v.is_empty()) {
+    if metadata
+        .get("resourceVersion")
+        .and_then(Value::as_str)
+        .is_some_and(|v| !v.is_empty())
+    {
         return Err(ApiError::new(
             500,
             "",
@@ -80,14 +91,22 @@ pub fn prepare_new(
     }
     set_namespace(resource, namespace, metadata)?;
     let is_empty = |metadata: &Map<String, Value>, field| {
-        metadata.get(field).and_then(Value::as_str).is_none_or(str::is_empty)
+        metadata
+            .get(field)
+            .and_then(Value::as_str)
+            .is_none_or(str::is_empty)
     };
     if is_empty(metadata, "name") && !is_empty(metadata, "generateName") {
         let base = metadata["generateName"].as_str().unwrap_or_default();
         let name = generate_name(base);
         metadata.insert("name".to_owned(), name.into());
     }
-    for field in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+    for field in [
+        "resourceVersion",
+        "selfLink",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+    ] {
         metadata.remove(field);
     }
     metadata.insert("uid".to_owned(), uuid::Uuid::new_v4().to_string().into());
@@ -100,7 +119,10 @@ fn set_namespace(
     namespace: &str,
     metadata: &mut Map<String, Value>,
 ) -> Result<(), ApiError> {
-    let own = metadata.get("namespace").and_then(Value::as_str).unwrap_or_default();
+    let own = metadata
+        .get("namespace")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     if resource.scope == Scope::Cluster {
         metadata.remove("namespace");
         return Ok(());
@@ -134,27 +156,46 @@ pub fn validate(resource: &Resource, object: &Value) -> Vec<FieldError> {
     if !generate.is_empty()
         && let Err(detail) = check_name(resource, generate.trim_end_matches('-'))
     {
-        errors.push(FieldError::invalid("metadata.generateName", &metadata["generateName"], &detail));
+        errors.push(FieldError::invalid(
+            "metadata.generateName",
+            &metadata["generateName"],
+            &detail,
+        ));
     }
     let name = text(object, "name");
     if name.is_empty() {
-        errors.push(FieldError::required("metadata.name", "name or generateName is required"));
+        errors.push(FieldError::required(
+            "metadata.name",
+            "name or generateName is required",
+        ));
     } else if let Err(detail) = check_name(resource, name) {
-        errors.push(FieldError::invalid("metadata.name", &metadata["name"], &detail));
+        errors.push(FieldError::invalid(
+            "metadata.name",
+            &metadata["name"],
+            &detail,
+        ));
     }
     let namespace = text(object, "namespace");
     if resource.scope == Scope::Namespaced {
         if namespace.is_empty() {
             errors.push(FieldError::required("metadata.namespace", ""));
         } else if let Err(detail) = names::dns_label(namespace) {
-            errors.push(FieldError::invalid("metadata.namespace", &metadata["namespace"], &detail));
+            errors.push(FieldError::invalid(
+                "metadata.namespace",
+                &metadata["namespace"],
+                &detail,
+            ));
         }
     }
     validate_labels(&metadata["labels"], "metadata.labels", &mut errors);
     validate_annotations(&metadata["annotations"], &mut errors);
     for finalizer in finalizers(object) {
         if let Err(detail) = names::label_key(finalizer) {
-            errors.push(FieldError::invalid("metadata.finalizers", &finalizer.into(), &detail));
+            errors.push(FieldError::invalid(
+                "metadata.finalizers",
+                &finalizer.into(),
+                &detail,
+            ));
         } else if resource.gvk.kind != "Namespace"
             && !finalizer.contains('/')
             && !matches!(finalizer, "orphan" | "foregroundDeletion")
@@ -186,11 +227,19 @@ fn validate_annotations(annotations: &Value, errors: &mut Vec<FieldError>) {
     for (key, value) in annotations.as_object().into_iter().flatten() {
         total += key.len() + value.as_str().map_or(0, str::len);
         if let Err(detail) = names::label_key(&key.to_lowercase()) {
-            errors.push(FieldError::invalid("metadata.annotations", &key.as_str().into(), &detail));
+            errors.push(FieldError::invalid(
+                "metadata.annotations",
+                &key.as_str().into(),
+                &detail,
+            ));
         }
     }
     if total > MAX_ANNOTATIONS {
-        errors.push(FieldError::too_long("metadata.annotations", MAX_ANNOTATIONS, "bytes"));
+        errors.push(FieldError::too_long(
+            "metadata.annotations",
+            MAX_ANNOTATIONS,
+            "bytes",
+        ));
     }
 }
 
@@ -199,10 +248,17 @@ fn validate_owners(owners: &Value, errors: &mut Vec<FieldError>) {
     for (index, owner) in owners.as_array().into_iter().flatten().enumerate() {
         for field in ["apiVersion", "kind", "name", "uid"] {
             if owner[field].as_str().is_none_or(str::is_empty) {
-                let detail =
-                    if field == "apiVersion" { "version must not be empty" } else { "must not be empty" };
+                let detail = if field == "apiVersion" {
+                    "version must not be empty"
+                } else {
+                    "must not be empty"
+                };
                 let path = format!("metadata.ownerReferences[{index}].{field}");
-                errors.push(FieldError::invalid(path, &owner[field].as_str().unwrap_or_default().into(), detail));
+                errors.push(FieldError::invalid(
+                    path,
+                    &owner[field].as_str().unwrap_or_default().into(),
+                    detail,
+                ));
             }
         }
         if owner["controller"] == true {
@@ -235,9 +291,14 @@ fn check_name(resource: &Resource, name: &str) -> Result<(), String> {
 /// Carries over what an update may not touch. `old` is the present object.
 pub fn prepare_changed(object: &mut Value, old: &Value) {
     let metadata = metadata(object);
-    for field in
-        ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generateName", "generation"]
-    {
+    for field in [
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generateName",
+        "generation",
+    ] {
         match old["metadata"].get(field) {
             Some(value) => metadata.insert(field.to_owned(), value.clone()),
             None => metadata.remove(field),
@@ -251,9 +312,16 @@ pub fn validate_changed(object: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     if is_terminating(old) {
         let before = finalizers(old);
-        let added: Vec<_> = finalizers(object).into_iter().filter(|f| !before.contains(f)).collect();
+        let added: Vec<_> = finalizers(object)
+            .into_iter()
+            .filter(|f| !before.contains(f))
+            .collect();
         if !added.is_empty() {
-            let list = added.iter().map(|f| format!("{f:?}")).collect::<Vec<_>>().join(", ");
+            let list = added
+                .iter()
+                .map(|f| format!("{f:?}"))
+                .collect::<Vec<_>>()
+                .join(", ");
             errors.push(FieldError::forbidden(
                 "metadata.finalizers",
                 &format!(

@@ -65,7 +65,10 @@ impl Registry {
     ) -> Result<Self, StoreError> {
         let mut by_prefix: HashMap<String, Arc<Collection>> = HashMap::new();
         // The version that is stored comes first, so that the collection knows its fields.
-        for resource in resources.iter().filter(|r| is_stored(r) && r.storage_version.is_none()) {
+        for resource in resources
+            .iter()
+            .filter(|r| is_stored(r) && r.storage_version.is_none())
+        {
             let prefix = &resource.storage_prefix;
             let strategy = resource.strategy.clone();
             by_prefix
@@ -75,20 +78,35 @@ impl Registry {
         let index = resources
             .iter()
             .map(|resource| {
-                let collection =
-                    is_stored(resource).then(|| by_prefix.get(&resource.storage_prefix).cloned()).flatten();
+                let collection = is_stored(resource)
+                    .then(|| by_prefix.get(&resource.storage_prefix).cloned())
+                    .flatten();
                 let gvk = &resource.gvk;
-                (index_key(&gvk.group, &gvk.version, &resource.plural), (resource.clone(), collection))
+                (
+                    index_key(&gvk.group, &gvk.version, &resource.plural),
+                    (resource.clone(), collection),
+                )
             })
             .collect();
-        let namespaces = by_prefix.get("namespaces").cloned().expect("namespaces are built in");
+        let namespaces = by_prefix
+            .get("namespaces")
+            .cloned()
+            .expect("namespaces are built in");
         let feed = Feed::start(store.clone(), by_prefix.values().cloned().collect()).await?;
         let services = Services::new(service_range, node_ports);
         if let Some(collection) = by_prefix.get("services/specs") {
             services.recover(collection);
         }
         tokio::spawn(compact(Arc::downgrade(&store)));
-        Ok(Self { store, feed, services, resources, index, by_prefix, namespaces })
+        Ok(Self {
+            store,
+            feed,
+            services,
+            resources,
+            index,
+            by_prefix,
+            namespaces,
+        })
     }
 
     /// The resources, in the order of discovery.
@@ -122,14 +140,19 @@ fn index_key(group: &str, version: &str, plural: &str) -> String {
 
 /// Forgets, every five minutes in which something was written, what was history five minutes before.
 async fn compact(store: std::sync::Weak<dyn Store>) {
-    let Some(revision) = store.upgrade().map(|store| store.revision()) else { return };
+    let Some(revision) = store.upgrade().map(|store| store.revision()) else {
+        return;
+    };
     let (mut before, mut compacted) = (revision, revision);
     loop {
         tokio::time::sleep(COMPACT_EVERY).await;
         let Some(store) = store.upgrade() else { return };
         if before > compacted {
             if let Err(error) = store.compact(before).await {
-                tracing::warn!(error = &error as &dyn std::error::Error, "cannot compact the store");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot compact the store"
+                );
             }
             compacted = before;
         }

@@ -106,7 +106,11 @@ pub fn label_key(key: &str) -> Result<(), String> {
     if name.len() > 63 {
         return Err("name part must be no more than 63 bytes".to_owned());
     }
-    if is_qualified(name) { Ok(()) } else { Err(format!("name part {RULE}")) }
+    if is_qualified(name) {
+        Ok(())
+    } else {
+        Err(format!("name part {RULE}"))
+    }
 }
 
 /// The mistake in the value of a label, if there is one.
@@ -131,7 +135,9 @@ fn is_qualified(text: &str) -> bool {
     let bytes = text.as_bytes();
     bytes.first().is_some_and(u8::is_ascii_alphanumeric)
         && bytes.last().is_some_and(u8::is_ascii_alphanumeric)
-        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
 
 #[cfg(test)]
@@ -140,10 +146,26 @@ mod tests {
 
     #[test]
     fn names_follow_their_rules() {
-        assert!(dns_subdomain("a.b-c.0").is_ok() && dns_label("0a").is_ok() && dns_1035_label("a0").is_ok());
-        assert!(dns_subdomain("No_Name").unwrap_err().contains("RFC 1123 subdomain"));
-        assert!(dns_label("a.b").is_err() && dns_1035_label("0a").is_err() && dns_subdomain("a..b").is_err());
-        assert!(label_key("example.com/A_b").is_ok() && label_key("/a").is_err() && label_key("a/b/c").is_err());
+        assert!(
+            dns_subdomain("a.b-c.0").is_ok()
+                && dns_label("0a").is_ok()
+                && dns_1035_label("a0").is_ok()
+        );
+        assert!(
+            dns_subdomain("No_Name")
+                .unwrap_err()
+                .contains("RFC 1123 subdomain")
+        );
+        assert!(
+            dns_label("a.b").is_err()
+                && dns_1035_label("0a").is_err()
+                && dns_subdomain("a..b").is_err()
+        );
+        assert!(
+            label_key("example.com/A_b").is_ok()
+                && label_key("/a").is_err()
+                && label_key("a/b/c").is_err()
+        );
         assert!(label_value("").is_ok() && label_value("a b").is_err());
         assert!(path_segment("system:node").is_ok() && path_segment("a/b").is_err());
     }

@@ -51,7 +51,10 @@ impl Selector {
         for term in &fields {
             let known = term.field == "metadata.name"
                 || (term.field == "metadata.namespace" && resource.scope == Scope::Namespaced)
-                || resource.strategy.selectable_field_names().contains(&&*term.field);
+                || resource
+                    .strategy
+                    .selectable_field_names()
+                    .contains(&&*term.field);
             if !known {
                 let message = if resource.strategy.selectable_field_names().is_empty() {
                     format!(
@@ -83,21 +86,28 @@ impl Selector {
     }
 
     fn exactly(&self, field: &str) -> Option<&str> {
-        self.fields.iter().find(|term| term.equal && term.field == field).map(|term| &*term.value)
+        self.fields
+            .iter()
+            .find(|term| term.equal && term.field == field)
+            .map(|term| &*term.value)
     }
 
     /// Whether an object matches, by what the cache knows of it.
     pub fn matches(&self, entry: &Entry) -> bool {
         self.labels.iter().all(|requirement| {
-            let at = entry.labels.binary_search_by(|(key, _)| (**key).cmp(&requirement.key));
+            let at = entry
+                .labels
+                .binary_search_by(|(key, _)| (**key).cmp(&requirement.key));
             requirement.matches(at.ok().map(|at| &*entry.labels[at].1))
         }) && self.fields.iter().all(|term| {
             let value = match &*term.field {
                 "metadata.name" => entry.name(),
                 "metadata.namespace" => entry.namespace(),
-                name => {
-                    entry.fields.iter().find(|(field, _)| *field == name).map_or("", |(_, value)| value)
-                }
+                name => entry
+                    .fields
+                    .iter()
+                    .find(|(field, _)| *field == name)
+                    .map_or("", |(_, value)| value),
             };
             (value == term.value) == term.equal
         })
@@ -111,12 +121,15 @@ impl Selector {
             .iter()
             .cloned()
             .partition(|term| fields.iter().any(|(name, _)| *name == term.field));
-        let rest = Self { labels: self.labels.clone(), fields: others };
+        let rest = Self {
+            labels: self.labels.clone(),
+            fields: others,
+        };
         rest.matches(entry)
             && own.iter().all(|term| {
-                fields
-                    .iter()
-                    .any(|(name, value)| *name == term.field && (*value == term.value) == term.equal)
+                fields.iter().any(|(name, value)| {
+                    *name == term.field && (*value == term.value) == term.equal
+                })
             })
     }
 }
@@ -126,7 +139,9 @@ impl Requirement {
         let number = || value.and_then(|value| value.parse::<i64>().ok());
         match &self.operator {
             Operator::In(values) => value.is_some_and(|value| values.iter().any(|v| v == value)),
-            Operator::NotIn(values) => !value.is_some_and(|value| values.iter().any(|v| v == value)),
+            Operator::NotIn(values) => {
+                !value.is_some_and(|value| values.iter().any(|v| v == value))
+            }
             Operator::Exists => value.is_some(),
             Operator::DoesNotExist => value.is_none(),
             Operator::GreaterThan(than) => number().is_some_and(|number| number > *than),
@@ -143,7 +158,10 @@ fn parse_labels(text: &str) -> Result<Vec<Requirement>, String> {
             if text.trim().is_empty() {
                 continue;
             }
-            return Err(format!("found '{}', expected: identifier", if text.ends_with(',') { "" } else { "," }));
+            return Err(format!(
+                "found '{}', expected: identifier",
+                if text.ends_with(',') { "" } else { "," }
+            ));
         }
         requirements.push(parse_requirement(part)?);
     }
@@ -171,8 +189,12 @@ fn split_outside_parentheses(text: &str) -> Vec<&str> {
 fn parse_requirement(text: &str) -> Result<Requirement, String> {
     let requirement = |key: &str, operator| {
         let key = key.trim();
-        super::names::label_key(key).map_err(|detail| format!("key: Invalid value: {key:?}: {detail}"))?;
-        Ok(Requirement { key: key.to_owned(), operator })
+        super::names::label_key(key)
+            .map_err(|detail| format!("key: Invalid value: {key:?}: {detail}"))?;
+        Ok(Requirement {
+            key: key.to_owned(),
+            operator,
+        })
     };
     if let Some(key) = text.strip_prefix('!')
         && !key.contains('=')
@@ -188,12 +210,17 @@ fn parse_requirement(text: &str) -> Result<Requirement, String> {
         return match head.split_whitespace().collect::<Vec<_>>()[..] {
             [key, "in"] => requirement(key, Operator::In(checked(key, values)?)),
             [key, "notin"] => requirement(key, Operator::NotIn(checked(key, values)?)),
-            [_, operator] => Err(format!("found '{operator}', expected: in, notin, =, ==, !=, gt, lt")),
+            [_, operator] => Err(format!(
+                "found '{operator}', expected: in, notin, =, ==, !=, gt, lt"
+            )),
             _ => Err(format!("found '{}', expected: identifier", head.trim())),
         };
     }
     if let Some((key, value)) = text.split_once("!=") {
-        return requirement(key, Operator::NotIn(checked(key, vec![value.trim().to_owned()])?));
+        return requirement(
+            key,
+            Operator::NotIn(checked(key, vec![value.trim().to_owned()])?),
+        );
     }
     if let Some((key, value)) = text.split_once('=') {
         let value = value.strip_prefix('=').unwrap_or(value).trim();
@@ -212,15 +239,21 @@ fn parse_requirement(text: &str) -> Result<Requirement, String> {
     }
     match text.split_whitespace().collect::<Vec<_>>()[..] {
         [key] => requirement(key, Operator::Exists),
-        [_, second, ..] => Err(format!("found '{second}', expected: in, notin, =, ==, !=, gt, lt")),
+        [_, second, ..] => Err(format!(
+            "found '{second}', expected: in, notin, =, ==, !=, gt, lt"
+        )),
         [] => Err("found '', expected: identifier".to_owned()),
     }
 }
 
 fn checked(key: &str, values: Vec<String>) -> Result<Vec<String>, String> {
     for (index, value) in values.iter().enumerate() {
-        super::names::label_value(value)
-            .map_err(|detail| format!("values[{index}][{}]: Invalid value: {value:?}: {detail}", key.trim()))?;
+        super::names::label_value(value).map_err(|detail| {
+            format!(
+                "values[{index}][{}]: Invalid value: {value:?}: {detail}",
+                key.trim()
+            )
+        })?;
     }
     Ok(values)
 }
@@ -238,9 +271,15 @@ fn parse_fields(text: &str) -> Result<Vec<FieldTerm>, String> {
         } else if let Some((field, value)) = part.split_once('=') {
             (field, value, true)
         } else {
-            return Err(format!("invalid selector: '{text}'; can't understand '{part}'"));
+            return Err(format!(
+                "invalid selector: '{text}'; can't understand '{part}'"
+            ));
         };
-        terms.push(FieldTerm { field: field.to_owned(), value: unescape(value), equal });
+        terms.push(FieldTerm {
+            field: field.to_owned(),
+            value: unescape(value),
+            equal,
+        });
     }
     Ok(terms)
 }
@@ -284,7 +323,10 @@ mod tests {
 
     fn matches(selector: &str, labels: &[(&str, &str)]) -> bool {
         parse_labels(selector).unwrap().iter().all(|requirement| {
-            let value = labels.iter().find(|(key, _)| *key == requirement.key).map(|(_, value)| *value);
+            let value = labels
+                .iter()
+                .find(|(key, _)| *key == requirement.key)
+                .map(|(_, value)| *value);
             requirement.matches(value)
         })
     }

@@ -58,8 +58,12 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         if let Some(taken) = &self.taken {
             let mut taken = taken.lock();
-            self.addresses.iter().for_each(|address| drop(taken.addresses.remove(address)));
-            self.ports.iter().for_each(|port| drop(taken.ports.remove(port)));
+            self.addresses
+                .iter()
+                .for_each(|address| drop(taken.addresses.remove(address)));
+            self.ports
+                .iter()
+                .for_each(|port| drop(taken.ports.remove(port)));
         }
     }
 }
@@ -71,7 +75,11 @@ fn is_service(target: &Target) -> bool {
 impl Services {
     /// An allocator in which nothing is taken.
     pub fn new(range: IpNet, ports: RangeInclusive<u16>) -> Self {
-        Self { range, ports, taken: Arc::default() }
+        Self {
+            range,
+            ports,
+            taken: Arc::default(),
+        }
     }
 
     /// Takes what the present services have.
@@ -113,7 +121,10 @@ impl Services {
             return Ok(reservation);
         }
         reservation.taken = Some(self.taken.clone());
-        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let name = object["metadata"]["name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         let owner = format!("{}/{name}", target.namespace);
         let result = self
             .reserve_addresses(&owner, object, old, &mut reservation)
@@ -122,8 +133,14 @@ impl Services {
         if let Some(old) = old {
             let (now_addresses, now_ports) = (addresses(object), node_ports(object));
             reservation.left = (
-                addresses(old).into_iter().filter(|a| !now_addresses.contains(a)).collect(),
-                node_ports(old).into_iter().filter(|p| !now_ports.contains(p)).collect(),
+                addresses(old)
+                    .into_iter()
+                    .filter(|a| !now_addresses.contains(a))
+                    .collect(),
+                node_ports(old)
+                    .into_iter()
+                    .filter(|p| !now_ports.contains(p))
+                    .collect(),
             );
         }
         Ok(reservation)
@@ -161,7 +178,9 @@ impl Services {
         if wanted.is_empty() {
             wanted = text(&spec["clusterIPs"][0]);
         }
-        let had = old.map(|old| text(&old["spec"]["clusterIP"])).unwrap_or_default();
+        let had = old
+            .map(|old| text(&old["spec"]["clusterIP"]))
+            .unwrap_or_default();
         if wanted.is_empty() {
             wanted.clone_from(&had);
         } else if !had.is_empty() && wanted != had {
@@ -178,7 +197,8 @@ impl Services {
         } else {
             self.take_address(owner, &wanted, reservation)?.to_string()
         };
-        let family = if address.contains(':') || (address == "None" && self.range.addr().is_ipv6()) {
+        let family = if address.contains(':') || (address == "None" && self.range.addr().is_ipv6())
+        {
             "IPv6"
         } else {
             "IPv4"
@@ -201,7 +221,8 @@ impl Services {
         reservation: &mut Reservation,
     ) -> Result<IpAddr, FieldError> {
         let mut taken = self.taken.lock();
-        let invalid = |detail: String| FieldError::invalid("spec.clusterIPs", &json!([wanted]), &detail);
+        let invalid =
+            |detail: String| FieldError::invalid("spec.clusterIPs", &json!([wanted]), &detail);
         let address = if wanted.is_empty() {
             self.free_address(&taken).ok_or_else(|| FieldError {
                 reason: "InternalError",
@@ -238,7 +259,10 @@ impl Services {
         let bits = u32::from(self.range.max_prefix_len() - self.range.prefix_len());
         let all = 1_u128.checked_shl(bits).unwrap_or(u128::MAX);
         let lost = if self.range.addr().is_ipv4() { 2 } else { 1 };
-        (add(self.range.network(), 1), all.saturating_sub(lost).min(1 << 20))
+        (
+            add(self.range.network(), 1),
+            all.saturating_sub(lost).min(1 << 20),
+        )
     }
 
     fn free_address(&self, taken: &Taken) -> Option<IpAddr> {
@@ -246,7 +270,9 @@ impl Services {
         if count == 0 {
             return None;
         }
-        let band = (count / 16).clamp(16, STATIC_BAND).min(count.saturating_sub(1));
+        let band = (count / 16)
+            .clamp(16, STATIC_BAND)
+            .min(count.saturating_sub(1));
         let upper = count - band;
         let start = rand::rng().random_range(0..upper);
         let is_free = |address: &IpAddr| !taken.addresses.contains_key(address);
@@ -267,10 +293,14 @@ impl Services {
         let kind = spec["type"].as_str().unwrap_or("ClusterIP");
         let automatic = match kind {
             "NodePort" => true,
-            "LoadBalancer" => spec["allocateLoadBalancerNodePorts"].as_bool().unwrap_or(true),
+            "LoadBalancer" => spec["allocateLoadBalancerNodePorts"]
+                .as_bool()
+                .unwrap_or(true),
             _ => {
                 // A service that is reachable only inside keeps none of the ports it had.
-                let old_kind = old.and_then(|old| old["spec"]["type"].as_str()).unwrap_or(kind);
+                let old_kind = old
+                    .and_then(|old| old["spec"]["type"].as_str())
+                    .unwrap_or(kind);
                 if old_kind != kind {
                     for port in spec["ports"].as_array_mut().into_iter().flatten() {
                         port.as_object_mut().map(|port| port.remove("nodePort"));
@@ -282,7 +312,12 @@ impl Services {
         let had = old.map(node_ports).unwrap_or_default();
         let mut given: Vec<(u16, String)> = Vec::new();
         let mut taken = self.taken.lock();
-        for (index, port) in spec["ports"].as_array_mut().into_iter().flatten().enumerate() {
+        for (index, port) in spec["ports"]
+            .as_array_mut()
+            .into_iter()
+            .flatten()
+            .enumerate()
+        {
             let path = format!("spec.ports[{index}].nodePort");
             let wanted = port["nodePort"].as_u64().unwrap_or(0);
             let protocol = port["protocol"].as_str().unwrap_or("TCP").to_owned();
@@ -293,7 +328,8 @@ impl Services {
                     let number = self.free_port(&taken).ok_or_else(|| FieldError {
                         reason: "InternalError",
                         field: path,
-                        message: "Internal error: failed to allocate a nodePort: range is full".to_owned(),
+                        message: "Internal error: failed to allocate a nodePort: range is full"
+                            .to_owned(),
                     })?;
                     port["nodePort"] = number.into();
                     number
@@ -303,9 +339,15 @@ impl Services {
                     continue;
                 }
                 Ok(number) if self.ports.contains(&number) => {
-                    let own = given.iter().any(|(other, p)| *other == number && *p != protocol);
+                    let own = given
+                        .iter()
+                        .any(|(other, p)| *other == number && *p != protocol);
                     if taken.ports.contains_key(&number) && !own {
-                        return Err(FieldError::invalid(path, &number.into(), "provided port is already allocated"));
+                        return Err(FieldError::invalid(
+                            path,
+                            &number.into(),
+                            "provided port is already allocated",
+                        ));
                     }
                     number
                 }
@@ -338,8 +380,12 @@ impl Services {
 }
 
 fn addresses(service: &Value) -> Vec<IpAddr> {
-    let list = service["spec"]["clusterIPs"].as_array().into_iter().flatten();
-    list.filter_map(|address| address.as_str()?.parse().ok()).collect()
+    let list = service["spec"]["clusterIPs"]
+        .as_array()
+        .into_iter()
+        .flatten();
+    list.filter_map(|address| address.as_str()?.parse().ok())
+        .collect()
 }
 
 fn node_ports(service: &Value) -> Vec<u16> {
@@ -363,10 +409,12 @@ fn add(address: IpAddr, offset: u128) -> IpAddr {
 
 fn offset(first: IpAddr, address: IpAddr) -> Option<u128> {
     match (first, address) {
-        (IpAddr::V4(first), IpAddr::V4(address)) => {
-            u32::from(address).checked_sub(u32::from(first)).map(u128::from)
+        (IpAddr::V4(first), IpAddr::V4(address)) => u32::from(address)
+            .checked_sub(u32::from(first))
+            .map(u128::from),
+        (IpAddr::V6(first), IpAddr::V6(address)) => {
+            u128::from(address).checked_sub(u128::from(first))
         }
-        (IpAddr::V6(first), IpAddr::V6(address)) => u128::from(address).checked_sub(u128::from(first)),
         _ => None,
     }
 }

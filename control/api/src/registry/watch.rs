@@ -56,8 +56,14 @@ impl WatchRequest {
         send_initial_events: Option<bool>,
         bookmarks: bool,
     ) -> Result<(Option<Revision>, bool), ApiError> {
-        let refused =
-            |error: FieldError| Err(ApiError::invalid("meta.k8s.io", "ListOptions", "", &[error]));
+        let refused = |error: FieldError| {
+            Err(ApiError::invalid(
+                "meta.k8s.io",
+                "ListOptions",
+                "",
+                &[error],
+            ))
+        };
         match send_initial_events {
             Some(_) if matching != "NotOlderThan" => {
                 return refused(FieldError::forbidden(
@@ -79,7 +85,11 @@ impl WatchRequest {
             }
             _ => {}
         }
-        let revision = if version.is_empty() { 0 } else { parse_revision(version)? };
+        let revision = if version.is_empty() {
+            0
+        } else {
+            parse_revision(version)?
+        };
         Ok(match send_initial_events {
             Some(true) => (None, true),
             _ if revision == 0 => (None, false),
@@ -136,13 +146,19 @@ impl Watcher {
         let (initial, cursor, passed) = match request.from {
             Some(revision) => {
                 let cursor = collection.follow(revision).map_err(|old| {
-                    ApiError::expired(format!("too old resource version: {revision} ({})", old.floor))
+                    ApiError::expired(format!(
+                        "too old resource version: {revision} ({})",
+                        old.floor
+                    ))
                 })?;
                 (VecDeque::new(), cursor, revision)
             }
             None => {
-                let scope =
-                    if request.namespace.is_empty() { String::new() } else { format!("{}/", request.namespace) };
+                let scope = if request.namespace.is_empty() {
+                    String::new()
+                } else {
+                    format!("{}/", request.namespace)
+                };
                 let (snapshot, cursor) = collection.snapshot_and_follow(&scope);
                 (snapshot.entries.into(), cursor, seen.max(snapshot.newest))
             }
@@ -179,11 +195,16 @@ impl Watcher {
             match self.collection.read(&mut self.cursor, BATCH) {
                 Err(old) => {
                     self.ended = true;
-                    let error = ApiError::expired(format!("too old resource version: {} ({})", self.passed, old.floor));
+                    let error = ApiError::expired(format!(
+                        "too old resource version: {} ({})",
+                        self.passed, old.floor
+                    ));
                     return Some(self.frames.other("ERROR", &error.to_status()));
                 }
                 Ok(changes) if !changes.is_empty() => {
-                    self.passed = changes.last().map_or(self.passed, |change| self.passed.max(change.revision));
+                    self.passed = changes
+                        .last()
+                        .map_or(self.passed, |change| self.passed.max(change.revision));
                     if let Some(chunk) = self.chunk(&changes) {
                         return Some(chunk);
                     }
@@ -209,7 +230,9 @@ impl Watcher {
     fn take_initial(&mut self) -> Option<Bytes> {
         let mut out = BytesMut::new();
         while out.len() < CHUNK {
-            let Some(entry) = self.initial.pop_front() else { break };
+            let Some(entry) = self.initial.pop_front() else {
+                break;
+            };
             if self.sees(&entry) {
                 out.extend_from_slice(&self.frame(ChangeType::Added, &entry, entry.revision));
             }
@@ -223,7 +246,10 @@ impl Watcher {
     }
 
     fn chunk(&mut self, changes: &[Arc<Change>]) -> Option<Bytes> {
-        let mut frames: Vec<Bytes> = changes.iter().filter_map(|change| self.change(change)).collect();
+        let mut frames: Vec<Bytes> = changes
+            .iter()
+            .filter_map(|change| self.change(change))
+            .collect();
         match frames.len() {
             0 => None,
             1 => frames.pop(),
@@ -245,7 +271,10 @@ impl Watcher {
             (Some(_), Some(entry)) => (ChangeType::Modified, entry),
             (Some(entry), None) => (ChangeType::Deleted, entry),
         };
-        if kind == change.change_type() && !self.frames.converts() && self.resource.storage_version.is_none() {
+        if kind == change.change_type()
+            && !self.frames.converts()
+            && self.resource.storage_version.is_none()
+        {
             return Some(change.frame.clone());
         }
         let entry = entry.clone();
@@ -257,7 +286,11 @@ impl Watcher {
         (request.namespace.is_empty() || request.namespace == entry.namespace())
             && (request.name.is_empty() || request.name == entry.name())
             && (request.selector.is_empty() || {
-                let converted = self.resource.storage_version.as_ref().map(|_| &*self.resource);
+                let converted = self
+                    .resource
+                    .storage_version
+                    .as_ref()
+                    .map(|_| &*self.resource);
                 list::matches(&request.selector, entry, converted)
             })
     }

@@ -45,7 +45,12 @@ impl Target {
 
     /// 409 for this object.
     pub fn conflict(&self, detail: &str) -> ApiError {
-        ApiError::conflict(&self.resource.gvk.group, &self.resource.plural, &self.name, detail)
+        ApiError::conflict(
+            &self.resource.gvk.group,
+            &self.resource.plural,
+            &self.name,
+            detail,
+        )
     }
 
     fn modified(&self) -> ApiError {
@@ -55,13 +60,22 @@ impl Target {
     }
 
     fn invalid(&self, name: &str, errors: &[FieldError]) -> ApiError {
-        ApiError::invalid(&self.resource.gvk.group, &self.resource.gvk.kind, name, errors)
+        ApiError::invalid(
+            &self.resource.gvk.group,
+            &self.resource.gvk.kind,
+            name,
+            errors,
+        )
     }
 }
 
 /// `namespace/name`, or the name alone.
 pub fn key(namespace: &str, name: &str) -> String {
-    if namespace.is_empty() { name.to_owned() } else { format!("{namespace}/{name}") }
+    if namespace.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{namespace}/{name}")
+    }
 }
 
 /// What a write left behind.
@@ -84,9 +98,15 @@ impl Registry {
     /// # Errors
     ///
     /// As kube-apiserver: 404 or 403 for its namespace, 409 if it exists, 422 if it is invalid.
-    pub async fn create(&self, target: &Target, mut object: Value, ctx: &Context) -> Result<Written, ApiError> {
+    pub async fn create(
+        &self,
+        target: &Target,
+        mut object: Value,
+        ctx: &Context,
+    ) -> Result<Written, ApiError> {
         let resource = &target.resource;
-        let generated = meta::text(&object, "name").is_empty() && !meta::text(&object, "generateName").is_empty();
+        let generated = meta::text(&object, "name").is_empty()
+            && !meta::text(&object, "generateName").is_empty();
         Schemas::builtin().apply_defaults(&resource.gvk, &mut object);
         resource.strategy.default(&mut object);
         meta::prepare_new(resource, &target.namespace, &ctx.now, &mut object)?;
@@ -98,7 +118,9 @@ impl Registry {
         if !errors.is_empty() {
             return Err(target.invalid(&name, &errors));
         }
-        let reserved = self.services.reserve(target, &mut object, None, ctx.dry_run)?;
+        let reserved = self
+            .services
+            .reserve(target, &mut object, None, ctx.dry_run)?;
         let key = key(&target.namespace, &name);
         let warnings = resource.strategy.warnings(&object);
         let value: Bytes = entry::encode(&stored_version(resource, object)).into();
@@ -106,7 +128,10 @@ impl Registry {
             let error = ApiError::already_exists(&resource.gvk.group, &resource.plural, &name);
             if generated {
                 ApiError {
-                    message: format!("{}, the server was not able to generate a unique name for the object", error.message),
+                    message: format!(
+                        "{}, the server was not able to generate a unique name for the object",
+                        error.message
+                    ),
                     ..error
                 }
             } else {
@@ -117,14 +142,25 @@ impl Registry {
             if target.collection.get(&key).is_some() {
                 return Err(exists());
             }
-            return Ok(Written { object: value, created: true, warnings });
+            return Ok(Written {
+                object: value,
+                created: true,
+                warnings,
+            });
         }
         let store_key = target.collection.store_key(&key);
         let compares = vec![Compare::Absent(store_key.clone())];
-        match self.commit(compares, vec![Op::Put(store_key, value.clone())]).await? {
+        match self
+            .commit(compares, vec![Op::Put(store_key, value.clone())])
+            .await?
+        {
             TxnOutcome::Committed(revision) => {
                 reserved.keep();
-                Ok(Written { object: entry::splice(&value, revision), created: true, warnings })
+                Ok(Written {
+                    object: entry::splice(&value, revision),
+                    created: true,
+                    warnings,
+                })
             }
             TxnOutcome::Conflict(_) => Err(exists()),
         }
@@ -147,8 +183,14 @@ impl Registry {
     ) -> Result<Written, ApiError> {
         let key = target.key();
         for _ in 0..RETRIES {
-            let present = target.collection.get(&key).ok_or_else(|| target.not_found())?;
-            if let Some(written) = self.update_from(target, subresource, &present, change, ctx).await? {
+            let present = target
+                .collection
+                .get(&key)
+                .ok_or_else(|| target.not_found())?;
+            if let Some(written) = self
+                .update_from(target, subresource, &present, change, ctx)
+                .await?
+            {
                 return Ok(written);
             }
         }
@@ -176,39 +218,62 @@ impl Registry {
         meta::metadata(&mut object).remove("resourceVersion");
         meta::metadata(&mut old).remove("resourceVersion");
         meta::prepare_changed(&mut object, &old);
-        resource.strategy.prepare_for_update(ctx, subresource, &mut object, &old);
+        resource
+            .strategy
+            .prepare_for_update(ctx, subresource, &mut object, &old);
         self.admit_changed(target, subresource, &mut object, &old, ctx)?;
         let mut errors = meta::validate(resource, &object);
         errors.extend(meta::validate_changed(&object, &old));
-        errors.extend(resource.strategy.validate_update(subresource, &object, &old));
+        errors.extend(
+            resource
+                .strategy
+                .validate_update(subresource, &object, &old),
+        );
         if !errors.is_empty() {
             return Err(target.invalid(&target.name, &errors));
         }
         let reserved = if subresource.is_none() {
-            self.services.reserve(target, &mut object, Some(&old), ctx.dry_run)?
+            self.services
+                .reserve(target, &mut object, Some(&old), ctx.dry_run)?
         } else {
             super::services::Reservation::default()
         };
         let warnings = resource.strategy.warnings(&object);
         if object == old {
-            return Ok(Some(Written { object: present.object.clone(), created: false, warnings }));
+            return Ok(Some(Written {
+                object: present.object.clone(),
+                created: false,
+                warnings,
+            }));
         }
         let gone = is_gone(resource, &object);
         let value: Bytes = entry::encode(&stored_version(resource, object)).into();
         if ctx.dry_run {
             let object = entry::splice(&value, present.revision);
-            return Ok(Some(Written { object, created: false, warnings }));
+            return Ok(Some(Written {
+                object,
+                created: false,
+                warnings,
+            }));
         }
         let store_key = target.collection.store_key(&present.key);
         let compares = vec![Compare::ModRevision(store_key.clone(), present.revision)];
-        let op = if gone { Op::Delete(store_key) } else { Op::Put(store_key, value.clone()) };
+        let op = if gone {
+            Op::Delete(store_key)
+        } else {
+            Op::Put(store_key, value.clone())
+        };
         match self.commit(compares, vec![op]).await? {
             TxnOutcome::Committed(revision) => {
                 reserved.keep();
                 if gone {
                     self.services.release(target, &present.parse());
                 }
-                Ok(Some(Written { object: entry::splice(&value, revision), created: false, warnings }))
+                Ok(Some(Written {
+                    object: entry::splice(&value, revision),
+                    created: false,
+                    warnings,
+                }))
             }
             TxnOutcome::Conflict(_) => {
                 self.caught_up().await;
@@ -217,7 +282,12 @@ impl Registry {
         }
     }
 
-    fn check_identity(&self, target: &Target, object: &Value, present: &Entry) -> Result<(), ApiError> {
+    fn check_identity(
+        &self,
+        target: &Target,
+        object: &Value,
+        present: &Entry,
+    ) -> Result<(), ApiError> {
         let version = meta::text(object, "resourceVersion");
         let uid = meta::text(object, "uid");
         if !uid.is_empty() && uid != &*present.uid {
@@ -230,7 +300,11 @@ impl Registry {
             if target.resource.strategy.require_resource_version() {
                 return Err(target.invalid(
                     &target.name,
-                    &[FieldError::invalid("metadata.resourceVersion", &"".into(), "must be specified for an update")],
+                    &[FieldError::invalid(
+                        "metadata.resourceVersion",
+                        &"".into(),
+                        "must be specified for an update",
+                    )],
                 ));
             }
             return Ok(());
@@ -250,8 +324,16 @@ impl Registry {
     /// # Errors
     ///
     /// 500 if the store refuses, 507 if the disk is full.
-    pub async fn commit(&self, compares: Vec<Compare>, ops: Vec<Op>) -> Result<TxnOutcome, ApiError> {
-        let outcome = self.store.txn(compares, ops).await.map_err(|error| store_error(&error))?;
+    pub async fn commit(
+        &self,
+        compares: Vec<Compare>,
+        ops: Vec<Op>,
+    ) -> Result<TxnOutcome, ApiError> {
+        let outcome = self
+            .store
+            .txn(compares, ops)
+            .await
+            .map_err(|error| store_error(&error))?;
         if let TxnOutcome::Committed(revision) = &outcome {
             self.feed.reached(*revision).await;
         }
@@ -267,10 +349,14 @@ impl Registry {
 /// A store's refusal, as the API words it.
 pub fn store_error(error: &StoreError) -> ApiError {
     match error {
-        StoreError::NoSpace { .. } => {
-            ApiError { code: 507, reason: "InsufficientStorage", ..ApiError::internal(error) }
+        StoreError::NoSpace { .. } => ApiError {
+            code: 507,
+            reason: "InsufficientStorage",
+            ..ApiError::internal(error)
+        },
+        StoreError::Closed => {
+            ApiError::new(503, "ServiceUnavailable", "the server is shutting down")
         }
-        StoreError::Closed => ApiError::new(503, "ServiceUnavailable", "the server is shutting down"),
         _ => ApiError::internal(error),
     }
 }
@@ -287,7 +373,12 @@ pub fn stored_version(resource: &Resource, mut object: Value) -> Value {
 pub fn is_gone(resource: &Resource, object: &Value) -> bool {
     meta::is_terminating(object)
         && meta::finalizers(object).is_empty()
-        && object["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
+        && object["metadata"]["deletionGracePeriodSeconds"]
+            .as_i64()
+            .unwrap_or(0)
+            == 0
         && (resource.gvk.kind != "Namespace"
-            || object["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty))
+            || object["spec"]["finalizers"]
+                .as_array()
+                .is_none_or(Vec::is_empty))
 }

@@ -7,6 +7,7 @@ mod decode;
 mod defaults;
 mod json;
 mod load;
+pub mod protobuf;
 pub mod quantity;
 
 use std::collections::HashMap;
