@@ -13,8 +13,10 @@ use hickory_server::proto::op::{Edns, Message, MessageType, Query, ResponseCode}
 use hickory_server::proto::rr::rdata::A;
 use hickory_server::proto::rr::{Name, RData, Record, RecordType};
 use knarr_dns::{DnsConfig, run};
-use knarr_proxy::Feed;
+use knarr_network::{Network, NetworkConfig, run_in};
 use knarr_proxy::objects::{Service, ServiceKey, Slice, SliceEndpoint, TrafficPolicy};
+use knarr_proxy::{Feed, ProxyConfig};
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use tokio_util::sync::CancellationToken;
 
@@ -37,7 +39,8 @@ fn with_dns<F: Future<Output = ()>>(
 ) {
     let resolv_conf = resolv_conf.to_owned();
     let machine = thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET).expect("needs root");
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("needs root");
+        mount_private();
         sh("ip link set lo up; ip addr add 192.0.2.53/32 dev lo; ip addr add 192.0.2.54/32 dev lo");
         let dir = tempfile::tempdir().unwrap();
         let path: PathBuf = dir.path().join("resolv.conf");
@@ -69,6 +72,12 @@ fn with_dns<F: Future<Output = ()>>(
     if let Err(panic) = machine.join() {
         std::panic::resume_unwind(panic);
     }
+}
+
+/// Mounts of this machine (pins of namespaces) stay on it.
+fn mount_private() {
+    let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
 }
 
 fn feed() -> Feed {
@@ -323,5 +332,47 @@ fn a_restart_takes_the_address_again() {
         }
         stop.cancel();
         second.await.unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_pod_asks_the_node_beside_the_service_proxy() {
+    with_dns("", async |feed| {
+        let dir = tempfile::tempdir().unwrap();
+        let cluster = "10.42.0.0/16".parse().unwrap();
+        let network = NetworkConfig::new(
+            "10.42.0.0/24".parse().unwrap(),
+            cluster,
+            dir.path().join("network"),
+        );
+        let network = Network::open(network).await.unwrap();
+        let pin = dir.path().join("pod");
+        network.attach("pod", &pin, &[]).await.unwrap();
+        // Somebody made the Service that other clusters have for their DNS pods: the node still answers itself.
+        feed.set_service(service("kube-dns", Some("10.43.0.10")));
+        let config = ProxyConfig {
+            node_name: "here".to_owned(),
+            cluster_cidrs: vec![cluster],
+            service_cidrs: vec!["10.43.0.0/16".parse().unwrap()],
+            own_addresses: vec!["10.43.0.10".parse().unwrap()],
+        };
+        let stop = CancellationToken::new();
+        let proxy = tokio::spawn(knarr_proxy::run(feed, config, stop.clone()));
+        let start = Instant::now();
+        while !sh("nft list tables").contains("inet knarr\n") {
+            assert!(start.elapsed() < DEADLINE, "the proxy does not come up");
+            tokio::task::yield_now().await;
+        }
+        let text = run_in(&pin, || {
+            sh("busybox nslookup web.shop.svc.cluster.local 10.43.0.10")
+        });
+        let text = text.await.unwrap();
+        assert!(
+            text.contains("Address: 10.43.0.5") || text.contains("Address 1: 10.43.0.5"),
+            "{text}"
+        );
+        stop.cancel();
+        proxy.await.unwrap().unwrap();
+        network.remove().await.unwrap();
     });
 }
