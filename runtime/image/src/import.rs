@@ -1,24 +1,24 @@
 //! Images from files: OCI layouts and docker archives, as directories or (compressed) tar archives.
 
+mod files;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
-use tempfile::TempDir;
 
 use crate::content::ContentError;
 use crate::digest::{Digest, DigestError};
 use crate::error::{At, FileError};
-use crate::files;
 use crate::index::{Entry, IndexError};
 use crate::inherit;
 use crate::layers::LayerError;
 use crate::manifest::{self, Blob, Document, Manifest, ManifestError};
 use crate::reference::{InvalidReference, Reference};
 use crate::store::{Image, ImageStore, ReadError};
-use crate::unpack;
+use files::{Files, copy, plain_name};
 
 /// Why images could not be imported.
 #[derive(Debug, thiserror::Error)]
@@ -75,13 +75,6 @@ pub enum ImportError {
     },
 }
 
-/// The files of a layout or archive, on disk.
-struct Files {
-    by_name: BTreeMap<String, PathBuf>,
-    /// Whether the files are ours to move.
-    ours: Option<TempDir>,
-}
-
 /// `manifest.json` of a docker archive.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -128,12 +121,7 @@ impl ImageStore {
         name: Option<&Reference>,
     ) -> Result<Vec<Image>, ImportError> {
         if fs::metadata(path).at("stat", path)?.is_dir() {
-            let mut by_name = BTreeMap::new();
-            list_files(path, "", &mut by_name)?;
-            let files = Files {
-                by_name,
-                ours: None,
-            };
+            let files = Files::list(path)?;
             let _busy = self.busy()?;
             return self.import_files(&files, name);
         }
@@ -158,50 +146,8 @@ impl ImageStore {
             .at("make a directory in", &work)?;
         let lock = File::open(dir.path()).at("open", dir.path())?;
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockShared).at("lock", dir.path())?;
-        let files = self.extract(archive, dir)?;
+        let files = Files::extract(archive, dir, self.inner.config.limits.bytes)?;
         self.import_files(&files, name)
-    }
-
-    /// Writes the archive's files under names of ours; its own are only kept in mind.
-    fn extract(&self, archive: impl Read, dir: TempDir) -> Result<Files, ImportError> {
-        let limit = self.inner.config.limits.bytes;
-        let archive = unpack::decompress(archive).map_err(ImportError::Archive)?;
-        let mut archive = tar::Archive::new(archive.take(limit));
-        let mut by_name = BTreeMap::new();
-        let mut links = Vec::new();
-        for (count, entry) in archive.entries().map_err(ImportError::Archive)?.enumerate() {
-            let mut entry = entry.map_err(ImportError::Archive)?;
-            let name = plain_name(&entry.path().map_err(ImportError::Archive)?);
-            match entry.header().entry_type() {
-                tar::EntryType::Regular | tar::EntryType::Continuous => {
-                    let path = dir.path().join(count.to_string());
-                    let mut file = File::create(&path).at("create", &path)?;
-                    copy(&mut entry, &mut file, &path)?;
-                    by_name.insert(name, path);
-                }
-                // Older archives have equal layers once, and links to them.
-                tar::EntryType::Symlink | tar::EntryType::Link => {
-                    let target = entry.link_name().map_err(ImportError::Archive)?;
-                    if let Some(target) = target {
-                        links.push((name, target.into_owned()));
-                    }
-                }
-                _ => {}
-            }
-        }
-        for (name, target) in links {
-            let beside = Path::new(&name).parent().unwrap_or(Path::new(""));
-            for target in [plain_name(&beside.join(&target)), plain_name(&target)] {
-                if let Some(path) = by_name.get(&target).cloned() {
-                    by_name.insert(name.clone(), path);
-                    break;
-                }
-            }
-        }
-        Ok(Files {
-            by_name,
-            ours: Some(dir),
-        })
     }
 
     fn import_files(
@@ -480,52 +426,4 @@ fn parse<T: for<'de> Deserialize<'de>>(name: &'static str, path: &Path) -> Resul
         .read_to_end(&mut text)
         .at("read", path)?;
     serde_json::from_slice(&text).map_err(|source| ImportError::Malformed { name, source })
-}
-
-/// A path as a key: no `.`, no `..`, no leading slash. It is never used to open anything.
-fn plain_name(path: &Path) -> String {
-    use std::path::Component;
-    let mut parts: Vec<std::borrow::Cow<'_, str>> = Vec::new();
-    for component in path.components() {
-        match component {
-            Component::Normal(part) => parts.push(part.to_string_lossy()),
-            Component::ParentDir => {
-                parts.pop();
-            }
-            _ => {}
-        }
-    }
-    parts.join("/")
-}
-
-/// The regular files below a directory. Links are not followed: a layout has none.
-fn list_files(
-    dir: &Path,
-    prefix: &str,
-    files: &mut BTreeMap<String, PathBuf>,
-) -> Result<(), FileError> {
-    for name in files::names_in(dir)? {
-        let path = dir.join(&name);
-        let below = format!("{prefix}{name}");
-        let kind = fs::symlink_metadata(&path).at("stat", &path)?;
-        // `blobs/sha256/<hex>` is as deep as it gets.
-        if kind.is_dir() && prefix.matches('/').count() < 3 {
-            list_files(&path, &format!("{below}/"), files)?;
-        } else if kind.is_file() {
-            files.insert(below, path);
-        }
-    }
-    Ok(())
-}
-
-fn copy(from: &mut impl Read, to: &mut File, path: &Path) -> Result<(), ImportError> {
-    let mut buffer = vec![0; 128 * 1024];
-    loop {
-        match from.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(n) => io::Write::write_all(to, &buffer[..n]).at("write", path)?,
-            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-            Err(err) => return Err(ImportError::Archive(err)),
-        }
-    }
 }

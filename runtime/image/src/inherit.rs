@@ -24,6 +24,16 @@ pub(crate) struct Attributes {
     pub(crate) gid: u32,
 }
 
+impl Attributes {
+    fn of(stat: &rustix::fs::Stat) -> Self {
+        Self {
+            mode: stat.st_mode & 0o7777,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+        }
+    }
+}
+
 /// One layer, as far as this matters.
 pub(crate) struct Layer<'a> {
     pub(crate) root: &'a Path,
@@ -42,13 +52,19 @@ enum Seen {
     },
 }
 
-/// The directories whose attributes a lower layer determines, and all above them; sorted, so that parents come first.
-/// `layers`: the lowest first.
+/// The directories whose attributes a lower layer determines, and all above them; sorted, so that parents come first. The root, which is
+/// the empty path, is always among them, if a layer has an entry for it. `layers`: the lowest first.
 pub(crate) fn inherited(layers: &[Layer<'_>]) -> Result<BTreeMap<PathBuf, Attributes>, FileError> {
     let mut inherited = BTreeMap::new();
+    let is_root = |path: &PathBuf| path.as_os_str().is_empty();
+    let has_root = |layer: &&Layer<'_>| !layer.implicit.iter().any(is_root);
+    if let Some(layer) = layers.iter().rev().find(has_root) {
+        let stat = rustix::fs::stat(layer.root).at("stat", layer.root)?;
+        inherited.insert(PathBuf::new(), Attributes::of(&stat));
+    }
     // The lowest layer has nobody to inherit from.
     for path in layers.iter().skip(1).flat_map(|layer| layer.implicit) {
-        if inherited.contains_key(path) || !shows_implicit(layers, path)? {
+        if is_root(path) || inherited.contains_key(path) || !shows_implicit(layers, path)? {
             continue;
         }
         let Some(attributes) = explicit(layers, path)? else {
@@ -131,11 +147,7 @@ fn look(root: &Path, path: &Path) -> Result<Seen, FileError> {
         let opaque = is_opaque(&root.join(&at))?;
         hides |= opaque;
         found = Seen::Directory {
-            attributes: Attributes {
-                mode: stat.st_mode & 0o7777,
-                uid: stat.st_uid,
-                gid: stat.st_gid,
-            },
+            attributes: Attributes::of(&stat),
             opaque: hides,
         };
     }
@@ -152,17 +164,24 @@ fn is_opaque(path: &Path) -> Result<bool, FileError> {
     }
 }
 
-/// Makes the directories in an empty directory of ours.
+/// Makes the directories in an empty directory of ours, which stands for the root.
 pub(crate) fn make(
     directories: &BTreeMap<PathBuf, Attributes>,
     dir: &Path,
 ) -> Result<(), FileError> {
     for (path, attributes) in directories {
-        let path = dir.join(path);
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&path)
-            .at("make directory", &path)?;
+        let is_root = path.as_os_str().is_empty();
+        let path = if is_root {
+            dir.to_owned()
+        } else {
+            dir.join(path)
+        };
+        if !is_root {
+            fs::DirBuilder::new()
+                .mode(0o700)
+                .create(&path)
+                .at("make directory", &path)?;
+        }
         std::os::unix::fs::chown(&path, Some(attributes.uid), Some(attributes.gid))
             .at("chown", &path)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(attributes.mode))
@@ -202,13 +221,22 @@ mod tests {
         directory(low, "var/tmp", 0o1777);
         directory(middle, "var", 0o750);
         directory(top, "var/tmp", 0o755);
-        let implicit = vec![PathBuf::from("var"), PathBuf::from("var/tmp")];
-        let layers = [(low, vec![]), (middle, vec![]), (top, implicit.clone())];
+        let root = vec![PathBuf::new()];
+        let implicit = ["", "var", "var/tmp"].map(PathBuf::from).to_vec();
+        let layers = [
+            (low, root.clone()),
+            (middle, root.clone()),
+            (top, implicit.clone()),
+        ];
         let wanted = [("var".to_owned(), 0o750), ("var/tmp".to_owned(), 0o1777)];
         assert_eq!(modes(&layers), wanted);
         // Nothing to do where archives are complete, or where the layer is the lowest.
-        assert_eq!(modes(&[(low, vec![]), (middle, vec![])]), []);
+        assert_eq!(modes(&[(low, root.clone()), (middle, root.clone())]), []);
         assert_eq!(modes(&[(top, implicit)]), []);
+        // The root is that of the topmost layer which has one.
+        directory(low, "", 0o555);
+        let wanted = [(String::new(), 0o555)];
+        assert_eq!(modes(&[(low, vec![]), (middle, root)]), wanted);
     }
 
     #[test]
@@ -218,8 +246,9 @@ mod tests {
         directory(low, "a/b", 0o700);
         fs::write(middle.join("a"), "").unwrap();
         directory(top, "a/b", 0o755);
-        let implicit = vec![PathBuf::from("a"), PathBuf::from("a/b")];
+        let implicit = ["", "a", "a/b"].map(PathBuf::from).to_vec();
         let inherited = modes(&[(low, vec![]), (middle, vec![]), (top, implicit)]);
+        let inherited = &inherited[1..];
         assert!(
             inherited.iter().all(|(_, mode)| *mode == 0o755),
             "{inherited:?}"

@@ -10,7 +10,7 @@
 //! its writer, so that the next opener can tell a crashed writer's leavings from work in progress.
 //!
 //! Reading order: [`digest`](Digest) and [`reference`](Reference), `layout` (what is where), `content` (blobs), `unpack`
-//! (hostile archives), `layers`, `index`, `store` ([`ImageStore`]), `import`, `pull`, `snapshot`.
+//! (hostile archives), `layers`, `index`, `store` ([`ImageStore`]), `import`, `pull`, `snapshot` (on `inherit` and `overlay`), `gc`.
 
 #![forbid(unsafe_code)]
 
@@ -18,12 +18,14 @@ mod content;
 mod digest;
 mod error;
 mod files;
+mod gc;
 mod import;
 mod index;
 mod inherit;
 mod layers;
 mod layout;
 mod manifest;
+mod overlay;
 mod pull;
 mod reference;
 mod snapshot;
@@ -33,6 +35,7 @@ mod unpack;
 pub use content::ContentError;
 pub use digest::{Digest, DigestError};
 pub use error::FileError;
+pub use gc::{Collected, Watermarks};
 pub use import::ImportError;
 pub use index::IndexError;
 pub use layers::LayerError;
@@ -40,8 +43,5 @@ pub use manifest::ManifestError;
 pub use pull::{Auth, PullError};
 pub use reference::{InvalidName, InvalidReference, Reference};
 pub use snapshot::{Rootfs, Snapshot, SnapshotError};
-pub use store::{
-    Collected, Image, ImageStore, OpenError, ReadError, RemoveError, Removed, StoreConfig,
-    Watermarks,
-};
+pub use store::{Image, ImageStore, OpenError, ReadError, RemoveError, Removed, StoreConfig};
 pub use unpack::{UnpackError, UnpackLimits};

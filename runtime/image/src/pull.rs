@@ -3,6 +3,9 @@
 //! Manifests first, then configuration and layers, several at a time; each layer is unpacked as soon as its blob is whole. Whatever
 //! is in the store already is not fetched again, and a blob that was interrupted goes on where it stopped.
 
+mod blob;
+mod error;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
@@ -11,19 +14,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use oci_client::RegistryOperation;
-use oci_client::client::{BlobResponse, Client, ClientConfig, ClientProtocol, SizedStream};
-use oci_client::errors::{OciDistributionError, OciErrorCode};
+use oci_client::client::{Client, ClientConfig, ClientProtocol};
+use oci_client::errors::OciDistributionError;
 use oci_client::secrets::RegistryAuth;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 
-use crate::content::{ContentError, Partial};
-use crate::digest::{Digest, DigestError};
+use crate::content::ContentError;
+use crate::digest::Digest;
 use crate::error::FileError;
 use crate::import::Found;
 use crate::layers::LayerError;
 use crate::manifest::{self, Blob, Document, Manifest, ManifestError};
 use crate::reference::Reference;
-use crate::store::{Image, ImageStore, ReadError};
+use crate::store::{Image, ImageStore};
+pub use error::PullError;
+use error::speaks_another_protocol;
 
 /// Credentials for one registry.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -50,117 +55,6 @@ impl fmt::Debug for Auth {
             Self::Bearer(_) => "Bearer(<hidden>)",
         })
     }
-}
-
-/// Why an image could not be pulled.
-#[derive(Debug, thiserror::Error)]
-pub enum PullError {
-    /// The registry knows no such image.
-    #[error("{reference}: not found")]
-    NotFound {
-        /// The image.
-        reference: Reference,
-        /// The registry's answer.
-        source: Box<OciDistributionError>,
-    },
-    /// The registry demands credentials, or others.
-    #[error(
-        "pull access denied for {reference}, repository does not exist or may require authorization"
-    )]
-    Unauthorized {
-        /// The image.
-        reference: Reference,
-        /// The registry's answer.
-        source: Box<OciDistributionError>,
-    },
-    /// The registry asks for patience.
-    #[error("pull {reference}: too many requests")]
-    TooManyRequests {
-        /// The image.
-        reference: Reference,
-        /// The registry's answer.
-        source: Box<OciDistributionError>,
-    },
-    /// Nobody answers at the registry's address, or not as a registry would.
-    #[error("reach registry {registry}")]
-    Unreachable {
-        /// Host and port.
-        registry: String,
-        /// Why not.
-        source: Box<OciDistributionError>,
-    },
-    /// Any other answer of the registry.
-    #[error("pull {reference}")]
-    Registry {
-        /// The image.
-        reference: Reference,
-        /// The registry's answer.
-        source: Box<OciDistributionError>,
-    },
-    /// A blob broke off, again and again. What there is of it is kept for the next pull.
-    #[error("pull {reference}: blob {digest} broke off after {received} of {size} bytes")]
-    Interrupted {
-        /// The image.
-        reference: Reference,
-        /// The blob.
-        digest: Digest,
-        /// Bytes on disk.
-        received: u64,
-        /// Bytes that the manifest promises.
-        size: u64,
-        /// The last failure; `None` if the registry ended the blob itself.
-        source: Option<std::io::Error>,
-    },
-    /// A blob is longer than the manifest says.
-    #[error("pull {reference}: blob {digest} has over {size} bytes")]
-    TooLong {
-        /// The image.
-        reference: Reference,
-        /// The blob.
-        digest: Digest,
-        /// Bytes that the manifest promises.
-        size: u64,
-    },
-    /// A digest that is not SHA-256.
-    #[error("pull {reference}")]
-    Digest {
-        /// The image.
-        reference: Reference,
-        /// The digest.
-        source: DigestError,
-    },
-    /// A blob could not be stored, or is not what its digest says: a corrupt layer.
-    #[error("pull {reference}")]
-    Content {
-        /// The image.
-        reference: Reference,
-        /// Why not.
-        source: ContentError,
-    },
-    /// A manifest cannot be used.
-    #[error("pull {reference}")]
-    Manifest {
-        /// The image.
-        reference: Reference,
-        /// Why not.
-        source: ManifestError,
-    },
-    /// A layer cannot be unpacked, or is not what the configuration says.
-    #[error("pull {reference}")]
-    Layer {
-        /// The image.
-        reference: Reference,
-        /// Why not.
-        source: LayerError,
-    },
-    /// The image is there but cannot be entered into or read from the index.
-    #[error("pull {reference}")]
-    Store {
-        /// The image.
-        reference: Reference,
-        /// Why not.
-        source: ReadError,
-    },
 }
 
 /// One pull: whose errors all name the same image.
@@ -388,139 +282,6 @@ impl Pull {
         })
     }
 
-    /// Makes sure that a blob is in the content store.
-    async fn blob(&self, blob: &Blob) -> Result<(), PullError> {
-        let _slot = self
-            .slots
-            .acquire()
-            .await
-            .expect("nobody closes the semaphore");
-        let (store, digest) = (self.store.clone(), blob.digest.clone());
-        let partial = blocking(move || {
-            if store.inner.content.has(&digest) {
-                return Ok(None);
-            }
-            // Waits for others who fetch the same blob, so it may be there by then.
-            let partial = store.inner.content.partial(&digest)?;
-            if store.inner.content.has(&digest) {
-                partial.discard()?;
-                return Ok(None);
-            }
-            Ok(Some(partial))
-        });
-        let partial = partial
-            .await
-            .map_err(|err: FileError| self.content(err.into()))?;
-        let Some(mut partial) = partial else {
-            return Ok(());
-        };
-        let mut attempt = 0;
-        loop {
-            let before = partial.length().map_err(|err| self.content(err.into()))?;
-            let failure;
-            (partial, failure) = self.continue_blob(blob, partial, before).await?;
-            let received = partial.length().map_err(|err| self.content(err.into()))?;
-            if received == blob.size {
-                break;
-            }
-            // Progress is no failure: a slow line may break often.
-            attempt = if received > before { 1 } else { attempt + 1 };
-            if attempt > self.store.inner.config.retries {
-                return Err(PullError::Interrupted {
-                    reference: self.reference.clone(),
-                    digest: blob.digest.clone(),
-                    received,
-                    size: blob.size,
-                    source: failure,
-                });
-            }
-            tracing::debug!(blob = %blob.digest, received, size = blob.size, "download interrupted");
-            tokio::time::sleep(Duration::from_millis(100 << attempt.min(6))).await;
-        }
-        blocking(move || partial.finish())
-            .await
-            .map_err(|err| self.content(err))
-    }
-
-    /// One request: appends what comes of the blob, and says why it ended early, if it did.
-    async fn continue_blob(
-        &self,
-        blob: &Blob,
-        mut partial: Partial,
-        mut offset: u64,
-    ) -> Result<(Partial, Option<std::io::Error>), PullError> {
-        if offset == blob.size {
-            return Ok((partial, None));
-        }
-        if offset > blob.size {
-            offset = 0;
-        }
-        let reference = self.reference.as_oci();
-        let digest = blob.digest.to_string();
-        let response: SizedStream = if offset == 0 {
-            self.client.pull_blob_stream(reference, &*digest).await
-        } else {
-            let partial = self
-                .client
-                .pull_blob_stream_partial(reference, &*digest, offset, None);
-            match partial.await {
-                Ok(BlobResponse::Partial(stream)) => Ok(stream),
-                // The registry knows no ranges.
-                Ok(BlobResponse::Full(stream)) => {
-                    offset = 0;
-                    Ok(stream)
-                }
-                Err(err) => Err(err),
-            }
-        }
-        .map_err(|err| self.error(err))?;
-        partial
-            .rewind(offset)
-            .map_err(|err| self.content(err.into()))?;
-        let (chunks, mut queue) = mpsc::channel::<Bytes>(16);
-        let writer = tokio::task::spawn_blocking(move || -> Result<Partial, FileError> {
-            while let Some(chunk) = queue.blocking_recv() {
-                partial.write(&chunk)?;
-            }
-            Ok(partial)
-        });
-        let mut stream = response.stream;
-        let mut received = offset;
-        let mut failure = None;
-        let mut too_long = false;
-        while let Some(chunk) = stream.next().await {
-            match chunk {
-                Ok(chunk) => {
-                    received += chunk.len() as u64;
-                    too_long = received > blob.size;
-                    // A send fails once the writer has failed, which it reports itself.
-                    if too_long || chunks.send(chunk).await.is_err() {
-                        break;
-                    }
-                }
-                Err(err) => {
-                    failure = Some(err);
-                    break;
-                }
-            }
-        }
-        drop(chunks);
-        let partial = writer
-            .await
-            .unwrap_or_else(|err| std::panic::resume_unwind(err.into_panic()))
-            .map_err(|err| self.content(err.into()))?;
-        if too_long {
-            partial.discard().map_err(|err| self.content(err.into()))?;
-            return Err(PullError::TooLong {
-                reference: self.reference.clone(),
-                digest: blob.digest.clone(),
-                size: blob.size,
-            });
-        }
-        // A wrong digest shows as a failure, too; it is found again when the blob is verified.
-        Ok((partial, failure))
-    }
-
     fn content(&self, source: ContentError) -> PullError {
         PullError::Content {
             reference: self.reference.clone(),
@@ -529,70 +290,7 @@ impl Pull {
     }
 
     fn error(&self, err: OciDistributionError) -> PullError {
-        let reference = self.reference.clone();
-        let answer = Answer::of(&err);
-        let source = Box::new(err);
-        match answer {
-            Answer::NotFound => PullError::NotFound { reference, source },
-            Answer::Unauthorized => PullError::Unauthorized { reference, source },
-            Answer::TooManyRequests => PullError::TooManyRequests { reference, source },
-            Answer::None => PullError::Unreachable {
-                registry: self.reference.registry().to_owned(),
-                source,
-            },
-            Answer::Other => PullError::Registry { reference, source },
-        }
-    }
-}
-
-/// What a registry's refusal amounts to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Answer {
-    None,
-    NotFound,
-    Unauthorized,
-    TooManyRequests,
-    Other,
-}
-
-impl Answer {
-    fn of(err: &OciDistributionError) -> Self {
-        use OciDistributionError as E;
-        use OciErrorCode as C;
-        match err {
-            E::RequestError(_) => Self::None,
-            E::UnauthorizedError { .. } | E::AuthenticationFailure(_) => Self::Unauthorized,
-            E::RegistryError { envelope, .. } => match envelope.errors.first().map(|e| &e.code) {
-                Some(C::ManifestUnknown | C::NameUnknown | C::NotFound | C::BlobUnknown) => {
-                    Self::NotFound
-                }
-                Some(C::Unauthorized | C::Denied) => Self::Unauthorized,
-                Some(C::Toomanyrequests) => Self::TooManyRequests,
-                _ => Self::Other,
-            },
-            E::ServerError { code, .. } => match code {
-                404 => Self::NotFound,
-                401 | 403 => Self::Unauthorized,
-                429 => Self::TooManyRequests,
-                _ => Self::Other,
-            },
-            _ => Self::Other,
-        }
-    }
-}
-
-/// Whether the registry is there but does not speak plain HTTP: a TLS server says 400, or hangs up.
-fn speaks_another_protocol(err: &PullError) -> bool {
-    match err {
-        PullError::Unreachable { source, .. } => match &**source {
-            OciDistributionError::RequestError(err) => !err.is_connect(),
-            _ => false,
-        },
-        PullError::Registry { source, .. } => matches!(
-            **source,
-            OciDistributionError::ServerError { code: 400, .. }
-        ),
-        _ => false,
+        PullError::from_registry(&self.reference, err)
     }
 }
 

@@ -5,27 +5,18 @@
 //! crash at any point `prepare` goes on and `remove` cleans up.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
-use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
-    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, move_mount,
-    unmount,
-};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::error::{At, FileError};
-use crate::files;
+use crate::files::{self, Share};
 use crate::inherit::{self, Attributes};
-
-/// The longest string that fsconfig(2) takes, less its end mark.
-const FSCONFIG_MAX: usize = 255;
+use crate::overlay::{is_mount_point, mount_overlay, unmount_all};
+use crate::store::ImageStore;
 
 /// A mounted root file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,7 +87,7 @@ pub(crate) struct Directories {
     pub(crate) work: PathBuf,
     pub(crate) rootfs: PathBuf,
     /// A lower layer for an image that has none.
-    empty: PathBuf,
+    pub(crate) empty: PathBuf,
 }
 
 impl Directories {
@@ -110,8 +101,128 @@ impl Directories {
     }
 }
 
+impl ImageStore {
+    /// Mounts a root file system made of the image in `dir` (at `dir/rootfs`), under the name `key`.
+    ///
+    /// May be repeated: what is there is used, so it also mounts again after a reboot.
+    ///
+    /// # Errors
+    ///
+    /// The image is not in the store, the key is taken, or the kernel refuses.
+    pub fn prepare(&self, key: &str, image: &Digest, dir: &Path) -> Result<Rootfs, SnapshotError> {
+        let record = self.record(key)?;
+        let wanted = Snapshot {
+            key: key.to_owned(),
+            image: image.clone(),
+            dir: dir.to_owned(),
+        };
+        let (layers, inherited) = {
+            // Held until the record is there, so that the image cannot go in between.
+            let _lock = files::lock(&self.inner.layout.index_lock(), Share::Shared)?;
+            let index = self.inner.index.read()?;
+            let Some(entry) = index.images.get(image) else {
+                return Err(SnapshotError::NoImage {
+                    image: image.clone(),
+                });
+            };
+            match read_record(&record)? {
+                Some(known) if known == wanted => {}
+                Some(Snapshot { key, image, dir }) => {
+                    return Err(SnapshotError::Taken { key, image, dir });
+                }
+                None => self.write_record(&record, &wanted)?,
+            }
+            (entry.layers.clone(), entry.inherited.clone())
+        };
+        let lowers: Vec<_> = layers
+            .iter()
+            .map(|layer| self.inner.layers.path(layer))
+            .collect();
+        let rootfs = mount_in(dir, &lowers, &inherited)?;
+        self.touch(image);
+        Ok(rootfs)
+    }
+
+    /// Unmounts a root file system and removes all that the container wrote; nothing there is fine.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub fn remove_snapshot(&self, key: &str) -> Result<(), SnapshotError> {
+        let record = self.record(key)?;
+        if let Some(snapshot) = read_record(&record)? {
+            remove_from(&snapshot.dir)?;
+            self.touch(&snapshot.image);
+        }
+        Ok(files::remove_all(&record)?)
+    }
+
+    /// Unmounts a root file system and keeps what the container wrote.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub fn unmount_snapshot(&self, key: &str) -> Result<(), SnapshotError> {
+        match read_record(&self.record(key)?)? {
+            None => Ok(()),
+            Some(snapshot) => unmount_all(&Directories::of(&snapshot.dir).rootfs),
+        }
+    }
+
+    /// All snapshots, so that their owner can remove those it does not know.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be read.
+    pub fn snapshots(&self) -> Result<Vec<Snapshot>, FileError> {
+        let dir = self.inner.layout.snapshots();
+        let mut snapshots = Vec::new();
+        for name in files::names_in(&dir)? {
+            if !name.starts_with('.') {
+                snapshots.extend(read_record(&dir.join(name))?);
+            }
+        }
+        Ok(snapshots)
+    }
+
+    fn record(&self, key: &str) -> Result<PathBuf, SnapshotError> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        if key.is_empty() || key.len() > 200 || key.starts_with('.') || !key.bytes().all(plain) {
+            return Err(SnapshotError::Key {
+                key: key.to_owned(),
+            });
+        }
+        Ok(self.inner.layout.snapshots().join(key))
+    }
+
+    /// Atomic but not durable: after a power loss no container uses its snapshot.
+    fn write_record(&self, path: &Path, snapshot: &Snapshot) -> Result<(), FileError> {
+        let dir = self.inner.layout.snapshots();
+        let text = serde_json::to_vec(snapshot).map_err(io::Error::from);
+        let mut file = tempfile::Builder::new()
+            .prefix(".new-")
+            .tempfile_in(&dir)
+            .at("make a file in", &dir)?;
+        text.and_then(|text| file.write_all(&text))
+            .at("write", file.path())?;
+        file.persist(path)
+            .map_err(|err| err.error)
+            .at("rename to", path)?;
+        Ok(())
+    }
+}
+
+/// `None` where there is no record, or one that a power loss left without its content.
+fn read_record(path: &Path) -> Result<Option<Snapshot>, FileError> {
+    match fs::read(path) {
+        Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(err) => Err(err).at("read", path),
+    }
+}
+
 /// Makes the directories where missing and mounts, unless that is mounted already. `lowers`: the lowest layer first.
-pub(crate) fn prepare(
+fn mount_in(
     dir: &Path,
     lowers: &[PathBuf],
     inherited: &BTreeMap<PathBuf, Attributes>,
@@ -130,8 +241,10 @@ pub(crate) fn prepare(
         let new = dir.join("upper.new");
         files::remove_all(&new)?;
         files::make_private_dir(&new)?;
+        // The root that the container sees, as it is where no layer says anything of it.
+        let mode = rustix::fs::Mode::from_raw_mode(0o755);
+        rustix::fs::chmod(&new, mode).at("chmod", &new)?;
         inherit::make(inherited, &new)?;
-        copy_root_attributes(lowers, &new)?;
         fs::rename(&new, &dirs.upper).at("rename to", &dirs.upper)?;
     }
     // A volatile mount that was not unmounted leaves a mark there, and the kernel refuses the next one.
@@ -141,25 +254,8 @@ pub(crate) fn prepare(
     Ok(rootfs)
 }
 
-/// The upper directory is the root that the container sees: it has the owner and mode of the topmost layer's.
-fn copy_root_attributes(lowers: &[PathBuf], upper: &Path) -> Result<(), FileError> {
-    use rustix::fs::{Gid, Mode, Uid};
-    let (mode, owner) = match lowers.last() {
-        None => (Mode::from_raw_mode(0o755), None),
-        Some(lower) => {
-            let stat = rustix::fs::stat(lower).at("stat", lower)?;
-            let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-            (Mode::from_raw_mode(stat.st_mode & 0o7777), Some(owner))
-        }
-    };
-    if let Some((uid, gid)) = owner {
-        rustix::fs::chown(upper, Some(uid), Some(gid)).at("chown", upper)?;
-    }
-    rustix::fs::chmod(upper, mode).at("chmod", upper)
-}
-
 /// Unmounts and removes the directories; what is not there (any more) is fine.
-pub(crate) fn remove(dir: &Path) -> Result<(), SnapshotError> {
+fn remove_from(dir: &Path) -> Result<(), SnapshotError> {
     let dirs = Directories::of(dir);
     unmount_all(&dirs.rootfs)?;
     for path in [
@@ -172,126 +268,4 @@ pub(crate) fn remove(dir: &Path) -> Result<(), SnapshotError> {
         files::remove_all(path)?;
     }
     Ok(())
-}
-
-/// Unmounts whatever is mounted on `path`; files still open keep working, as the mount is detached.
-pub(crate) fn unmount_all(path: &Path) -> Result<(), SnapshotError> {
-    loop {
-        match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-            Ok(()) => {}
-            // Not a mount point, or nothing there.
-            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
-            Err(err) => return Err(err).at("unmount", path)?,
-        }
-    }
-}
-
-fn is_mount_point(path: &Path) -> Result<bool, FileError> {
-    let stat = rustix::fs::statx(
-        CWD,
-        path,
-        AtFlags::SYMLINK_NOFOLLOW,
-        StatxFlags::BASIC_STATS,
-    )
-    .at("stat", path)?;
-    Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
-}
-
-/// One mount, through the mount API where the kernel has all of it, else through mount(2).
-fn mount_overlay(dirs: &Directories, lowers: &[PathBuf]) -> Result<(), SnapshotError> {
-    let failed = |step: &str, source: Errno| SnapshotError::Mount {
-        path: dirs.rootfs.clone(),
-        step: step.to_owned(),
-        source: source.into(),
-    };
-    // An image without layers: overlayfs demands one.
-    let empty;
-    let lowers = if lowers.is_empty() {
-        empty = [dirs.empty.clone()];
-        files::make_private_dir(&empty[0])?;
-        &empty[..]
-    } else {
-        lowers
-    };
-    // Descriptors give layers short names: 128 of them fit where paths of 130 bytes would not.
-    let mut open = Vec::new();
-    let mut short = |path: &Path| -> Result<String, FileError> {
-        let fd: OwnedFd = File::open(path).at("open", path)?.into();
-        let name = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        open.push(fd);
-        Ok(name)
-    };
-    let mut value = |path: &Path| -> Result<String, FileError> {
-        match path.to_str() {
-            Some(text) if text.len() <= FSCONFIG_MAX && is_plain(text) => Ok(text.to_owned()),
-            _ => short(path),
-        }
-    };
-    let upper = value(&dirs.upper)?;
-    let work = value(&dirs.work)?;
-
-    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
-        .map_err(|err| failed("fsopen(overlay)", err))?;
-    let set = |key: &str, value: &str| {
-        fsconfig_set_string(&context, key, value)
-            .map_err(|err| failed(&format!("fsconfig({key}={value})"), err))
-    };
-    set("source", "knarr")?;
-    for lower in lowers.iter().rev() {
-        let lower = value(lower)?;
-        match fsconfig_set_string(&context, "lowerdir+", &*lower) {
-            Ok(()) => {}
-            // Before Linux 6.8 there is no such parameter.
-            Err(Errno::INVAL) => {
-                drop(context);
-                let lowers: Vec<_> = lowers
-                    .iter()
-                    .rev()
-                    .map(|lower| short(lower))
-                    .collect::<Result<_, _>>()?;
-                let upper = short(&dirs.upper)?;
-                let work = short(&dirs.work)?;
-                let options = format!(
-                    "lowerdir={},upperdir={upper},workdir={work},index=off,volatile",
-                    lowers.join(":")
-                );
-                let options = std::ffi::CString::new(options).expect("no NUL in what we made");
-                return mount(
-                    "knarr",
-                    &dirs.rootfs,
-                    "overlay",
-                    MountFlags::empty(),
-                    options.as_c_str(),
-                )
-                .map_err(|err| failed("mount(2)", err));
-            }
-            Err(err) => return Err(failed(&format!("fsconfig(lowerdir+={lower})"), err)),
-        }
-    }
-    set("upperdir", &upper)?;
-    set("workdir", &work)?;
-    // Layers are shared between mounts, which the inode index does not allow.
-    set("index", "off")?;
-    // No sync of the whole disk when a container ends: after a power loss its root is made anew anyway.
-    fsconfig_set_flag(&context, "volatile").map_err(|err| failed("fsconfig(volatile)", err))?;
-    fsconfig_create(&context).map_err(|err| failed("fsconfig(create)", err))?;
-    let mounted = fsmount(
-        &context,
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::empty(),
-    )
-    .map_err(|err| failed("fsmount", err))?;
-    move_mount(
-        &mounted,
-        "",
-        CWD,
-        &dirs.rootfs,
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )
-    .map_err(|err| failed("move_mount", err))
-}
-
-/// Whether overlayfs takes the text as it stands: it splits and unescapes some of its parameters.
-fn is_plain(path: &str) -> bool {
-    !path.contains([':', ',', '\\'])
 }

@@ -57,6 +57,7 @@ impl Writer {
             source,
         };
         if path.as_os_str().is_empty() {
+            self.tree.is_explicit(&path);
             let root = self.tree.root();
             // The descriptor of the root is O_PATH; this one is for attributes.
             let dir = File::from(

@@ -44,7 +44,8 @@ impl Tree {
     pub(super) fn new(root: OwnedFd) -> Self {
         Self {
             root: Rc::new(root),
-            implicit: BTreeSet::new(),
+            // The root, too, until its entry comes.
+            implicit: BTreeSet::from([PathBuf::new()]),
             last: None,
         }
     }
