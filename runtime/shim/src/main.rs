@@ -1,1 +1,25 @@
-fn main() {}
+//! `knarr-shim`: started by the engine for one pod, with its listening socket as standard input.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    let (Some(state), None) = (args.next(), args.next()) else {
+        eprintln!("usage: knarr-shim OCI-STATE-DIR (started by knarr, with a listening socket as standard input)");
+        return ExitCode::from(2);
+    };
+    match knarr_shim::serve(PathBuf::from(state)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let mut text = error.to_string();
+            let mut source = std::error::Error::source(&error);
+            while let Some(cause) = source {
+                text.push_str(&format!(": {cause}"));
+                source = cause.source();
+            }
+            eprintln!("knarr-shim: {text}");
+            ExitCode::FAILURE
+        }
+    }
+}

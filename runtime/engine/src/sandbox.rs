@@ -1,0 +1,238 @@
+//! The life of a sandbox.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use knarr_network::{PortMapping, Protocol as NetworkProtocol};
+use knarr_oci::cgroup::Group;
+use knarr_shim::protocol::Call;
+use parking_lot::Mutex;
+
+use crate::engine::{Engine, Sandbox, new_id};
+use crate::error::EngineError;
+use crate::pins::RunDir;
+use crate::record::{self, SandboxRecord};
+use crate::shim::{self, Shim, ShimError};
+use crate::spec::{SpecError, resources};
+use crate::types::{Event, LinuxResources, NamespaceMode, Protocol, SandboxConfig, SandboxId};
+
+impl Engine {
+    /// Makes a sandbox: its cgroup, namespaces, network and shim.
+    ///
+    /// # Errors
+    ///
+    /// What could not be made; the rest of it is removed again.
+    pub async fn run_sandbox(&self, config: SandboxConfig) -> Result<SandboxId, EngineError> {
+        let namespaces = config.namespaces;
+        if namespaces.pid == NamespaceMode::Pod {
+            return Err(SpecError::Unsupported { what: "a PID namespace shared by the pod (shareProcessNamespace)" }.into());
+        }
+        if namespaces.user == NamespaceMode::Pod {
+            return Err(SpecError::Unsupported { what: "a user namespace of the pod's own (hostUsers: false)" }.into());
+        }
+        let id = SandboxId(new_id());
+        let sandbox = Arc::new(Sandbox {
+            record: Mutex::new(SandboxRecord {
+                id: id.clone(),
+                config: config.clone(),
+                created_at: SystemTime::now(),
+                ips: Vec::new(),
+                complete: false,
+                stopped: false,
+            }),
+            shim: Mutex::new(None),
+            busy: tokio::sync::Mutex::new(()),
+        });
+        let busy = sandbox.busy.lock().await;
+        self.inner.save_sandbox(&sandbox)?;
+        self.inner.sandboxes.lock().insert(id.clone(), sandbox.clone());
+        let made = self.make_sandbox(&id, &sandbox, config).await;
+        drop(busy);
+        match made {
+            Ok(()) => Ok(id),
+            Err(error) => {
+                if let Err(undo) = self.remove_sandbox(&id).await {
+                    // Its record stays, so the kubelet's cleaning or the next start tries again.
+                    let undo = &undo as &dyn std::error::Error;
+                    tracing::error!(undo, sandbox = id.0, "a sandbox that failed could not be removed");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn make_sandbox(&self, id: &SandboxId, sandbox: &Sandbox, config: SandboxConfig) -> Result<(), EngineError> {
+        let run_dir = self.inner.run_dir(id);
+        let system = |what: &str, source| EngineError::System { what: what.to_owned(), source };
+        std::fs::create_dir_all(&run_dir.0).map_err(|source| system("create the sandbox's directory", source))?;
+        std::fs::create_dir_all(&config.log_directory).map_err(|source| system("create the log directory", source))?;
+
+        // The shim starts up while the namespaces and the network are made.
+        shim::start(&self.inner.config.shim, &run_dir.socket(), &self.inner.oci_dir(), &run_dir.shim_log())?;
+        let cgroups = self.set_cgroup(&config.cgroup_parent, config.resources.clone());
+        let pins = {
+            let (run_dir, config) = (run_dir.clone(), config.clone());
+            async move { blocking(move || run_dir.make(&config)).await.map_err(EngineError::from) }
+        };
+        let network = self.attach_network(id, &run_dir, &config);
+        let socket = run_dir.socket();
+        let connect = Shim::connect(&socket, id.clone(), self.inner.notices.clone());
+        let (cgroups, pins, network, shim) = tokio::join!(cgroups, pins, network, connect);
+        // All four have ended, so that what failed leaves nothing in flight behind.
+        *sandbox.shim.lock() = Some(shim?);
+        cgroups?;
+        pins?;
+        let ips = network?;
+        {
+            let mut record = sandbox.record.lock();
+            record.ips = ips;
+            record.complete = true;
+        }
+        self.inner.save_sandbox(sandbox)
+    }
+
+    async fn attach_network(
+        &self,
+        id: &SandboxId,
+        run_dir: &RunDir,
+        config: &SandboxConfig,
+    ) -> Result<crate::engine::Addresses, EngineError> {
+        if config.namespaces.network == NamespaceMode::Node {
+            return Ok(Vec::new());
+        }
+        let network = self.inner.network.read().await.clone().ok_or(EngineError::NetworkNotReady)?;
+        let ports: Vec<PortMapping> = config
+            .port_mappings
+            .iter()
+            .map(|mapping| PortMapping {
+                protocol: match mapping.protocol {
+                    Protocol::Tcp => NetworkProtocol::Tcp,
+                    Protocol::Udp => NetworkProtocol::Udp,
+                    Protocol::Sctp => NetworkProtocol::Sctp,
+                },
+                container_port: mapping.container_port,
+                host_port: mapping.host_port,
+                host_ip: mapping.host_ip,
+            })
+            .collect();
+        let attached = network.attach(&id.0, &run_dir.netns(), &ports).await;
+        Ok(attached.map_err(|source| EngineError::Attach { id: id.0.clone(), source })?.ips)
+    }
+
+    /// Stops a sandbox: kills what runs in it and takes its network away. Stopping twice is fine.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`, or what could not be stopped.
+    pub async fn stop_sandbox(&self, id: &SandboxId) -> Result<(), EngineError> {
+        let sandbox = self.sandbox(id)?;
+        let _busy = sandbox.busy.lock().await;
+        self.stop_made_sandbox(id, &sandbox).await
+    }
+
+    async fn stop_made_sandbox(&self, id: &SandboxId, sandbox: &Sandbox) -> Result<(), EngineError> {
+        let was_stopped = std::mem::replace(&mut sandbox.record.lock().stopped, true);
+        self.inner.save_sandbox(sandbox)?;
+        for container in self.containers_of(id) {
+            let container = container.record.lock().id.clone();
+            self.stop_container(&container, Duration::ZERO).await?;
+        }
+        let host_network = sandbox.record.lock().config.namespaces.network == NamespaceMode::Node;
+        if !host_network && let Some(network) = self.inner.network.read().await.clone() {
+            network.detach(&id.0).await.map_err(|source| EngineError::Detach { id: id.0.clone(), source })?;
+        }
+        if !was_stopped {
+            let pod_uid = sandbox.record.lock().config.uid.clone();
+            // Nobody listening is fine.
+            let _ = self.inner.events.send(Event::SandboxStopped { sandbox_id: id.clone(), pod_uid });
+        }
+        Ok(())
+    }
+
+    /// Removes a sandbox with its containers, its cgroup and all that was made for it. One that is not there is fine.
+    ///
+    /// # Errors
+    ///
+    /// What could not be removed; its record stays, so that it can be tried again.
+    pub async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), EngineError> {
+        let Ok(sandbox) = self.sandbox(id) else { return Ok(()) };
+        let _busy = sandbox.busy.lock().await;
+        self.stop_made_sandbox(id, &sandbox).await?;
+        for container in self.containers_of(id) {
+            let container = container.record.lock().id.clone();
+            self.remove_container(&container).await?;
+        }
+        let shim = sandbox.shim.lock().take();
+        if let Some(shim) = shim {
+            match shim.call(Call::Shutdown).await {
+                Ok(_) | Err(ShimError::Gone | ShimError::Send { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let run_dir = self.inner.run_dir(id);
+        let cgroup = sandbox.record.lock().config.cgroup_parent.clone();
+        let inner = self.inner.clone();
+        blocking(move || -> Result<(), EngineError> {
+            run_dir.unmount()?;
+            if !cgroup.is_empty() {
+                let failed = |source| EngineError::Cgroup { path: cgroup.clone(), source };
+                let group = Group::open(&inner.cgroups, Path::new(&cgroup)).map_err(failed)?;
+                // All of it is ours to remove, though an earlier start of this program may have made it.
+                let mut record = group.record().clone();
+                record.made = record.directories.values().cloned().collect();
+                Group::from_record(record).remove().map_err(failed)?;
+            }
+            Ok(record::remove(&run_dir.0)?)
+        })
+        .await?;
+        record::remove(&self.inner.sandbox_dir(id))?;
+        self.inner.sandboxes.lock().remove(id);
+        Ok(())
+    }
+
+    /// Makes a cgroup with these limits, or gives it these limits: a pod's, or one of the kubelet's QoS groups.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub async fn set_cgroup(&self, path: &str, limits: LinuxResources) -> Result<(), EngineError> {
+        if path.is_empty() {
+            return Ok(());
+        }
+        let path = path.to_owned();
+        let inner = self.inner.clone();
+        blocking(move || {
+            let limits = serde_json::from_value(resources(&limits, Vec::new()))
+                .expect("limits are always a valid part of a specification");
+            Group::create(&inner.cgroups, Path::new(&path), Some(&limits))
+                .and_then(|mut group| group.apply(&inner.cgroups, &limits))
+                .map_err(|source| EngineError::Cgroup { path, source })
+        })
+        .await
+    }
+
+    /// A sandbox's shim ended though nobody told it to.
+    pub(crate) async fn lost_shim(&self, id: &SandboxId) {
+        let Ok(sandbox) = self.sandbox(id) else { return };
+        // Whoever removes the sandbox has taken the shim out already.
+        if sandbox.shim.lock().take().is_none() {
+            return;
+        }
+        tracing::error!(sandbox = id.0, "the shim is gone; its containers are ended");
+        for container in self.containers_of(id) {
+            let id = container.record.lock().id.clone();
+            self.end_abandoned(&id).await;
+        }
+        let pod_uid = sandbox.record.lock().config.uid.clone();
+        let _ = self.inner.events.send(Event::SandboxStopped { sandbox_id: id.clone(), pod_uid });
+    }
+}
+
+/// Runs what blocks on a thread of its own kind.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
