@@ -25,6 +25,8 @@ use crate::writer::Written;
 
 /// How long a pod whose sandbox or volumes failed waits for its next try.
 const SANDBOX_RETRY: Duration = Duration::from_secs(2);
+/// How long a status write may take before the pod goes on without it.
+const LAST_WRITE: Duration = Duration::from_secs(5);
 /// How long a container that could not be configured or made waits, if nothing that it refers to changes.
 const CREATE_RETRY: Duration = Duration::from_secs(10);
 
@@ -151,7 +153,12 @@ impl Worker {
                 let (ctx, pod, observed) = (self.ctx.clone(), self.pod.clone(), observed.clone());
                 self.jobs.spawn(async move {
                     let stop = kill::pod(&ctx, &pod, &observed, grace);
-                    Done::Killed(token.run_until_cancelled(stop).await)
+                    let result = token.run_until_cancelled(stop).await;
+                    if matches!(result, Some(Err(_))) {
+                        // What failed is tried again, but not at once.
+                        tokio::time::sleep(SANDBOX_RETRY).await;
+                    }
+                    Done::Killed(result)
                 });
                 false
             }
@@ -195,6 +202,16 @@ impl Worker {
     fn back_off(&mut self, container: &str, waiting: Waiting, event: String) {
         let remembered = self.memory.container_mut(container);
         if remembered.waiting.as_ref() != Some(&waiting) {
+            if waiting.reason == "ImagePullBackOff" {
+                let message = format!("Error: {}", waiting.reason);
+                self.ctx.events.pod(
+                    &self.pod,
+                    Some(container),
+                    Severity::Warning,
+                    "Failed",
+                    message,
+                );
+            }
             remembered.waiting = Some(waiting);
             self.ctx.events.pod(
                 &self.pod,
@@ -445,12 +462,21 @@ impl Worker {
 
     /// Publishes the last status, gives everything back, deletes the object.
     async fn clean_up(&mut self, observed: &Observed) {
-        // What is under way would be overtaken by the last word.
-        while let Some(done) = self.jobs.join_next().await {
-            if let Ok(done) = done {
-                self.finish(done);
+        // A status that is being written must not overtake the last one; hooks and the like need no waiting for.
+        let rest = async {
+            while self.writer.writing() {
+                match self.jobs.join_next().await {
+                    Some(Ok(done)) => self.finish(done),
+                    Some(Err(error)) => {
+                        tracing::error!(pod = %self.key, %error, "a job of the pod failed")
+                    }
+                    None => break,
+                }
             }
-        }
+        };
+        let _late = tokio::time::timeout(LAST_WRITE, rest).await;
+        self.jobs.shutdown().await;
+        self.writer.abandon();
         if !self.gone && !pod::is_terminal(&self.pod) {
             let status = self.status(observed);
             self.writer.want(status, true);

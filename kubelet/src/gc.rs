@@ -78,8 +78,8 @@ pub(crate) async fn images(ctx: Arc<Ctx>) {
 /// How full the node's disk is, in percent.
 fn used_percent(path: &Path) -> Option<u64> {
     let stat = nix::sys::statvfs::statvfs(path).ok()?;
-    let total = stat.blocks() as u64;
-    (total > 0).then(|| 100 - 100 * stat.blocks_available() as u64 / total)
+    let total = stat.blocks();
+    (total > 0).then(|| 100 - 100 * stat.blocks_available() / total)
 }
 
 async fn collect(

@@ -1,4 +1,36 @@
-//! The node agent: runs the pods that the API assigns to its node.
+//! The node agent: runs the pods that the API assigns to its node, on knarr's own engine.
+//!
+//! ```text
+//!   API ──watch──> manager ──one task per pod──> worker:  observe ─> plan ─> act ─> publish status
+//!                                                  ^            (pure)        │
+//!   engine events, probes, changed ConfigMaps ─────┘                          └──> engine, volumes, hooks
+//!   API server ──HTTPS :10250──> server: logs, exec, attach, port-forward, metrics
+//! ```
+//!
+//! * A pod's task remembers little (`plan` decides from what the engine has), so an agent that starts anew takes over what
+//!   runs: the engine's sandboxes carry the pod's UID. Pods that the API no longer has are stopped.
+//! * The API object of a pod goes only when its containers, volumes and logs are gone from the node.
+//! * At most one status write per pod is under way; only the newest waits.
+//!
+//! # The node's server
+//!
+//! The API server calls `https://<node's InternalIP>:<status.daemonEndpoints.kubeletEndpoint.Port>` with its client
+//! certificate (CN `kube-apiserver-kubelet-client`, see [`KubeletConfig::api_server_user`]), which may use everything.
+//! Anybody else needs a client certificate of the cluster's CA or a bearer token (`TokenReview`), and is asked for by a
+//! `SubjectAccessReview` for `nodes/{proxy,stats,metrics,log,pods,healthz,configz}`.
+//!
+//! * `GET /containerLogs/<namespace>/<pod>/<container>` with `follow`, `previous`, `timestamps`, `tailLines`,
+//!   `sinceSeconds`, `sinceTime`, `limitBytes`, `stream`.
+//! * `/exec/<namespace>/<pod>/<container>?command=…` and `/attach/<namespace>/<pod>/<container>` with `input`, `output`,
+//!   `error`, `tty` (or `stdin`, `stdout`, `stderr`), upgraded to a WebSocket (`v5.channel.k8s.io`, `v4.channel.k8s.io`) or
+//!   to SPDY/3.1.
+//! * `/portForward/<namespace>/<pod>`, upgraded to SPDY/3.1 or to a WebSocket that carries it
+//!   (`SPDY/3.1+portforward.k8s.io`).
+//!
+//! Absent on purpose: static pods, eviction, device plugins, volumes that need a driver.
+//!
+//! Reading order: [`run`], `manager`, `worker`, `plan`, `act`, `start`, `status`; then `volumes`, `probe`, `server`,
+//! `node`, [`bootstrap`].
 
 mod act;
 mod bootstrap;

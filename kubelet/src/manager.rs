@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::ctx::Ctx;
+use crate::resources;
 use crate::runtime::{RuntimeError, chain};
 use crate::sandbox::label;
 use crate::worker::{Input, Start, Worker};
@@ -44,8 +45,11 @@ impl Pods {
     }
 }
 
-/// How a pod's task is told of changes.
-type Handle = watch::Sender<Input>;
+/// How a pod's task is told of changes, and what the pod adds to the groups above it.
+struct Handle {
+    input: watch::Sender<Input>,
+    burstable_milli_cpu: i64,
+}
 
 /// What the runtime already has of one pod.
 #[derive(Default)]
@@ -60,6 +64,9 @@ struct Manager {
     handles: HashMap<String, Handle>,
     tasks: JoinSet<String>,
     existing: HashMap<String, Existing>,
+    /// What the burstable pods ask for together, and what their group was last told.
+    burstable_milli_cpu: i64,
+    told_milli_cpu: i64,
 }
 
 /// Why the node's pods cannot be run.
@@ -87,6 +94,8 @@ pub(crate) async fn run(
         pods,
         handles: HashMap::new(),
         tasks: JoinSet::new(),
+        burstable_milli_cpu: 0,
+        told_milli_cpu: 0,
     };
     drop((sandboxes, containers));
     let config =
@@ -130,12 +139,15 @@ pub(crate) async fn run(
             event = events.recv() => manager.event(event),
             Some(ended) = manager.tasks.join_next(), if !manager.tasks.is_empty() => match ended {
                 Ok(uid) => {
-                    manager.handles.remove(&uid);
+                    if let Some(handle) = manager.handles.remove(&uid) {
+                        manager.burstable_milli_cpu -= handle.burstable_milli_cpu;
+                    }
                     manager.pods.0.write().remove(&uid);
                 }
                 Err(error) => tracing::error!(%error, "a pod's task failed"),
             },
         }
+        manager.tell_group().await;
     }
     manager.tasks.shutdown().await;
     if ctx.config.kill_pods_on_exit {
@@ -153,7 +165,7 @@ impl Manager {
         };
         let pod = Arc::new(pod);
         self.pods.0.write().insert(uid, pod.clone());
-        handle.send_replace(Input { pod, gone: false });
+        handle.input.send_replace(Input { pod, gone: false });
     }
 
     fn spawn(&mut self, pod: Pod, gone: bool) {
@@ -174,17 +186,45 @@ impl Manager {
             sandboxes,
             containers,
         });
-        self.pods.0.write().insert(uid.clone(), pod);
-        self.handles.insert(uid.clone(), input);
+        self.pods.0.write().insert(uid.clone(), pod.clone());
+        let burstable_milli_cpu = if resources::qos(&pod) == resources::Qos::Burstable {
+            resources::pod_cpu_request(&pod)
+        } else {
+            0
+        };
+        self.burstable_milli_cpu += burstable_milli_cpu;
+        self.handles.insert(
+            uid.clone(),
+            Handle {
+                input,
+                burstable_milli_cpu,
+            },
+        );
         self.tasks.spawn(async move {
             worker.run().await;
             uid
         });
     }
 
+    /// Lets the burstable pods' group have as many shares as its pods ask for.
+    async fn tell_group(&mut self) {
+        if self.burstable_milli_cpu == self.told_milli_cpu {
+            return;
+        }
+        self.told_milli_cpu = self.burstable_milli_cpu;
+        let (path, limits) = resources::burstable_group(self.burstable_milli_cpu);
+        if let Err(error) = self.ctx.runtime.set_cgroup(path, limits).await {
+            tracing::warn!(
+                path,
+                error = chain(&error),
+                "set the shares of the burstable pods"
+            );
+        }
+    }
+
     fn gone(&mut self, uid: &str) {
         if let Some(handle) = self.handles.get(uid) {
-            handle.send_modify(|input| input.gone = true);
+            handle.input.send_modify(|input| input.gone = true);
         }
     }
 
@@ -198,13 +238,13 @@ impl Manager {
             // Events were missed: everyone looks for himself.
             Err(_) => {
                 for handle in self.handles.values() {
-                    handle.send_modify(|_| {});
+                    handle.input.send_modify(|_| {});
                 }
                 return;
             }
         };
         if let Some(handle) = self.handles.get(uid) {
-            handle.send_modify(|_| {});
+            handle.input.send_modify(|_| {});
         }
     }
 }

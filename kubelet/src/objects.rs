@@ -143,7 +143,10 @@ async fn follow(
     readers: Arc<Mutex<HashMap<String, Arc<Notify>>>>,
 ) {
     let publish = |content: Content| {
-        sender.send_replace(content);
+        // Whoever waits for the first word gets it without being woken.
+        if matches!(sender.send_replace(content), Content::Pending) {
+            return;
+        }
         for wake in readers.lock().values() {
             wake.notify_one();
         }

@@ -200,20 +200,28 @@ pub(crate) fn pod_cpu_request(pod: &Pod) -> i64 {
     .unwrap_or(0)
 }
 
-/// The resources of the QoS groups above the pods, by path.
-pub(crate) fn qos_groups(
-    capacity_milli_cpu: i64,
-    burstable_milli_cpu: i64,
-) -> [(&'static str, LinuxResources); 3] {
-    let group = |milli: i64| LinuxResources {
-        cpu_shares: Some(shares(milli)),
-        ..LinuxResources::default()
-    };
+fn group(path: &'static str, milli_cpu: i64) -> (&'static str, LinuxResources) {
+    (
+        path,
+        LinuxResources {
+            cpu_shares: Some(shares(milli_cpu)),
+            ..LinuxResources::default()
+        },
+    )
+}
+
+/// The groups above the pods, while there are no pods yet.
+pub(crate) fn qos_groups(capacity_milli_cpu: i64) -> [(&'static str, LinuxResources); 3] {
     [
-        ("kubepods", group(capacity_milli_cpu)),
-        ("kubepods/burstable", group(burstable_milli_cpu)),
-        ("kubepods/besteffort", group(0)),
+        group("kubepods", capacity_milli_cpu),
+        burstable_group(0),
+        group("kubepods/besteffort", 0),
     ]
+}
+
+/// The group of the burstable pods, for what they ask for together.
+pub(crate) fn burstable_group(milli_cpu: i64) -> (&'static str, LinuxResources) {
+    group("kubepods/burstable", milli_cpu)
 }
 
 #[cfg(test)]

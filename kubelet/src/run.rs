@@ -127,7 +127,7 @@ pub(crate) async fn run_on(
     });
     let work = async {
         let milli_cpus = i64::try_from(ctx.machine.cpus * 1000).unwrap_or(i64::MAX);
-        for (path, limits) in resources::qos_groups(milli_cpus, 0) {
+        for (path, limits) in resources::qos_groups(milli_cpus) {
             let failed = |source: RuntimeError| RunError::Runtime {
                 what: "make the cgroups of the quality of service classes",
                 source: Box::new(source),

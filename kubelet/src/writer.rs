@@ -66,6 +66,16 @@ impl StatusWriter {
         !self.writing && self.wanted == self.sent
     }
 
+    /// Whether a write is under way.
+    pub(crate) fn writing(&self) -> bool {
+        self.writing
+    }
+
+    /// Forgets a write whose end nobody will hear of.
+    pub(crate) fn abandon(&mut self) {
+        self.writing = false;
+    }
+
     /// When to call [`next`](Self::next) again.
     pub(crate) fn wake_at(&self) -> Option<Instant> {
         if self.writing || self.wanted == self.sent {

@@ -157,8 +157,8 @@ pub(crate) fn disk(path: &Path) -> (u64, u64) {
         .find(|p| p.exists())
         .unwrap_or(Path::new("/"));
     nix::sys::statvfs::statvfs(existing).map_or((0, 0), |s| {
-        let unit = s.fragment_size() as u64;
-        (s.blocks() as u64 * unit, s.blocks_available() as u64 * unit)
+        let unit = s.fragment_size();
+        (s.blocks() * unit, s.blocks_available() * unit)
     })
 }
 

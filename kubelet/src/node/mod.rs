@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::api::core::v1::{Node, NodeSpec};
+use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -82,19 +82,25 @@ async fn try_register(ctx: &Ctx) -> Result<String, kube::Error> {
     };
     // What a server does not take at creation, and what an earlier life of the node left, is written now.
     let merged = status::build(ctx, known.status.as_ref(), &[]).await;
-    write_status(&ctx.client, name, &merged).await?;
+    write_status(&ctx.client, name, known.status.as_ref(), &merged).await?;
     Ok(known.metadata.uid.unwrap_or_default())
 }
 
 async fn write_status(
     client: &Client,
     name: &str,
-    status: &k8s_openapi::api::core::v1::NodeStatus,
+    previous: Option<&NodeStatus>,
+    status: &NodeStatus,
 ) -> Result<(), kube::Error> {
     let api: Api<Node> = Api::all(client.clone());
     let mut value = serde_json::to_value(status).map_err(kube::Error::SerdeError)?;
     // Merged by type otherwise, so that an address of an earlier life would stay.
-    if let Some(addresses) = value.get_mut("addresses").and_then(|a| a.as_array_mut()) {
+    let moved = previous.is_some_and(|old| old.addresses != status.addresses);
+    if let Some(addresses) = value
+        .get_mut("addresses")
+        .and_then(|a| a.as_array_mut())
+        .filter(|_| moved)
+    {
         addresses.push(json!({"$patch": "replace"}));
     }
     let patch = Patch::Strategic(json!({"status": value}));
@@ -135,7 +141,7 @@ pub(crate) async fn report(
     changed: Arc<tokio::sync::Notify>,
     network_ready: tokio::sync::watch::Receiver<bool>,
 ) {
-    let mut written: Option<k8s_openapi::api::core::v1::NodeStatus> = None;
+    let mut written: Option<NodeStatus> = None;
     let mut written_at = tokio::time::Instant::now();
     let mut network_ready = network_ready;
     loop {
@@ -153,7 +159,14 @@ pub(crate) async fn report(
                 .as_ref()
                 .is_none_or(|old| status::differs(old, &status))
         {
-            match write_status(&ctx.client, &ctx.config.node_name, &status).await {
+            match write_status(
+                &ctx.client,
+                &ctx.config.node_name,
+                written.as_ref(),
+                &status,
+            )
+            .await
+            {
                 Ok(()) => {
                     written = Some(status);
                     written_at = tokio::time::Instant::now();

@@ -86,11 +86,7 @@ async fn tunnel(socket: WebSocket, runtime: Arc<dyn Runtime>, sandbox: SandboxId
     let inwards = async move {
         while let Some(Ok(message)) = stream.next().await {
             match message {
-                Message::Binary(data) => {
-                    if far_writer.write_all(&data).await.is_err() {
-                        break;
-                    }
-                }
+                Message::Binary(data) if far_writer.write_all(&data).await.is_err() => break,
                 Message::Close(_) => break,
                 _ => {}
             }
