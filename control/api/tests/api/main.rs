@@ -1,0 +1,11 @@
+//! The API server in a process of its own making: a real store in a temporary directory, requests through the in-process
+//! service or over TLS.
+
+mod auth;
+mod crud;
+mod deletion;
+mod lists;
+mod services;
+mod support;
+mod watches;
+mod wire;
