@@ -17,4 +17,4 @@ mod run;
 mod serve;
 mod zone;
 
-pub use run::{DnsConfig, DnsError, run};
+pub use run::{DnsConfig, DnsError, cleanup, run};

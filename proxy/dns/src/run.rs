@@ -12,12 +12,16 @@ use hickory_server::proto::ProtoError;
 use hickory_server::proto::rr::Name;
 use ipnet::IpNet;
 use knarr_proxy::Feed;
+use netlink_packet_route::address::{AddressMessage, AddressScope};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio_util::sync::CancellationToken;
 
 use crate::forward::Forwarder;
 use crate::serve::Handler;
 use crate::zone::Zone;
+
+/// The index of the loopback interface: it is a namespace's first.
+const LO: u32 = 1;
 
 /// How long a TCP client may be silent.
 const TCP_SILENCE: Duration = Duration::from_secs(10);
@@ -78,6 +82,14 @@ pub enum DnsError {
         /// The cause.
         source: rtnetlink::Error,
     },
+    /// The address could not be taken from the loopback interface.
+    #[error("remove {address} from lo")]
+    Remove {
+        /// The address.
+        address: IpAddr,
+        /// The cause.
+        source: rtnetlink::Error,
+    },
     /// The port could not be opened.
     #[error("listen on {address}")]
     Listen {
@@ -133,6 +145,25 @@ pub async fn run(feed: Feed, config: DnsConfig, stop: CancellationToken) -> Resu
     }
 }
 
+/// Takes the address from the loopback interface, when no container needs it any more.
+///
+/// # Errors
+///
+/// If the kernel refuses.
+pub async fn cleanup(address: IpAddr) -> Result<(), DnsError> {
+    let (connection, netlink, _) = rtnetlink::new_connection().map_err(DnsError::Netlink)?;
+    let connection = tokio::spawn(connection);
+    let outcome = async {
+        match find_address(&netlink, address).await? {
+            Some(message) => netlink.address().del(message).execute().await,
+            None => Ok(()),
+        }
+    }
+    .await;
+    connection.abort();
+    outcome.map_err(|source| DnsError::Remove { address, source })
+}
+
 async fn serve(config: &DnsConfig, handler: &Handler) {
     loop {
         match listen(config).await {
@@ -171,26 +202,30 @@ async fn listen(config: &DnsConfig) -> Result<(UdpSocket, TcpListener), DnsError
 async fn add_address(address: IpAddr) -> Result<(), DnsError> {
     let (connection, netlink, _) = rtnetlink::new_connection().map_err(DnsError::Netlink)?;
     let connection = tokio::spawn(connection);
-    let failed = |source| DnsError::Address { address, source };
-    // The loopback interface is a namespace's first.
-    let lo = 1;
-    let mut there = netlink
+    let outcome = async {
+        if find_address(&netlink, address).await?.is_some() {
+            return Ok(());
+        }
+        let prefix = if address.is_ipv4() { 32 } else { 128 };
+        let mut request = netlink.address().add(LO, address, prefix);
+        // Scope host: never chosen as the source of connections to other machines.
+        request.message_mut().header.scope = AddressScope::Host;
+        request.execute().await
+    }
+    .await;
+    connection.abort();
+    outcome.map_err(|source| DnsError::Address { address, source })
+}
+
+async fn find_address(
+    netlink: &rtnetlink::Handle,
+    address: IpAddr,
+) -> Result<Option<AddressMessage>, rtnetlink::Error> {
+    let mut found = netlink
         .address()
         .get()
-        .set_link_index_filter(lo)
+        .set_link_index_filter(LO)
         .set_address_filter(address)
         .execute();
-    let outcome = match there.try_next().await {
-        Ok(Some(_)) => Ok(()),
-        Ok(None) => {
-            let prefix = if address.is_ipv4() { 32 } else { 128 };
-            let mut request = netlink.address().add(lo, address, prefix);
-            // Scope host: never chosen as the source of connections to other machines.
-            request.message_mut().header.scope = netlink_packet_route::address::AddressScope::Host;
-            request.execute().await
-        }
-        Err(error) => Err(error),
-    };
-    connection.abort();
-    outcome.map_err(failed)
+    found.try_next().await
 }

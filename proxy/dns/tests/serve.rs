@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use hickory_server::proto::op::{Edns, Message, MessageType, Query, ResponseCode};
 use hickory_server::proto::rr::rdata::A;
 use hickory_server::proto::rr::{Name, RData, Record, RecordType};
-use knarr_dns::{DnsConfig, run};
+use knarr_dns::{DnsConfig, cleanup, run};
 use knarr_network::{Network, NetworkConfig, run_in};
 use knarr_proxy::objects::{Service, ServiceKey, Slice, SliceEndpoint, TrafficPolicy};
 use knarr_proxy::{Feed, ProxyConfig};
@@ -316,7 +316,7 @@ fn without_name_servers_other_names_fail_at_once_and_loops_are_impossible() {
 }
 
 #[test]
-fn a_restart_takes_the_address_again() {
+fn a_restart_takes_the_address_again_and_cleanup_gives_it_back() {
     with_dns("", async |feed| {
         let stop = CancellationToken::new();
         let mut config = DnsConfig::new("10.43.0.10".parse().unwrap(), "cluster.local");
@@ -332,6 +332,11 @@ fn a_restart_takes_the_address_again() {
         }
         stop.cancel();
         second.await.unwrap().unwrap();
+        let address = "10.43.0.10".parse().unwrap();
+        for _ in 0..2 {
+            cleanup(address).await.unwrap();
+            assert!(!sh("ip addr show dev lo").contains("10.43.0.10"));
+        }
     });
 }
 
@@ -373,6 +378,6 @@ fn a_pod_asks_the_node_beside_the_service_proxy() {
         );
         stop.cancel();
         proxy.await.unwrap().unwrap();
-        network.remove().await.unwrap();
+        network.detach("pod").await.unwrap();
     });
 }

@@ -172,18 +172,14 @@ impl Kernel {
             batch.send(&self.netfilter)?;
             self.chains.extend(new_chains);
         }
-        if !changes.stale.is_empty() {
-            self.forget(changes)?;
+        if changes.stale_memories {
+            self.forget_memories()?;
         }
-        Ok(())
+        self.forget_flows(changes)
     }
 
-    /// Makes clients and flows forget endpoints that they may no longer have.
-    fn forget(&self, changes: &Changes) -> Result<(), KernelError> {
-        let read = |what: &str| {
-            let what = what.to_owned();
-            move |source| KernelError::Read { what, source }
-        };
+    /// Makes clients forget endpoints that they may no longer have.
+    fn forget_memories(&self) -> Result<(), KernelError> {
         for family in [Family::V4, Family::V6] {
             if !self
                 .chains
@@ -217,6 +213,11 @@ impl Kernel {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Makes the kernel forget UDP flows that lead to endpoints which are no more.
+    fn forget_flows(&self, changes: &Changes) -> Result<(), KernelError> {
         let udp: BTreeSet<_> = changes
             .stale
             .iter()
@@ -226,7 +227,12 @@ impl Kernel {
         if udp.is_empty() {
             return Ok(());
         }
-        conntrack::forget(&self.netfilter, &udp, &self.ruleset).map_err(read("tracked connections"))
+        conntrack::forget(&self.netfilter, &udp, &self.ruleset).map_err(|source| {
+            KernelError::Read {
+                what: "tracked connections".to_owned(),
+                source,
+            }
+        })
     }
 }
 

@@ -8,6 +8,8 @@ use std::io;
 use std::os::fd::AsFd;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 
 const NLM_F_REQUEST: u16 = 1;
@@ -33,6 +35,9 @@ pub const INET: u8 = 1;
 pub const SUBSYS_NFTABLES: u16 = 10;
 /// Connection tracking among them.
 pub const SUBSYS_CONNTRACK: u16 = 1;
+
+/// How long, in milliseconds, the kernel has to answer: it does while it is asked.
+const PATIENCE: u16 = 5000;
 
 /// A buffer of netlink messages.
 #[derive(Debug, Default)]
@@ -200,6 +205,7 @@ impl Netfilter {
         let mut failed = None;
         let mut done = false;
         while !done {
+            self.wait()?;
             // The kernel fills one buffer at a time, each when we have read the one before.
             self.receive(|message| {
                 match message.kind {
@@ -215,6 +221,17 @@ impl Netfilter {
             })?;
         }
         failed.map_or(Ok(()), Err)
+    }
+
+    /// Waits until there is something to read.
+    fn wait(&self) -> io::Result<()> {
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::from(PATIENCE)) {
+            Ok(0) => Err(io::ErrorKind::TimedOut.into()),
+            // An interruption is as good as a message: there will be another look.
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Reads messages until there are no more, or `each` has had enough.

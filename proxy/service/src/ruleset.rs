@@ -308,8 +308,10 @@ impl Memory {
 pub struct Changes {
     /// For each element what it was and what it is to be.
     elements: HashMap<(Map, Bytes), (Option<Data>, Option<Data>)>,
-    /// Frontends that lost an endpoint, or their ways: connections and memories of them may be stale.
+    /// Frontends that are new, or gone, or lost an endpoint: flows to them may be stale.
     pub stale: BTreeSet<Frontend>,
+    /// Whether clients may remember an endpoint that they may no longer have.
+    pub stale_memories: bool,
 }
 
 impl Changes {
@@ -378,7 +380,10 @@ impl Ruleset {
     /// Takes over what the kernel's maps hold. What makes no sense in there is to be removed: that is in the changes.
     pub fn adopt(elements: impl IntoIterator<Item = (Map, Bytes, Data)>) -> (Self, Changes) {
         let mut ruleset = Self::default();
-        let mut changes = Changes::default();
+        let mut changes = Changes {
+            stale_memories: true,
+            ..Changes::default()
+        };
         let mut all: HashMap<(Map, Bytes), Data> = HashMap::new();
         let mut services: Vec<(Frontend, Data)> = Vec::new();
         for (map, key, data) in elements {
@@ -575,6 +580,7 @@ fn move_endpoints(
             continue;
         }
         changes.stale.insert(*frontend);
+        changes.stale_memories |= now.affinity.is_some();
         let old = Data::Endpoint(endpoint_data(&endpoint));
         let last = now.endpoints.len() - 1;
         let moved = now.endpoints.swap_remove(index);
@@ -612,7 +618,7 @@ fn move_endpoints(
         changes.put(Map::External(lane), key, data(before.1), data(after.1));
     }
     if before.2 != after.2 {
-        changes.stale.insert(*frontend);
+        changes.stale_memories |= before.2.is_some();
         let data = |seconds: Option<u32>| Some(Data::Goto(Chain::Remember(lane.family, seconds?)));
         changes.put(Map::Affine(lane), key, data(before.2), data(after.2));
     }
@@ -656,6 +662,7 @@ fn remove_frontend(frontend: &Frontend, programmed: &Programmed, changes: &mut C
         changes.remove(map, key, data);
     }
     changes.stale.insert(*frontend);
+    changes.stale_memories |= programmed.affinity.is_some();
 }
 
 /// A frontend as the kernel's elements tell it; `None` if they contradict each other.

@@ -174,6 +174,8 @@ impl Proxy {
     fn reopen(&mut self) -> Result<(), KernelError> {
         let mut kernel = Kernel::open(&self.ranges)?;
         let mut changes = Changes::default();
+        // Endpoints may have gone since.
+        changes.stale_memories = true;
         for service in self.feed.services() {
             self.plan_and_update(&mut kernel, &service.key, &mut changes);
         }
@@ -197,8 +199,13 @@ impl Proxy {
     }
 
     fn check(&mut self) -> Result<(), KernelError> {
-        if Kernel::is_there(&self.ranges)? {
-            return Ok(());
+        if Kernel::is_there(&self.ranges)?
+            && let Some(kernel) = &mut self.kernel
+        {
+            // A connection that was on its way while its endpoint went may have been remembered after the sweep.
+            let mut changes = Changes::default();
+            changes.stale_memories = true;
+            return kernel.apply(&changes);
         }
         tracing::warn!("somebody removed the service table");
         self.reopen()

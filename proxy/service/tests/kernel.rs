@@ -580,3 +580,51 @@ fn the_node_reaches_services_without_a_default_route() {
         proxy.stop().await;
     });
 }
+
+#[test]
+fn services_have_ipv6_addresses_too() {
+    on_machine(async |machine| {
+        sh("for n in 2 3; do ip addr add fd00:42::$n/128 dev lo; done");
+        for ip in ["fd00:42::2", "fd00:42::3"] {
+            let server = TcpListener::bind((ip, 80)).unwrap();
+            thread::spawn(move || {
+                while let Ok((mut stream, peer)) = server.accept() {
+                    let _ = write!(stream, "{ip} {}", peer.ip());
+                }
+            });
+        }
+        let mut service = service();
+        service.cluster_ips = vec!["fd00:43::5".parse().unwrap()];
+        service.external_ips = vec!["fd00:99::9".parse().unwrap()];
+        service.affinity = Some(100);
+        machine.feed.set_service(service.clone());
+        let endpoints = ["fd00:42::2", "fd00:42::3"].map(|ip| (ip.parse().unwrap(), "here"));
+        machine.endpoints(&endpoints);
+        let stop = CancellationToken::new();
+        let config = ProxyConfig {
+            node_name: "here".to_owned(),
+            cluster_cidrs: vec!["fd00:42::/64".parse().unwrap()],
+            service_cidrs: vec!["fd00:43::/112".parse().unwrap()],
+            own_addresses: Vec::new(),
+        };
+        machine.feed.set_synced();
+        let proxy = tokio::spawn(run(machine.feed.clone(), config, stop.clone()));
+        answers(None, "[fd00:43::5]:8000").await;
+        let (first, _) = ask(None, "[fd00:43::5]:8000").await.unwrap();
+        for _ in 0..20 {
+            assert_eq!(ask(None, "[fd00:43::5]:8000").await.unwrap().0, first);
+        }
+        service.affinity = None;
+        machine.feed.set_service(service);
+        let mut seen = BTreeSet::new();
+        let start = Instant::now();
+        while seen.len() < 2 {
+            assert!(start.elapsed() < DEADLINE, "always {seen:?}");
+            seen.extend(ask(None, "[fd00:43::5]:8000").await.map(|(ip, _)| ip));
+        }
+        answers(None, "[fd00:42::2]:30080").await;
+        refuses(None, "[fd00:43::6]:8000").await;
+        stop.cancel();
+        proxy.await.unwrap().unwrap();
+    });
+}

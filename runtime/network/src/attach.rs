@@ -208,13 +208,13 @@ pub(crate) fn gc(inner: &Inner, keep: &BTreeSet<String>) -> Result<Vec<String>, 
     failed.map_or(Ok(removed), Err)
 }
 
-/// The last step of [`crate::Network::remove`]: the bridge and the table.
-pub(crate) fn remove(inner: &Inner) -> Result<(), DetachError> {
+/// See [`crate::cleanup`].
+pub(crate) fn remove_node(bridge: &str) -> Result<(), DetachError> {
     rules::remove().map_err(DetachError::Rules)?;
     let netlink = Netlink::new().map_err(DetachError::Link)?;
     let host = netlink.socket().map_err(DetachError::Link)?;
     netlink
-        .run(link::remove(&host, &inner.config.bridge))
+        .run(link::remove(&host, bridge))
         .map_err(DetachError::Link)
 }
 

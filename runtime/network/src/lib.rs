@@ -37,7 +37,7 @@ pub use attach::{AttachError, DetachError};
 pub use ipam::PoolError;
 pub use link::LinkError;
 pub use netns::{NetnsError, run_in};
-pub use network::{Network, NetworkConfig, OpenError, PodNetwork, PortMapping, Protocol};
+pub use network::{Network, NetworkConfig, OpenError, PodNetwork, PortMapping, Protocol, cleanup};
 pub use records::RecordError;
 pub use rules::RulesError;
 pub use sysctl::SysctlError;

@@ -219,19 +219,6 @@ impl Network {
         state.sandboxes.get(sandbox).map(Record::pod_network)
     }
 
-    /// Removes all of it: every pod's network, the bridge and the table. For when the pods are to go too.
-    ///
-    /// # Errors
-    ///
-    /// What could not be removed.
-    pub async fn remove(self) -> Result<(), DetachError> {
-        self.gc(&BTreeSet::new()).await?;
-        let inner = Arc::clone(&self.inner);
-        netns::on_thread("network-remove", move || attach::remove(&inner))
-            .await
-            .map_err(DetachError::Thread)?
-    }
-
     /// The bridge's address in the pod CIDR: every pod's gateway.
     pub fn gateway(&self) -> IpAddr {
         self.inner.gateway
@@ -241,6 +228,18 @@ impl Network {
     pub fn config(&self) -> &NetworkConfig {
         &self.inner.config
     }
+}
+
+/// Removes the bridge and the table, which stay otherwise. For when the pods have gone, too.
+///
+/// # Errors
+///
+/// What could not be removed.
+pub async fn cleanup(bridge: &str) -> Result<(), DetachError> {
+    let bridge = bridge.to_owned();
+    netns::on_thread("network-cleanup", move || attach::remove_node(&bridge))
+        .await
+        .map_err(DetachError::Thread)?
 }
 
 fn open(config: NetworkConfig) -> Result<Inner, OpenError> {

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use knarr_network::{AttachError, Network, NetworkConfig, PortMapping, Protocol, run_in};
+use knarr_network::{AttachError, Network, NetworkConfig, PortMapping, Protocol, cleanup, run_in};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
@@ -376,7 +376,10 @@ fn all_of_it_can_be_removed() {
     on_machine(async |dir| {
         let network = Network::open(config(&dir)).await.unwrap();
         network.attach("a", &dir.join("a"), &[]).await.unwrap();
-        network.remove().await.unwrap();
+        network.gc(&BTreeSet::new()).await.unwrap();
+        for _ in 0..2 {
+            cleanup("knarr0").await.unwrap();
+        }
         assert_nothing_left(&dir);
         assert_eq!(sh("nft list ruleset"), "");
         assert_eq!(sh("ip route"), "");
