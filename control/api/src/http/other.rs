@@ -222,7 +222,7 @@ fn metrics(call: &Call) -> Answer {
     let text = call.server.metrics.render(&call.server.registry);
     respond::bytes(
         StatusCode::OK,
-        "text/plain; version=0.0.4; charset=utf-8",
+        "application/openmetrics-text; version=1.0.0; charset=utf-8",
         text,
     )
 }

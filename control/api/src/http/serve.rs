@@ -113,7 +113,7 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     let acceptor = TlsAcceptor::from(tls);
-    let graceful = Arc::new(GracefulShutdown::new());
+    let graceful = GracefulShutdown::new();
     loop {
         // A connection is either accepted or still waits in the kernel's queue.
         let accepted = tokio::select! {
@@ -130,9 +130,6 @@ pub async fn run(
     }
     server.stop.cancel();
     drop(listener);
-    let Some(graceful) = Arc::into_inner(graceful) else {
-        return;
-    };
     if tokio::time::timeout(DRAIN, graceful.shutdown())
         .await
         .is_err()

@@ -13,7 +13,7 @@ use super::{node, tokens};
 use crate::kinds;
 use crate::registry::delete::DeleteRequest;
 use crate::registry::meta;
-use crate::registry::write::Target;
+use crate::registry::write::{Change, Target};
 use crate::resource::Subresource;
 use crate::schema::Schemas;
 use crate::status::ApiError;
@@ -110,7 +110,7 @@ async fn scale(
         ));
     }
     let ctx = call.context()?;
-    let change: Box<dyn Fn(&Value) -> Result<Value, ApiError> + Send + Sync> = match method {
+    let change: Box<Change<'_>> = match method {
         Method::PUT => {
             let wanted = objects::decode(call, &gvk, body).await?.object;
             Box::new(move |_| Ok(wanted.clone()))

@@ -148,7 +148,7 @@ impl Collection {
         }
     }
 
-    /// Takes in the changes of one revision.
+    /// Takes in the changes of one revision. Watchers learn of them by `announce`.
     pub(super) fn apply(&self, revision: Revision, events: &[Event]) {
         let mut changes = Vec::with_capacity(events.len());
         for event in events {
@@ -201,6 +201,11 @@ impl Collection {
             state.first += 1;
             state.floor = oldest.revision;
         }
+    }
+
+    /// Wakes the watchers, after one or many calls of `apply`.
+    pub(super) fn announce(&self) {
+        let state = self.state.read();
         let next = state.first + state.window.len() as u64;
         drop(state);
         self.next.send_replace(next);

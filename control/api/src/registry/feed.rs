@@ -82,24 +82,21 @@ impl Feed {
         Ok(changes)
     }
 
-    fn apply(&self, revision: Revision, events: &[Event]) {
+    fn apply(&self, revision: Revision, events: &[Event], touched: &mut Vec<Arc<Collection>>) {
         let collections = self.collections.read();
-        if let [event] = events {
-            if let Some(collection) = find(&collections, event.key()) {
-                collection.apply(revision, events);
-            }
-            return;
-        }
-        let mut touched: Vec<&Arc<Collection>> = Vec::new();
+        let mut own: Vec<&Arc<Collection>> = Vec::new();
         for event in events {
             if let Some(collection) = find(&collections, event.key())
-                && !touched.iter().any(|c| Arc::ptr_eq(c, collection))
+                && !own.iter().any(|c| Arc::ptr_eq(c, collection))
             {
-                touched.push(collection);
+                own.push(collection);
             }
         }
-        for collection in touched {
+        for collection in own {
             collection.apply(revision, events);
+            if !touched.iter().any(|c| Arc::ptr_eq(c, collection)) {
+                touched.push(collection.clone());
+            }
         }
     }
 }
@@ -120,6 +117,7 @@ fn find<'a>(
 
 async fn follow(feed: std::sync::Weak<Feed>, mut changes: mpsc::Receiver<Batch>) {
     let mut batches = Vec::with_capacity(BATCH);
+    let mut touched = Vec::new();
     loop {
         let taken = changes.recv_many(&mut batches, BATCH).await;
         let Some(feed) = feed.upgrade() else { return };
@@ -140,12 +138,15 @@ async fn follow(feed: std::sync::Weak<Feed>, mut changes: mpsc::Receiver<Batch>)
         }
         let newest = batches.last().map_or(0, |(revision, _)| *revision);
         for (revision, events) in batches.drain(..) {
-            feed.apply(revision, &events);
+            feed.apply(revision, &events, &mut touched);
         }
         feed.revision.send_if_modified(|now| {
             let ahead = newest > *now;
             *now = newest.max(*now);
             ahead
         });
+        touched
+            .drain(..)
+            .for_each(|collection| collection.announce());
     }
 }

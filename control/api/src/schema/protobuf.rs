@@ -414,7 +414,7 @@ mod tests {
             bytes(1, b"c"),
             bytes(2, b"nginx"),
             bytes(5, b""),
-            vec![16 << 3 & 0x7f | 0x80, 1, 0],
+            vec![0x80, 0x01, 0],
         ]
         .concat();
         let spec = [bytes(1, &volume), bytes(2, &container), bytes(8, b"")].concat();
