@@ -1,7 +1,9 @@
 //! Writing through the API: bodies are JSON as the controller makes it, answers are decoded only as far as they are needed.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy, Request};
+use kube::api::{
+    DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy, Request,
+};
 use kube::{Client, Error, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -10,7 +12,10 @@ use crate::model::{self, Written};
 
 /// The requests of a kind in a namespace, or of the cluster if that is empty.
 fn requests<K: Resource<DynamicType = ()>>(namespace: &str) -> Request {
-    Request::new(K::url_path(&(), (!namespace.is_empty()).then_some(namespace)))
+    Request::new(K::url_path(
+        &(),
+        (!namespace.is_empty()).then_some(namespace),
+    ))
 }
 
 fn encode(body: &impl Serialize) -> Result<Vec<u8>, Error> {
@@ -18,12 +23,18 @@ fn encode(body: &impl Serialize) -> Result<Vec<u8>, Error> {
 }
 
 /// Creates an object of kind `K` and answers with what was stored, as `T`.
-pub async fn create<K, T>(client: &Client, namespace: &str, body: &impl Serialize) -> Result<T, Error>
+pub async fn create<K, T>(
+    client: &Client,
+    namespace: &str,
+    body: &impl Serialize,
+) -> Result<T, Error>
 where
     K: Resource<DynamicType = ()>,
     T: DeserializeOwned,
 {
-    let request = requests::<K>(namespace).create(&PostParams::default(), encode(body)?).map_err(Error::BuildRequest)?;
+    let request = requests::<K>(namespace)
+        .create(&PostParams::default(), encode(body)?)
+        .map_err(Error::BuildRequest)?;
     client.request(request).await
 }
 
@@ -33,34 +44,53 @@ where
     K: Resource<DynamicType = ()>,
     T: DeserializeOwned,
 {
-    let request = requests::<K>(namespace).get(name, &kube::api::GetParams::default()).map_err(Error::BuildRequest)?;
+    let request = requests::<K>(namespace)
+        .get(name, &kube::api::GetParams::default())
+        .map_err(Error::BuildRequest)?;
     client.request(request).await
 }
 
 /// Changes an object by a merge patch.
 ///
 /// A `metadata.resourceVersion` or `metadata.uid` in the patch makes it conditional.
-pub async fn patch<K>(client: &Client, namespace: &str, name: &str, body: &impl Serialize) -> Result<Written, Error>
+pub async fn patch<K>(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    body: &impl Serialize,
+) -> Result<Written, Error>
 where
     K: Resource<DynamicType = ()>,
 {
-    let request =
-        requests::<K>(namespace).patch(name, &PatchParams::default(), &Patch::Merge(body)).map_err(Error::BuildRequest)?;
+    let request = requests::<K>(namespace)
+        .patch(name, &PatchParams::default(), &Patch::Merge(body))
+        .map_err(Error::BuildRequest)?;
     client.request(request).await
 }
 
 /// Changes an object's metadata lists by a strategic merge patch, whose lists are merged by key.
-pub async fn patch_strategic<K>(client: &Client, namespace: &str, name: &str, body: &impl Serialize) -> Result<Written, Error>
+pub async fn patch_strategic<K>(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    body: &impl Serialize,
+) -> Result<Written, Error>
 where
     K: Resource<DynamicType = ()>,
 {
-    let request =
-        requests::<K>(namespace).patch(name, &PatchParams::default(), &Patch::Strategic(body)).map_err(Error::BuildRequest)?;
+    let request = requests::<K>(namespace)
+        .patch(name, &PatchParams::default(), &Patch::Strategic(body))
+        .map_err(Error::BuildRequest)?;
     client.request(request).await
 }
 
 /// Changes an object's status by a merge patch.
-pub async fn patch_status<K>(client: &Client, namespace: &str, name: &str, body: &impl Serialize) -> Result<Written, Error>
+pub async fn patch_status<K>(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    body: &impl Serialize,
+) -> Result<Written, Error>
 where
     K: Resource<DynamicType = ()>,
 {
@@ -71,39 +101,70 @@ where
 }
 
 /// Changes an object's status by a strategic merge patch, whose lists (conditions, say) are merged by key.
-pub async fn patch_status_strategic<K>(client: &Client, namespace: &str, name: &str, body: &impl Serialize) -> Result<Written, Error>
+pub async fn patch_status_strategic<K>(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    body: &impl Serialize,
+) -> Result<Written, Error>
 where
     K: Resource<DynamicType = ()>,
 {
     let request = requests::<K>(namespace)
-        .patch_subresource("status", name, &PatchParams::default(), &Patch::Strategic(body))
+        .patch_subresource(
+            "status",
+            name,
+            &PatchParams::default(),
+            &Patch::Strategic(body),
+        )
         .map_err(Error::BuildRequest)?;
     client.request(request).await
 }
 
 /// Posts to a part of an object (`binding`, `eviction`).
-pub async fn create_part<K>(client: &Client, namespace: &str, name: &str, part: &str, body: &impl Serialize) -> Result<(), Error>
+pub async fn create_part<K>(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    part: &str,
+    body: &impl Serialize,
+) -> Result<(), Error>
 where
     K: Resource<DynamicType = ()>,
 {
     let request = requests::<K>(namespace)
         .create_subresource(part, name, &PostParams::default(), encode(body)?)
         .map_err(Error::BuildRequest)?;
-    client.request::<serde::de::IgnoredAny>(request).await.map(|_| ())
+    client
+        .request::<serde::de::IgnoredAny>(request)
+        .await
+        .map(|_| ())
 }
 
 /// Replaces an object.
-pub async fn replace<K>(client: &Client, namespace: &str, name: &str, body: &impl Serialize) -> Result<Written, Error>
+pub async fn replace<K>(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    body: &impl Serialize,
+) -> Result<Written, Error>
 where
     K: Resource<DynamicType = ()>,
 {
-    let request =
-        requests::<K>(namespace).replace(name, &PostParams::default(), encode(body)?).map_err(Error::BuildRequest)?;
+    let request = requests::<K>(namespace)
+        .replace(name, &PostParams::default(), encode(body)?)
+        .map_err(Error::BuildRequest)?;
     client.request(request).await
 }
 
 /// Replaces a part of an object (`status`, `approval`, `finalize`).
-pub async fn replace_part<K>(client: &Client, namespace: &str, name: &str, part: &str, body: &impl Serialize) -> Result<Written, Error>
+pub async fn replace_part<K>(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    part: &str,
+    body: &impl Serialize,
+) -> Result<Written, Error>
 where
     K: Resource<DynamicType = ()>,
 {
@@ -119,12 +180,17 @@ where
     K: Resource<DynamicType = ()>,
 {
     let params = DeleteParams {
-        preconditions: Some(Preconditions { uid: meta.uid.clone(), resource_version: None }),
+        preconditions: Some(Preconditions {
+            uid: meta.uid.clone(),
+            resource_version: None,
+        }),
         grace_period_seconds: options.grace,
         propagation_policy: options.propagation,
         ..DeleteParams::default()
     };
-    let request = requests::<K>(model::namespace(meta)).delete(model::name(meta), &params).map_err(Error::BuildRequest)?;
+    let request = requests::<K>(model::namespace(meta))
+        .delete(model::name(meta), &params)
+        .map_err(Error::BuildRequest)?;
     match client.request::<Written>(request).await {
         Err(error) if is_not_found(&error) => Ok(()),
         other => other.map(|_| ()),
@@ -173,8 +239,12 @@ pub fn is_already_exists(error: &Error) -> bool {
 pub fn is_namespace_terminating(error: &Error) -> bool {
     match error {
         Error::Api(status) => {
-            status.details.as_ref().is_some_and(|details| details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating"))
-                || (status.code == 403 && status.message.contains("because it is being terminated"))
+            status.details.as_ref().is_some_and(|details| {
+                details
+                    .causes
+                    .iter()
+                    .any(|cause| cause.reason == "NamespaceTerminating")
+            }) || (status.code == 403 && status.message.contains("because it is being terminated"))
         }
         _ => false,
     }

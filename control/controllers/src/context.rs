@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 
@@ -18,15 +17,4 @@ pub(crate) struct Context {
     pub recorder: Recorder,
     pub config: Arc<Config>,
     pub stop: CancellationToken,
-}
-
-/// A reference to an object in the namespace of another, for events.
-pub(crate) fn cluster_reference(api_version: &str, kind: &str, name: &str, uid: &str) -> ObjectReference {
-    ObjectReference {
-        api_version: Some(api_version.to_owned()),
-        kind: Some(kind.to_owned()),
-        name: Some(name.to_owned()),
-        uid: Some(uid.to_owned()),
-        ..ObjectReference::default()
-    }
 }

@@ -53,27 +53,54 @@ const REFILL: Duration = Duration::from_secs(300);
 
 impl Recorder {
     /// A recorder, and the task that writes what it records.
-    pub fn start(component: &'static str, client: Client, stop: CancellationToken) -> (Self, impl Future<Output = ()>) {
+    pub fn start(
+        component: &'static str,
+        client: Client,
+        stop: CancellationToken,
+    ) -> (Self, impl Future<Output = ()>) {
         let (sender, receiver) = mpsc::channel(WAITING);
-        (Self { component, sender }, write_all(client, receiver, stop))
+        (
+            Self { component, sender },
+            write_all(client, receiver, stop),
+        )
     }
 
     /// The same recorder in the name of another component.
     pub fn named(&self, component: &'static str) -> Self {
-        Self { component, sender: self.sender.clone() }
+        Self {
+            component,
+            sender: self.sender.clone(),
+        }
     }
 
     /// Records an event about an object.
-    pub fn record<K>(&self, object: &K, severity: Severity, reason: &'static str, message: impl Into<String>)
-    where
+    pub fn record<K>(
+        &self,
+        object: &K,
+        severity: Severity,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) where
         K: Resource<DynamicType = ()>,
     {
         self.record_on(reference(object), severity, reason, message);
     }
 
     /// Records an event about whatever the reference names.
-    pub fn record_on(&self, subject: ObjectReference, severity: Severity, reason: &'static str, message: impl Into<String>) {
-        let record = Record { component: self.component, subject, severity, reason, message: message.into() };
+    pub fn record_on(
+        &self,
+        subject: ObjectReference,
+        severity: Severity,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) {
+        let record = Record {
+            component: self.component,
+            subject,
+            severity,
+            reason,
+            message: message.into(),
+        };
         if self.sender.try_send(record).is_err() {
             tracing::debug!(reason, "event dropped, too many are waiting");
         }
@@ -123,20 +150,49 @@ async fn write_all(client: Client, mut records: mpsc::Receiver<Record>, stop: Ca
                 known.clear();
             }
         }
-        let uid = record.subject.uid.clone().or_else(|| record.subject.name.clone()).unwrap_or_default();
-        if !admit(credit.entry((record.component, uid.clone())).or_insert((BURST, now)), now) {
+        let uid = record
+            .subject
+            .uid
+            .clone()
+            .or_else(|| record.subject.name.clone())
+            .unwrap_or_default();
+        if !admit(
+            credit
+                .entry((record.component, uid.clone()))
+                .or_insert((BURST, now)),
+            now,
+        ) {
             continue;
         }
-        let identity = Identity(record.component, uid, record.severity, record.reason, record.message.clone());
-        let result = match known.get_mut(&identity).filter(|event| now - event.last < MEMORY) {
+        let identity = Identity(
+            record.component,
+            uid,
+            record.severity,
+            record.reason,
+            record.message.clone(),
+        );
+        let result = match known
+            .get_mut(&identity)
+            .filter(|event| now - event.last < MEMORY)
+        {
             Some(event) => {
                 event.count += 1;
                 event.last = now;
                 let body = json!({"count": event.count, "lastTimestamp": Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()});
-                api::patch::<Event>(&client, &event.namespace, &event.name, &body).await.map(|_| ())
+                api::patch::<Event>(&client, &event.namespace, &event.name, &body)
+                    .await
+                    .map(|_| ())
             }
             None => create(&client, &record).await.map(|(namespace, name)| {
-                known.insert(identity, Known { namespace, name, count: 1, last: now });
+                known.insert(
+                    identity,
+                    Known {
+                        namespace,
+                        name,
+                        count: 1,
+                        last: now,
+                    },
+                );
             }),
         };
         if let Err(error) = result {
@@ -159,9 +215,18 @@ fn admit((credit, last): &mut (f64, Instant), now: Instant) -> bool {
 
 async fn create(client: &Client, record: &Record) -> Result<(String, String), kube::Error> {
     let now = Timestamp::now();
-    let namespace = record.subject.namespace.clone().filter(|text| !text.is_empty()).unwrap_or_else(|| "default".to_owned());
+    let namespace = record
+        .subject
+        .namespace
+        .clone()
+        .filter(|text| !text.is_empty())
+        .unwrap_or_else(|| "default".to_owned());
     let seconds = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    let name = format!("{}.{:016x}", record.subject.name.as_deref().unwrap_or_default(), now.as_nanosecond());
+    let name = format!(
+        "{}.{:016x}",
+        record.subject.name.as_deref().unwrap_or_default(),
+        now.as_nanosecond()
+    );
     let body = json!({
         "apiVersion": "v1",
         "kind": "Event",
@@ -188,7 +253,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_object_may_cause_a_burst_and_then_one_event_per_five_minutes() {
         let mut credit = (BURST, Instant::now());
-        let admitted = (0..40).filter(|_| admit(&mut credit, Instant::now())).count();
+        let admitted = (0..40)
+            .filter(|_| admit(&mut credit, Instant::now()))
+            .count();
         assert_eq!(admitted, 25);
         tokio::time::advance(REFILL).await;
         assert!(admit(&mut credit, Instant::now()));

@@ -8,9 +8,11 @@ pub mod api;
 pub mod cache;
 mod config;
 mod context;
+mod defaults;
 pub mod events;
 mod expect;
 pub mod model;
+mod node;
 pub mod queue;
 mod replicaset;
 
@@ -44,13 +46,26 @@ pub enum RunError {
 /// Only if a task panics; a controller that merely fails is started again.
 pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Result<(), RunError> {
     let mut tasks = JoinSet::new();
-    let (recorder, writing) = Recorder::start("kube-controller-manager", client.clone(), stop.clone());
+    let (recorder, writing) =
+        Recorder::start("kube-controller-manager", client.clone(), stop.clone());
     tasks.spawn(writing);
-    let ctx = Context { client: client.clone(), caches: Caches::default(), recorder, config: Arc::new(config), stop: stop.clone() };
+    let ctx = Context {
+        client: client.clone(),
+        caches: Caches::default(),
+        recorder,
+        config: Arc::new(config),
+        stop: stop.clone(),
+    };
     // Handlers are registered before the first list, so no change is missed.
-    let named = |component| Context { recorder: ctx.recorder.named(component), ..ctx.clone() };
-    let controllers: Vec<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>> =
-        vec![Box::pin(replicaset::start(named("replicaset-controller")))];
+    let named = |component| Context {
+        recorder: ctx.recorder.named(component),
+        ..ctx.clone()
+    };
+    let controllers: Vec<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>> = vec![
+        Box::pin(replicaset::start(named("replicaset-controller"))),
+        Box::pin(node::ipam::start(named("cidrAllocator"))),
+        Box::pin(defaults::start(named("serviceaccount-controller"))),
+    ];
     ctx.caches.follow(&client, &mut tasks, &stop);
     for controller in controllers {
         let caches = ctx.caches.clone();

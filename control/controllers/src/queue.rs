@@ -63,7 +63,10 @@ impl<K: Clone + Ord + Hash> Default for Queue<K> {
             due: HashMap::new(),
             failures: HashMap::new(),
         };
-        Self { state: Mutex::new(state), wake: Notify::new() }
+        Self {
+            state: Mutex::new(state),
+            wake: Notify::new(),
+        }
     }
 }
 
@@ -100,7 +103,9 @@ impl<K: Clone + Ord + Hash + Debug> Queue<K> {
             if *at > now {
                 break;
             }
-            let Some(Reverse((at, key))) = state.later.pop() else { break };
+            let Some(Reverse((at, key))) = state.later.pop() else {
+                break;
+            };
             if state.due.get(&key) == Some(&at) {
                 state.due.remove(&key);
                 state.push(key);
@@ -139,8 +144,13 @@ impl<K: Clone + Ord + Hash + Debug> Queue<K> {
     }
 
     /// Works on keys until stopped, on up to `workers` of them at a time.
-    pub async fn run<F, Fut, E>(self: Arc<Self>, name: &'static str, workers: usize, stop: CancellationToken, work: F)
-    where
+    pub async fn run<F, Fut, E>(
+        self: Arc<Self>,
+        name: &'static str,
+        workers: usize,
+        stop: CancellationToken,
+        work: F,
+    ) where
         F: Fn(K) -> Fut,
         Fut: Future<Output = Result<Next, E>>,
         E: std::error::Error,
@@ -200,7 +210,13 @@ fn report(name: &str, key: &dyn Debug, failures: u32, error: &dyn std::error::Er
     if failures < 3 {
         tracing::debug!(controller = name, ?key, error = text, "will be tried again");
     } else {
-        tracing::warn!(controller = name, ?key, error = text, failures, "will be tried again");
+        tracing::warn!(
+            controller = name,
+            ?key,
+            error = text,
+            failures,
+            "will be tried again"
+        );
     }
 }
 
@@ -253,7 +269,11 @@ mod tests {
             queue.done("a", true);
             let at = queue.take().expect_err("it waits").expect("for a time");
             let wait = at - Instant::now();
-            assert!(wait >= Duration::from_millis(expected * 8 / 10) && wait <= Duration::from_millis(expected * 12 / 10 + 1), "{wait:?}");
+            assert!(
+                wait >= Duration::from_millis(expected * 8 / 10)
+                    && wait <= Duration::from_millis(expected * 12 / 10 + 1),
+                "{wait:?}"
+            );
             tokio::time::advance(wait).await;
         }
         assert_eq!(queue.failures(&"a"), 3);
@@ -278,6 +298,8 @@ mod tests {
                 Ok::<_, std::io::Error>(Next::OnChange)
             }
         });
-        tokio::time::timeout(Duration::from_secs(5), run).await.expect("both ran at once");
+        tokio::time::timeout(Duration::from_secs(5), run)
+            .await
+            .expect("both ran at once");
     }
 }

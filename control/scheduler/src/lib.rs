@@ -1,1 +1,99 @@
 //! Assigns pods to nodes.
+//!
+//! Every change of a pod or node goes into the snapshot as it comes. For each waiting pod, in order of priority and age,
+//! `decide` filters nodes until enough will do, scores those and takes the best; the pod counts as running there at once,
+//! and its binding is written while the next is decided. A pod for which no node will do waits for a change that can help it.
+//!
+//! Absent so far: preemption, volumes, other schedulers' plugins.
+
+mod affinity;
+mod bind;
+mod decide;
+mod filter;
+mod interpod;
+mod model;
+mod pod;
+mod quantity;
+mod queue;
+mod resources;
+mod scheduler;
+mod snapshot;
+mod spread;
+mod watch;
+
+use knarr_controllers::events::Recorder;
+use kube::{Api, Client};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use bind::Writer;
+use scheduler::{Input, Scheduler};
+
+/// The scheduler's settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The `schedulerName` of the pods that it works for.
+    pub name: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            name: "default-scheduler".into(),
+        }
+    }
+}
+
+/// Why the scheduler ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// One of its tasks broke down.
+    #[error("a task of the scheduler broke down")]
+    Task {
+        /// How.
+        source: tokio::task::JoinError,
+    },
+}
+
+/// How many changes may wait between a watch and the scheduler.
+const WAITING_CHANGES: usize = 1024;
+
+/// Schedules pods until stopped.
+///
+/// # Errors
+///
+/// Only if a task panics; lost watches and failed bindings are tried again.
+pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Result<(), RunError> {
+    let mut tasks = JoinSet::new();
+    let (sender, inputs) = mpsc::channel(WAITING_CHANGES);
+    let (recorder, writing) = Recorder::start("default-scheduler", client.clone(), stop.clone());
+    tasks.spawn(writing);
+    tasks.spawn(watch::feed(
+        Api::all(client.clone()),
+        sender.clone(),
+        Input::Node,
+        stop.clone(),
+    ));
+    tasks.spawn(watch::feed(
+        Api::all(client.clone()),
+        sender.clone(),
+        Input::Namespace,
+        stop.clone(),
+    ));
+    tasks.spawn(watch::feed(
+        Api::all(client.clone()),
+        sender,
+        Input::Pod,
+        stop.clone(),
+    ));
+    let scheduler = Scheduler::new(config.name, Writer { client, recorder });
+    tasks.spawn(scheduler.run(inputs, stop.clone()));
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(source) = ended {
+            stop.cancel();
+            return Err(RunError::Task { source });
+        }
+    }
+    Ok(())
+}

@@ -9,7 +9,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{Cache, Cached, IndexKey, follow};
-use crate::model::{self, ConfigMap, Deployment, Lease, Namespace, Node, Pod, ReplicaSet, Service, ServiceAccount};
+use crate::model::{
+    self, ConfigMap, Deployment, Lease, Namespace, Node, Pod, ReplicaSet, Service, ServiceAccount,
+};
 
 /// One cache per kind.
 #[derive(Clone, Default)]
@@ -49,10 +51,22 @@ impl Caches {
         start.follow(&self.endpoint_slices, Api::all(client.clone()), None);
         start.follow(&self.endpoints, Api::all(client.clone()), None);
         start.follow(&self.nodes, Api::all(client.clone()), None);
-        start.follow(&self.leases, Api::namespaced(client.clone(), "kube-node-lease"), None);
+        start.follow(
+            &self.leases,
+            Api::namespaced(client.clone(), "kube-node-lease"),
+            None,
+        );
         start.follow(&self.namespaces, Api::all(client.clone()), None);
-        start.follow(&self.service_accounts, Api::all(client.clone()), Some("metadata.name=default"));
-        start.follow(&self.root_cas, Api::all(client.clone()), Some("metadata.name=kube-root-ca.crt"));
+        start.follow(
+            &self.service_accounts,
+            Api::all(client.clone()),
+            Some("metadata.name=default"),
+        );
+        start.follow(
+            &self.root_cas,
+            Api::all(client.clone()),
+            Some("metadata.name=kube-root-ca.crt"),
+        );
     }
 
     /// Waits until the first list of every kind is in.
@@ -77,8 +91,14 @@ struct Starter<'a> {
 }
 
 impl Starter<'_> {
-    fn follow<K: Cached>(&mut self, cache: &Arc<Cache<K>>, api: Api<K>, fields: Option<&'static str>) {
-        self.tasks.spawn(follow(api, fields, cache.clone(), self.stop.clone()));
+    fn follow<K: Cached>(
+        &mut self,
+        cache: &Arc<Cache<K>>,
+        api: Api<K>,
+        fields: Option<&'static str>,
+    ) {
+        self.tasks
+            .spawn(follow(api, fields, cache.clone(), self.stop.clone()));
     }
 }
 
@@ -89,7 +109,10 @@ impl Cached for EndpointSlice {
 
     fn index(&self, add: &mut dyn FnMut(IndexKey)) {
         if let Some(service) = model::label(&self.metadata, "kubernetes.io/service-name") {
-            add(IndexKey::Service(model::namespace(&self.metadata).into(), service.into()));
+            add(IndexKey::Service(
+                model::namespace(&self.metadata).into(),
+                service.into(),
+            ));
         }
     }
 }

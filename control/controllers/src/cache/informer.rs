@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use kube::runtime::watcher::{self, Event};
 use kube::Api;
+use kube::runtime::watcher::{self, Event};
 use tokio_util::sync::CancellationToken;
 
 use super::{Cache, Cached, Key};
@@ -21,11 +21,18 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 ///
 /// A lost watch is taken up where it broke off; if the server no longer has that point the kind is listed anew, and what
 /// the new list lacks is reported as removed.
-pub async fn follow<K>(api: Api<K>, fields: Option<&str>, cache: Arc<Cache<K>>, stop: CancellationToken)
-where
+pub async fn follow<K>(
+    api: Api<K>,
+    fields: Option<&str>,
+    cache: Arc<Cache<K>>,
+    stop: CancellationToken,
+) where
     K: Cached,
 {
-    let config = watcher::Config { field_selector: fields.map(str::to_owned), ..watcher::Config::default() };
+    let config = watcher::Config {
+        field_selector: fields.map(str::to_owned),
+        ..watcher::Config::default()
+    };
     let mut events = std::pin::pin!(watcher::watcher(api, config));
     let mut failures = 0;
     let mut missing = HashSet::new();
@@ -69,6 +76,8 @@ fn take<K: Cached>(cache: &Cache<K>, event: Event<K>, missing: &mut HashSet<Key>
             cache.mark_ready();
         }
         Event::Apply(object) => cache.apply(object),
-        Event::Delete(object) => cache.remove(&Key::of(object.meta()), model::version(object.meta())),
+        Event::Delete(object) => {
+            cache.remove(&Key::of(object.meta()), model::version(object.meta()))
+        }
     }
 }

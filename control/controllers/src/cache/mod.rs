@@ -34,7 +34,10 @@ pub struct Key {
 impl Key {
     /// A key of its parts.
     pub fn new(namespace: &str, name: &str) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 
     /// The key of an object.
@@ -45,7 +48,11 @@ impl Key {
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
+        if self.namespace.is_empty() {
+            f.write_str(&self.name)
+        } else {
+            write!(f, "{}/{}", self.namespace, self.name)
+        }
     }
 }
 
@@ -89,7 +96,9 @@ pub fn index_labels(meta: &ObjectMeta, add: &mut dyn FnMut(IndexKey)) {
 }
 
 /// A kind that can be cached.
-pub trait Cached: kube::Resource<DynamicType = ()> + Clone + fmt::Debug + DeserializeOwned + Send + Sync + 'static {
+pub trait Cached:
+    kube::Resource<DynamicType = ()> + Clone + fmt::Debug + DeserializeOwned + Send + Sync + 'static
+{
     /// Drops what nobody reads, before the object is kept.
     fn trim(&mut self) {}
 
@@ -138,7 +147,10 @@ struct Content<K> {
 impl<K: Cached> Default for Cache<K> {
     fn default() -> Self {
         Self {
-            content: RwLock::new(Content { objects: HashMap::new(), index: HashMap::new() }),
+            content: RwLock::new(Content {
+                objects: HashMap::new(),
+                index: HashMap::new(),
+            }),
             handlers: RwLock::new(Vec::new()),
             version: AtomicU64::new(0),
             ready: watch::Sender::new(false),
@@ -154,7 +166,12 @@ impl<K: Cached> Cache<K> {
 
     /// The objects that an index entry leads to.
     pub fn find(&self, index: &IndexKey) -> Vec<Arc<K>> {
-        self.content.read().index.get(index).map(|found| found.values().cloned().collect()).unwrap_or_default()
+        self.content
+            .read()
+            .index
+            .get(index)
+            .map(|found| found.values().cloned().collect())
+            .unwrap_or_default()
     }
 
     /// How many objects an index entry leads to.
@@ -201,7 +218,9 @@ impl<K: Cached> Cache<K> {
         let new = Arc::new(object);
         let old = {
             let mut content = self.content.write();
-            if content.objects.get(&key).is_some_and(|old| model::version(old.meta()) > version && old.meta().uid == new.meta().uid) {
+            if content.objects.get(&key).is_some_and(|old| {
+                model::version(old.meta()) > version && old.meta().uid == new.meta().uid
+            }) {
                 return;
             }
             let old = content.objects.insert(key.clone(), new.clone());
@@ -209,7 +228,10 @@ impl<K: Cached> Cache<K> {
             old
         };
         self.version.fetch_max(version, Ordering::AcqRel);
-        self.tell(Change { old: old.as_ref(), new: Some(&new) });
+        self.tell(Change {
+            old: old.as_ref(),
+            new: Some(&new),
+        });
     }
 
     /// Forgets an object; `version` is the revision at which it went.
@@ -222,7 +244,10 @@ impl<K: Cached> Cache<K> {
         };
         self.version.fetch_max(version, Ordering::AcqRel);
         if old.is_some() {
-            self.tell(Change { old: old.as_ref(), new: None });
+            self.tell(Change {
+                old: old.as_ref(),
+                new: None,
+            });
         }
     }
 
@@ -257,7 +282,10 @@ impl<K: Cached> Content<K> {
         }
         if let Some(new) = new {
             new.index(&mut |entry| {
-                self.index.entry(entry).or_default().insert(key.clone(), new.clone());
+                self.index
+                    .entry(entry)
+                    .or_default()
+                    .insert(key.clone(), new.clone());
             });
         }
     }

@@ -16,7 +16,10 @@ use serde::Deserialize;
 
 pub use node::{Lease, LeaseSpec, Namespace, NamespaceSpec, NamespaceStatus, Node, NodeSpec};
 pub use node::{NodeCondition, NodeStatus};
-pub use pod::{Container, ContainerPort, ContainerStatus, DELETION_COST, Pod, PodCondition, PodIp, PodSpec, PodStatus};
+pub use pod::{
+    Container, ContainerPort, ContainerStatus, DELETION_COST, Pod, PodCondition, PodIp, PodSpec,
+    PodStatus,
+};
 pub use selector::Selector;
 pub use service::{ConfigMap, Service, ServiceAccount, ServicePort, ServiceSpec};
 pub use template::{HASH_LABEL, Template};
@@ -43,7 +46,9 @@ macro_rules! resource {
             fn meta(&self) -> &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
                 &self.metadata
             }
-            fn meta_mut(&mut self) -> &mut k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
+            fn meta_mut(
+                &mut self,
+            ) -> &mut k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
                 &mut self.metadata
             }
         }
@@ -61,7 +66,10 @@ pub struct Written {
 
 /// The reference that marks the controller of an object, if it has one.
 pub fn controller_of(meta: &ObjectMeta) -> Option<&OwnerReference> {
-    meta.owner_references.as_ref()?.iter().find(|owner| owner.controller == Some(true))
+    meta.owner_references
+        .as_ref()?
+        .iter()
+        .find(|owner| owner.controller == Some(true))
 }
 
 /// Whether the object is being deleted.
@@ -86,7 +94,10 @@ pub fn namespace(meta: &ObjectMeta) -> &str {
 
 /// The resource version as a number: the store's revision of the last write, 0 where there is none.
 pub fn version(meta: &ObjectMeta) -> u64 {
-    meta.resource_version.as_deref().and_then(|text| text.parse().ok()).unwrap_or(0)
+    meta.resource_version
+        .as_deref()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0)
 }
 
 /// The value of an annotation.

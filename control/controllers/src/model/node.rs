@@ -64,7 +64,10 @@ pub struct NodeCondition {
 impl Node {
     /// The status of a condition.
     pub fn condition(&self, kind: &str) -> Option<&NodeCondition> {
-        self.status.conditions.iter().find(|condition| condition.type_ == kind)
+        self.status
+            .conditions
+            .iter()
+            .find(|condition| condition.type_ == kind)
     }
 }
 
@@ -85,7 +88,14 @@ pub struct Lease {
     #[serde(default)]
     pub spec: LeaseSpec,
 }
-resource!(Lease, "coordination.k8s.io", "v1", "Lease", "leases", NamespaceResourceScope);
+resource!(
+    Lease,
+    "coordination.k8s.io",
+    "v1",
+    "Lease",
+    "leases",
+    NamespaceResourceScope
+);
 
 /// Who holds a lease.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -116,7 +126,14 @@ pub struct Namespace {
     #[serde(default)]
     pub status: NamespaceStatus,
 }
-resource!(Namespace, "", "v1", "Namespace", "namespaces", ClusterResourceScope);
+resource!(
+    Namespace,
+    "",
+    "v1",
+    "Namespace",
+    "namespaces",
+    ClusterResourceScope
+);
 
 /// The finalizers of a namespace.
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -132,13 +132,23 @@ impl Pod {
 
     /// The condition of a type.
     pub fn condition(&self, kind: &str) -> Option<&PodCondition> {
-        self.status.conditions.iter().find(|condition| &*condition.type_ == kind)
+        self.status
+            .conditions
+            .iter()
+            .find(|condition| &*condition.type_ == kind)
     }
 
     /// Since when it has been ready; `None` if it is not.
     pub fn ready_since(&self) -> Option<jiff::Timestamp> {
-        let ready = self.condition("Ready").filter(|ready| &*ready.status == "True")?;
-        Some(ready.last_transition_time.as_ref().map_or(jiff::Timestamp::MIN, |time| time.0))
+        let ready = self
+            .condition("Ready")
+            .filter(|ready| &*ready.status == "True")?;
+        Some(
+            ready
+                .last_transition_time
+                .as_ref()
+                .map_or(jiff::Timestamp::MIN, |time| time.0),
+        )
     }
 
     /// Whether it is ready.
@@ -149,27 +159,50 @@ impl Pod {
     /// Whether it has been ready for `min_ready` seconds.
     pub fn is_available(&self, min_ready: i32, now: jiff::Timestamp) -> bool {
         self.ready_since().is_some_and(|since| {
-            min_ready <= 0 || since.saturating_add(jiff::SignedDuration::from_secs(min_ready.into())).is_ok_and(|at| at <= now)
+            min_ready <= 0
+                || since
+                    .saturating_add(jiff::SignedDuration::from_secs(min_ready.into()))
+                    .is_ok_and(|at| at <= now)
         })
     }
 
     /// How often its containers were started again, all together.
     pub fn restarts(&self) -> i32 {
-        self.status.container_statuses.iter().map(|status| status.restart_count).sum()
+        self.status
+            .container_statuses
+            .iter()
+            .map(|status| status.restart_count)
+            .sum()
     }
 
     /// Its addresses.
     pub fn addresses(&self) -> impl Iterator<Item = &str> {
-        let single = self.status.pod_ip.as_deref().filter(|_| self.status.pod_ips.is_empty());
-        self.status.pod_ips.iter().map(|ip| &*ip.ip).chain(single).filter(|ip| !ip.is_empty())
+        let single = self
+            .status
+            .pod_ip
+            .as_deref()
+            .filter(|_| self.status.pod_ips.is_empty());
+        self.status
+            .pod_ips
+            .iter()
+            .map(|ip| &*ip.ip)
+            .chain(single)
+            .filter(|ip| !ip.is_empty())
     }
 
     /// The number of the port that is called `name` with this protocol.
     pub fn named_port(&self, name: &str, protocol: &str) -> Option<i32> {
-        let sidecars = self.spec.init_containers.iter().filter(|init| init.restart_policy.as_deref() == Some("Always"));
+        let sidecars = self
+            .spec
+            .init_containers
+            .iter()
+            .filter(|init| init.restart_policy.as_deref() == Some("Always"));
         (self.spec.containers.iter().chain(sidecars))
             .flat_map(|container| &container.ports)
-            .find(|port| port.name.as_deref() == Some(name) && port.protocol.as_deref().unwrap_or("TCP") == protocol)
+            .find(|port| {
+                port.name.as_deref() == Some(name)
+                    && port.protocol.as_deref().unwrap_or("TCP") == protocol
+            })
             .map(|port| port.container_port)
     }
 }

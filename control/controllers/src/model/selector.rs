@@ -19,7 +19,12 @@ impl Selector<'_> {
     pub fn matches(self, labels: Option<&BTreeMap<String, String>>) -> bool {
         let get = |key: &str| labels.and_then(|labels| labels.get(key));
         (self.0.match_labels.iter().flatten()).all(|(key, value)| get(key) == Some(value))
-            && self.0.match_expressions.iter().flatten().all(|rule| fulfils(rule, get(&rule.key)))
+            && self
+                .0
+                .match_expressions
+                .iter()
+                .flatten()
+                .all(|rule| fulfils(rule, get(&rule.key)))
     }
 }
 
@@ -62,7 +67,11 @@ mod tests {
             ("app", "Strange", &["web"], false),
         ] {
             let selector = rule(key, operator, values);
-            assert_eq!(Selector(&selector).matches(Some(&labels)), expected, "{key} {operator} {values:?}");
+            assert_eq!(
+                Selector(&selector).matches(Some(&labels)),
+                expected,
+                "{key} {operator} {values:?}"
+            );
         }
         assert!(Selector(&LabelSelector::default()).is_empty());
     }

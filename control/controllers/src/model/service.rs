@@ -19,7 +19,14 @@ pub struct Service {
     #[serde(default)]
     pub spec: ServiceSpec,
 }
-resource!(Service, "", "v1", "Service", "services", NamespaceResourceScope);
+resource!(
+    Service,
+    "",
+    "v1",
+    "Service",
+    "services",
+    NamespaceResourceScope
+);
 
 /// What is wanted of a service.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -93,7 +100,14 @@ pub struct ServiceAccount {
     #[serde(default)]
     pub metadata: ObjectMeta,
 }
-resource!(ServiceAccount, "", "v1", "ServiceAccount", "serviceaccounts", NamespaceResourceScope);
+resource!(
+    ServiceAccount,
+    "",
+    "v1",
+    "ServiceAccount",
+    "serviceaccounts",
+    NamespaceResourceScope
+);
 
 impl Cached for ServiceAccount {
     fn trim(&mut self) {
@@ -111,7 +125,14 @@ pub struct ConfigMap {
     #[serde(default)]
     pub data: BTreeMap<String, String>,
 }
-resource!(ConfigMap, "", "v1", "ConfigMap", "configmaps", NamespaceResourceScope);
+resource!(
+    ConfigMap,
+    "",
+    "v1",
+    "ConfigMap",
+    "configmaps",
+    NamespaceResourceScope
+);
 
 impl Cached for ConfigMap {
     fn trim(&mut self) {

@@ -23,11 +23,17 @@ impl Template {
     /// Takes a template as the API writes it.
     pub fn new(value: &Value) -> Self {
         let mut plain = value.clone();
-        if let Some(labels) = plain.pointer_mut("/metadata/labels").and_then(Value::as_object_mut) {
+        if let Some(labels) = plain
+            .pointer_mut("/metadata/labels")
+            .and_then(Value::as_object_mut)
+        {
             labels.remove(HASH_LABEL);
         }
         prune(&mut plain);
-        Self { json: value.to_string().into(), digest: fnv64(canonical(&plain).as_bytes()) }
+        Self {
+            json: value.to_string().into(),
+            digest: fnv64(canonical(&plain).as_bytes()),
+        }
     }
 
     /// The template as a value.
@@ -47,7 +53,9 @@ impl Template {
             #[serde(default)]
             metadata: Metadata,
         }
-        serde_json::from_str::<Outer>(&self.json).map(|outer| outer.metadata.labels).unwrap_or_default()
+        serde_json::from_str::<Outer>(&self.json)
+            .map(|outer| outer.metadata.labels)
+            .unwrap_or_default()
     }
 
     /// Whether two templates ask for the same pods, apart from [`HASH_LABEL`].
@@ -59,7 +67,10 @@ impl Template {
 
     fn typed(&self) -> Option<PodTemplateSpec> {
         let mut value = self.value();
-        if let Some(labels) = value.pointer_mut("/metadata/labels").and_then(Value::as_object_mut) {
+        if let Some(labels) = value
+            .pointer_mut("/metadata/labels")
+            .and_then(Value::as_object_mut)
+        {
             labels.remove(HASH_LABEL);
         }
         prune(&mut value);
@@ -70,7 +81,8 @@ impl Template {
     ///
     /// Any stable hash will do; the alphabet is that of Kubernetes, which has no vowels and so spells no words.
     pub fn hash(&self, collisions: Option<i32>) -> String {
-        let seed = self.digest ^ u64::from(collisions.unwrap_or(0).unsigned_abs()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let seed = self.digest
+            ^ u64::from(collisions.unwrap_or(0).unsigned_abs()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let short = (seed ^ (seed >> 32)) as u32;
         safe_encode(&short.to_string())
     }
@@ -100,11 +112,16 @@ fn canonical(value: &Value) -> String {
         Value::Object(map) => {
             let mut members: Vec<_> = map.iter().collect();
             members.sort_by_key(|(key, _)| *key);
-            let members: Vec<_> =
-                members.into_iter().map(|(key, value)| format!("{}:{}", Value::from(key.as_str()), canonical(value))).collect();
+            let members: Vec<_> = members
+                .into_iter()
+                .map(|(key, value)| format!("{}:{}", Value::from(key.as_str()), canonical(value)))
+                .collect();
             format!("{{{}}}", members.join(","))
         }
-        Value::Array(list) => format!("[{}]", list.iter().map(canonical).collect::<Vec<_>>().join(",")),
+        Value::Array(list) => format!(
+            "[{}]",
+            list.iter().map(canonical).collect::<Vec<_>>().join(",")
+        ),
         other => other.to_string(),
     }
 }
@@ -129,13 +146,17 @@ fn prune(value: &mut Value) {
 
 /// FNV-1a: stable over releases and machines, unlike the standard library's hasher.
 fn fnv64(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// Writes a text with characters that are safe in names. Source: apimachinery, `rand.SafeEncodeString`.
 fn safe_encode(text: &str) -> String {
     const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
-    text.bytes().map(|byte| char::from(ALPHABET[usize::from(byte) % ALPHABET.len()])).collect()
+    text.bytes()
+        .map(|byte| char::from(ALPHABET[usize::from(byte) % ALPHABET.len()]))
+        .collect()
 }
 
 #[cfg(test)]
@@ -148,7 +169,9 @@ mod tests {
         if let Some(hash) = hash {
             labels[HASH_LABEL] = json!(hash);
         }
-        Template::new(&json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": image}]}}))
+        Template::new(
+            &json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": image}]}}),
+        )
     }
 
     #[test]
@@ -159,13 +182,19 @@ mod tests {
 
     #[test]
     fn null_and_empty_members_do_not_make_templates_differ() {
-        let full = Template::new(&json!({"metadata": {"creationTimestamp": null, "annotations": {}}, "spec": {"volumes": [], "containers": []}}));
+        let full = Template::new(
+            &json!({"metadata": {"creationTimestamp": null, "annotations": {}}, "spec": {"volumes": [], "containers": []}}),
+        );
         assert!(full.same_pods(&Template::new(&json!({"spec": {}}))));
     }
 
     #[test]
     fn quantities_in_two_spellings_are_told_apart_only_by_text() {
-        let volume = |dir: Value| Template::new(&json!({"spec": {"containers": [], "volumes": [{"name": "v", "emptyDir": dir}]}}));
+        let volume = |dir: Value| {
+            Template::new(
+                &json!({"spec": {"containers": [], "volumes": [{"name": "v", "emptyDir": dir}]}}),
+            )
+        };
         assert!(volume(json!({})).same_pods(&volume(json!({}))));
     }
 
@@ -174,6 +203,11 @@ mod tests {
         let first = template("a", None).hash(None);
         assert_eq!(first, template("a", Some("x")).hash(None));
         assert_ne!(first, template("a", None).hash(Some(1)));
-        assert!(first.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()), "{first}");
+        assert!(
+            first
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()),
+            "{first}"
+        );
     }
 }

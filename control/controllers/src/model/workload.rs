@@ -22,7 +22,14 @@ pub struct Deployment {
     #[serde(default)]
     pub status: DeploymentStatus,
 }
-resource!(Deployment, "apps", "v1", "Deployment", "deployments", NamespaceResourceScope);
+resource!(
+    Deployment,
+    "apps",
+    "v1",
+    "Deployment",
+    "deployments",
+    NamespaceResourceScope
+);
 
 /// What is wanted of a deployment.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -83,7 +90,14 @@ pub struct ReplicaSet {
     #[serde(default)]
     pub status: ReplicaSetStatus,
 }
-resource!(ReplicaSet, "apps", "v1", "ReplicaSet", "replicasets", NamespaceResourceScope);
+resource!(
+    ReplicaSet,
+    "apps",
+    "v1",
+    "ReplicaSet",
+    "replicasets",
+    NamespaceResourceScope
+);
 
 /// What is wanted of a replica set.
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -63,7 +63,9 @@ pub(crate) fn start(ctx: Context) -> impl Future<Output = ()> {
     ctx.caches.pods.on_change(move |change: Change<'_, Pod>| {
         for pod in change.versions() {
             match controller_of(&pod.metadata) {
-                Some(owner) if owner.kind == "ReplicaSet" => keys.add(Key::new(model::namespace(&pod.metadata), &owner.name)),
+                Some(owner) if owner.kind == "ReplicaSet" => {
+                    keys.add(Key::new(model::namespace(&pod.metadata), &owner.name))
+                }
                 Some(_) => {}
                 None => {
                     for set in could_adopt(&sets, pod) {
@@ -108,13 +110,19 @@ impl Controller {
             self.deleted.lock().remove(key);
             return Ok(Next::OnChange);
         };
-        if !self.expected.fulfilled(key, caches.pods.version()) || Selector(&set.spec.selector).is_empty() {
+        if !self.expected.fulfilled(key, caches.pods.version())
+            || Selector(&set.spec.selector).is_empty()
+        {
             return Ok(Next::OnChange);
         }
         let pods = self.pods_of(key, &set);
         let related = self.related(&set, &pods);
         let now = Timestamp::now();
-        let observed = Observed { set: &set, pods: &pods, related: &related };
+        let observed = Observed {
+            set: &set,
+            pods: &pods,
+            related: &related,
+        };
         let mut changed = false;
         let mut failed = None;
         for action in plan::plan(&observed, now) {
@@ -129,7 +137,9 @@ impl Controller {
             self.write_status(&observed, failed.as_ref(), now).await?;
         }
         match failed {
-            Some(SyncError::Create { source }) if api::is_namespace_terminating(&source) => Ok(Next::OnChange),
+            Some(SyncError::Create { source }) if api::is_namespace_terminating(&source) => {
+                Ok(Next::OnChange)
+            }
             Some(error) => Err(error),
             None => Ok(plan::next_available(&observed, now).map_or(Next::OnChange, Next::After)),
         }
@@ -143,10 +153,18 @@ impl Controller {
             Some((label, value)) => cache.find(&IndexKey::label(&key.namespace, label, value)),
             None => cache.find(&IndexKey::Orphan((&*key.namespace).into())),
         };
-        pods.extend(orphans.into_iter().filter(|pod| controller_of(&pod.metadata).is_none()));
+        pods.extend(
+            orphans
+                .into_iter()
+                .filter(|pod| controller_of(&pod.metadata).is_none()),
+        );
         let mut deleted = self.deleted.lock();
         if let Some(gone) = deleted.get_mut(key) {
-            gone.retain(|uid, _| pods.iter().any(|pod| model::uid(&pod.metadata) == uid && !model::is_deleting(&pod.metadata)));
+            gone.retain(|uid, _| {
+                pods.iter().any(|pod| {
+                    model::uid(&pod.metadata) == uid && !model::is_deleting(&pod.metadata)
+                })
+            });
             pods.retain(|pod| !gone.contains_key(model::uid(&pod.metadata)));
             if gone.is_empty() {
                 deleted.remove(key);
@@ -160,22 +178,44 @@ impl Controller {
         if active <= usize::try_from(set.replicas()).unwrap_or(0) {
             return Vec::new(); // Nothing will be deleted, so nothing needs a rank.
         }
-        let Some(owner) = controller_of(&set.metadata) else { return own.to_vec() };
-        let siblings = self.ctx.caches.replica_sets.find(&IndexKey::Owner(owner.uid.as_str().into()));
+        let Some(owner) = controller_of(&set.metadata) else {
+            return own.to_vec();
+        };
+        let siblings = self
+            .ctx
+            .caches
+            .replica_sets
+            .find(&IndexKey::Owner(owner.uid.as_str().into()));
         siblings
             .iter()
-            .flat_map(|sibling| self.ctx.caches.pods.find(&IndexKey::Owner(model::uid(&sibling.metadata).into())))
+            .flat_map(|sibling| {
+                self.ctx
+                    .caches
+                    .pods
+                    .find(&IndexKey::Owner(model::uid(&sibling.metadata).into()))
+            })
             .filter(|pod| pod.is_active())
             .collect()
     }
 
-    async fn act(&self, key: &Key, set: &ReplicaSet, pods: &[Arc<Pod>], action: Action) -> Result<(), SyncError> {
+    async fn act(
+        &self,
+        key: &Key,
+        set: &ReplicaSet,
+        pods: &[Arc<Pod>],
+        action: Action,
+    ) -> Result<(), SyncError> {
         match action {
             Action::Adopt(pod) => self.adopt(key, set, find(pods, &pod)).await,
             Action::Release(pod) => self.release(key, set, find(pods, &pod)).await,
             Action::Create(count) => self.create(key, set, count).await,
             Action::Delete(names) => {
-                let results = join_all(names.iter().map(|name| self.delete(key, set, find(pods, name)))).await;
+                let results = join_all(
+                    names
+                        .iter()
+                        .map(|name| self.delete(key, set, find(pods, name))),
+                )
+                .await;
                 results.into_iter().collect()
             }
         }
@@ -184,7 +224,10 @@ impl Controller {
     async fn adopt(&self, key: &Key, set: &ReplicaSet, pod: Option<&Pod>) -> Result<(), SyncError> {
         let Some(pod) = pod else { return Ok(()) };
         let name = model::name(&pod.metadata);
-        let fail = |source| SyncError::Claim { pod: name.into(), source };
+        let fail = |source| SyncError::Claim {
+            pod: name.into(),
+            source,
+        };
         // A replica set that is deleted meanwhile must not take pods in which its deletion should orphan.
         let fresh: Written = api::get::<ReplicaSet, _>(&self.ctx.client, &key.namespace, &key.name)
             .await
@@ -195,12 +238,19 @@ impl Controller {
         let mut owners = pod.metadata.owner_references.clone().unwrap_or_default();
         owners.push(controller_reference(set));
         let body = json!({"metadata": {"uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version, "ownerReferences": owners}});
-        let written = api::patch::<Pod>(&self.ctx.client, &key.namespace, name, &body).await.map_err(fail)?;
+        let written = api::patch::<Pod>(&self.ctx.client, &key.namespace, name, &body)
+            .await
+            .map_err(fail)?;
         self.expected.wrote(key, &written);
         Ok(())
     }
 
-    async fn release(&self, key: &Key, set: &ReplicaSet, pod: Option<&Pod>) -> Result<(), SyncError> {
+    async fn release(
+        &self,
+        key: &Key,
+        set: &ReplicaSet,
+        pod: Option<&Pod>,
+    ) -> Result<(), SyncError> {
         let Some(pod) = pod else { return Ok(()) };
         let name = model::name(&pod.metadata);
         let mut owners = pod.metadata.owner_references.clone().unwrap_or_default();
@@ -212,13 +262,20 @@ impl Controller {
                 Ok(())
             }
             Err(error) if api::is_not_found(&error) => Ok(()),
-            Err(source) => Err(SyncError::Claim { pod: name.into(), source }),
+            Err(source) => Err(SyncError::Claim {
+                pod: name.into(),
+                source,
+            }),
         }
     }
 
     async fn create(&self, key: &Key, set: &ReplicaSet, count: usize) -> Result<(), SyncError> {
         let body = pod_of(set);
-        let mut batch = if self.queue.failures(key) == 0 { FIRST_BATCH } else { 1 };
+        let mut batch = if self.queue.failures(key) == 0 {
+            FIRST_BATCH
+        } else {
+            1
+        };
         let mut left = count;
         while left > 0 {
             let now = batch.min(left);
@@ -235,41 +292,83 @@ impl Controller {
             Ok(written) => {
                 self.expected.wrote(key, &written);
                 let message = format!("Created pod: {}", model::name(&written.metadata));
-                self.ctx.recorder.record(set, Severity::Normal, "SuccessfulCreate", message);
+                self.ctx
+                    .recorder
+                    .record(set, Severity::Normal, "SuccessfulCreate", message);
                 Ok(())
             }
             Err(source) => {
                 if !api::is_namespace_terminating(&source) {
-                    self.ctx.recorder.record(set, Severity::Warning, "FailedCreate", format!("Error creating: {}", text(&source)));
+                    self.ctx.recorder.record(
+                        set,
+                        Severity::Warning,
+                        "FailedCreate",
+                        format!("Error creating: {}", text(&source)),
+                    );
                 }
                 Err(SyncError::Create { source })
             }
         }
     }
 
-    async fn delete(&self, key: &Key, set: &ReplicaSet, pod: Option<&Pod>) -> Result<(), SyncError> {
+    async fn delete(
+        &self,
+        key: &Key,
+        set: &ReplicaSet,
+        pod: Option<&Pod>,
+    ) -> Result<(), SyncError> {
         let Some(pod) = pod else { return Ok(()) };
         let name = model::name(&pod.metadata);
         match api::delete::<Pod>(&self.ctx.client, &pod.metadata, Delete::default()).await {
             Ok(()) => {
-                self.deleted.lock().entry(key.clone()).or_default().insert(model::uid(&pod.metadata).to_owned(), 0);
-                self.ctx.recorder.record(set, Severity::Normal, "SuccessfulDelete", format!("Deleted pod: {name}"));
+                self.deleted
+                    .lock()
+                    .entry(key.clone())
+                    .or_default()
+                    .insert(model::uid(&pod.metadata).to_owned(), 0);
+                self.ctx.recorder.record(
+                    set,
+                    Severity::Normal,
+                    "SuccessfulDelete",
+                    format!("Deleted pod: {name}"),
+                );
                 Ok(())
             }
             Err(source) => {
-                self.ctx.recorder.record(set, Severity::Warning, "FailedDelete", format!("Error deleting: {}", text(&source)));
-                Err(SyncError::Delete { pod: name.into(), source })
+                self.ctx.recorder.record(
+                    set,
+                    Severity::Warning,
+                    "FailedDelete",
+                    format!("Error deleting: {}", text(&source)),
+                );
+                Err(SyncError::Delete {
+                    pod: name.into(),
+                    source,
+                })
             }
         }
     }
 
-    async fn write_status(&self, observed: &Observed<'_>, failed: Option<&SyncError>, now: Timestamp) -> Result<(), SyncError> {
+    async fn write_status(
+        &self,
+        observed: &Observed<'_>,
+        failed: Option<&SyncError>,
+        now: Timestamp,
+    ) -> Result<(), SyncError> {
         let failure = match failed {
-            Some(SyncError::Create { source }) if !api::is_namespace_terminating(source) => Some(("FailedCreate", text(source))),
+            Some(SyncError::Create { source }) if !api::is_namespace_terminating(source) => {
+                Some(("FailedCreate", text(source)))
+            }
             Some(SyncError::Delete { source, .. }) => Some(("FailedDelete", text(source))),
             _ => None,
         };
-        let status = plan::status(observed, failure.as_ref().map(|(reason, message)| (*reason, message.as_str())), now);
+        let status = plan::status(
+            observed,
+            failure
+                .as_ref()
+                .map(|(reason, message)| (*reason, message.as_str())),
+            now,
+        );
         let set = observed.set;
         if plan::same(&status, &set.status) {
             return Ok(());
@@ -283,7 +382,14 @@ impl Controller {
             "observedGeneration": status.observed_generation,
             "conditions": status.conditions,
         }});
-        match api::patch_status::<ReplicaSet>(&self.ctx.client, model::namespace(set.meta()), model::name(set.meta()), &body).await {
+        match api::patch_status::<ReplicaSet>(
+            &self.ctx.client,
+            model::namespace(set.meta()),
+            model::name(set.meta()),
+            &body,
+        )
+        .await
+        {
             // The newer version is on its way and brings the key back.
             Err(error) if api::is_not_found(&error) || api::is_conflict(&error) => Ok(()),
             Err(source) => Err(SyncError::Status { source }),
@@ -293,7 +399,9 @@ impl Controller {
 }
 
 fn find<'a>(pods: &'a [Arc<Pod>], name: &str) -> Option<&'a Pod> {
-    pods.iter().find(|pod| model::name(&pod.metadata) == name).map(|pod| &**pod)
+    pods.iter()
+        .find(|pod| model::name(&pod.metadata) == name)
+        .map(|pod| &**pod)
 }
 
 /// The text of an API error, as the server worded it.

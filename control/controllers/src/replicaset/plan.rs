@@ -45,14 +45,22 @@ pub(crate) fn plan(observed: &Observed<'_>, now: Timestamp) -> Vec<Action> {
         return Vec::new();
     }
     let mut actions = claims(set, observed.pods);
-    let mut active: Vec<_> = members(set, observed.pods).filter(|pod| pod.is_active()).cloned().collect();
+    let mut active: Vec<_> = members(set, observed.pods)
+        .filter(|pod| pod.is_active())
+        .cloned()
+        .collect();
     let wanted = usize::try_from(set.replicas()).unwrap_or(0);
     if active.len() < wanted {
         actions.push(Action::Create((wanted - active.len()).min(BURST)));
     } else if active.len() > wanted {
         let surplus = (active.len() - wanted).min(BURST);
         rank(&mut active, observed.related, now);
-        actions.push(Action::Delete(active[..surplus].iter().map(|pod| model::name(&pod.metadata).into()).collect()));
+        actions.push(Action::Delete(
+            active[..surplus]
+                .iter()
+                .map(|pod| model::name(&pod.metadata).into())
+                .collect(),
+        ));
     }
     actions
 }
@@ -64,7 +72,10 @@ fn claims(set: &ReplicaSet, pods: &[Arc<Pod>]) -> Vec<Action> {
         let name = || model::name(&pod.metadata).into();
         match controller_of(&pod.metadata) {
             None if may_adopt(set, pod) => actions.push(Action::Adopt(name())),
-            Some(owner) if owner.uid == model::uid(&set.metadata) && !selector.matches(pod.metadata.labels.as_ref()) => {
+            Some(owner)
+                if owner.uid == model::uid(&set.metadata)
+                    && !selector.matches(pod.metadata.labels.as_ref()) =>
+            {
                 actions.push(Action::Release(name()));
             }
             _ => {}
@@ -81,14 +92,22 @@ fn may_adopt(set: &ReplicaSet, pod: &Pod) -> bool {
 /// The pods that count as its own: those it controls and those it is about to adopt, without those it lets go.
 fn members<'a>(set: &'a ReplicaSet, pods: &'a [Arc<Pod>]) -> impl Iterator<Item = &'a Arc<Pod>> {
     let selector = Selector(&set.spec.selector);
-    pods.iter().filter(move |pod| match controller_of(&pod.metadata) {
-        None => may_adopt(set, pod),
-        Some(owner) => owner.uid == model::uid(&set.metadata) && selector.matches(pod.metadata.labels.as_ref()),
-    })
+    pods.iter()
+        .filter(move |pod| match controller_of(&pod.metadata) {
+            None => may_adopt(set, pod),
+            Some(owner) => {
+                owner.uid == model::uid(&set.metadata)
+                    && selector.matches(pod.metadata.labels.as_ref())
+            }
+        })
 }
 
 /// The status, given what came of the attempt to make or delete pods.
-pub(crate) fn status(observed: &Observed<'_>, failure: Option<(&str, &str)>, now: Timestamp) -> ReplicaSetStatus {
+pub(crate) fn status(
+    observed: &Observed<'_>,
+    failure: Option<(&str, &str)>,
+    now: Timestamp,
+) -> ReplicaSetStatus {
     let set = observed.set;
     let min_ready = set.spec.min_ready_seconds.unwrap_or(0);
     let template_labels = set.spec.template.labels();
@@ -102,7 +121,11 @@ pub(crate) fn status(observed: &Observed<'_>, failure: Option<(&str, &str)>, now
         if pod.is_active() {
             let labels = pod.metadata.labels.as_ref();
             status.replicas += 1;
-            labelled += i32::from(template_labels.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value)));
+            labelled += i32::from(
+                template_labels
+                    .iter()
+                    .all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value)),
+            );
             ready += i32::from(pod.is_ready());
             available += i32::from(pod.is_available(min_ready, now));
         } else if !pod.is_terminal() {
@@ -119,7 +142,9 @@ pub(crate) fn status(observed: &Observed<'_>, failure: Option<(&str, &str)>, now
 
 fn set_failure(status: &mut ReplicaSetStatus, failure: Option<(&str, &str)>, now: Timestamp) {
     let mut conditions = status.conditions.take().unwrap_or_default();
-    let known = conditions.iter().any(|condition| condition.type_.as_deref() == Some(REPLICA_FAILURE));
+    let known = conditions
+        .iter()
+        .any(|condition| condition.type_.as_deref() == Some(REPLICA_FAILURE));
     match failure {
         Some((reason, message)) if !known => conditions.push(ReplicaSetCondition {
             type_: Some(REPLICA_FAILURE.into()),
@@ -128,7 +153,9 @@ fn set_failure(status: &mut ReplicaSetStatus, failure: Option<(&str, &str)>, now
             message: Some(message.to_owned()),
             last_transition_time: Some(Time(now)),
         }),
-        None if known => conditions.retain(|condition| condition.type_.as_deref() != Some(REPLICA_FAILURE)),
+        None if known => {
+            conditions.retain(|condition| condition.type_.as_deref() != Some(REPLICA_FAILURE))
+        }
         _ => {}
     }
     status.conditions = (!conditions.is_empty()).then_some(conditions);
@@ -143,16 +170,28 @@ pub(crate) fn same(left: &ReplicaSetStatus, right: &ReplicaSetStatus) -> bool {
         && zero(left.available_replicas) == zero(right.available_replicas)
         && zero(left.terminating_replicas) == zero(right.terminating_replicas)
         && left.observed_generation == right.observed_generation
-        && left.conditions.as_deref().unwrap_or_default() == right.conditions.as_deref().unwrap_or_default()
+        && left.conditions.as_deref().unwrap_or_default()
+            == right.conditions.as_deref().unwrap_or_default()
 }
 
 /// When the next ready pod becomes available by the mere passing of time.
 pub(crate) fn next_available(observed: &Observed<'_>, now: Timestamp) -> Option<Duration> {
-    let min_ready = observed.set.spec.min_ready_seconds.filter(|seconds| *seconds > 0)?;
+    let min_ready = observed
+        .set
+        .spec
+        .min_ready_seconds
+        .filter(|seconds| *seconds > 0)?;
     members(observed.set, observed.pods)
         .filter(|pod| pod.is_active() && !pod.is_available(min_ready, now))
-        .filter_map(|pod| pod.ready_since()?.checked_add(jiff::SignedDuration::from_secs(min_ready.into())).ok())
-        .map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default() + Duration::from_millis(10))
+        .filter_map(|pod| {
+            pod.ready_since()?
+                .checked_add(jiff::SignedDuration::from_secs(min_ready.into()))
+                .ok()
+        })
+        .map(|at| {
+            Duration::try_from(at.duration_since(now)).unwrap_or_default()
+                + Duration::from_millis(10)
+        })
         .min()
 }
 
@@ -179,7 +218,14 @@ mod tests {
     }
 
     fn planned(replicas: i32, pods: &[Arc<Pod>]) -> Vec<Action> {
-        plan(&Observed { set: &set(replicas), pods, related: &[] }, Timestamp::UNIX_EPOCH)
+        plan(
+            &Observed {
+                set: &set(replicas),
+                pods,
+                related: &[],
+            },
+            Timestamp::UNIX_EPOCH,
+        )
     }
 
     #[test]
@@ -191,38 +237,108 @@ mod tests {
             (3, vec![], vec![Action::Create(3)]),
             (1, vec![own.clone()], vec![]),
             (2, vec![own.clone(), ended.clone()], vec![Action::Create(1)]),
-            (1, vec![own.clone(), pending.clone()], vec![Action::Delete(vec!["c".into()])]),
-            (0, vec![own.clone(), ended], vec![Action::Delete(vec!["a".into()])]),
+            (
+                1,
+                vec![own.clone(), pending.clone()],
+                vec![Action::Delete(vec!["c".into()])],
+            ),
+            (
+                0,
+                vec![own.clone(), ended],
+                vec![Action::Delete(vec!["a".into()])],
+            ),
         ] {
-            assert_eq!(planned(replicas, &pods), expected, "{replicas} replicas, {} pods", pods.len());
+            assert_eq!(
+                planned(replicas, &pods),
+                expected,
+                "{replicas} replicas, {} pods",
+                pods.len()
+            );
         }
     }
 
     #[test]
     fn orphans_that_match_are_adopted_and_strangers_released() {
-        assert_eq!(planned(1, &[pod("a", None, "web", "Running")]), [Action::Adopt("a".into())]);
-        assert_eq!(planned(1, &[pod("a", None, "web", "Failed")]), [Action::Create(1)]);
-        assert_eq!(planned(1, &[pod("a", Some("set"), "db", "Running")]), [Action::Release("a".into()), Action::Create(1)]);
-        assert_eq!(planned(1, &[pod("a", Some("other"), "web", "Running")]), [Action::Create(1)]);
+        assert_eq!(
+            planned(1, &[pod("a", None, "web", "Running")]),
+            [Action::Adopt("a".into())]
+        );
+        assert_eq!(
+            planned(1, &[pod("a", None, "web", "Failed")]),
+            [Action::Create(1)]
+        );
+        assert_eq!(
+            planned(1, &[pod("a", Some("set"), "db", "Running")]),
+            [Action::Release("a".into()), Action::Create(1)]
+        );
+        assert_eq!(
+            planned(1, &[pod("a", Some("other"), "web", "Running")]),
+            [Action::Create(1)]
+        );
     }
 
     #[test]
     fn the_status_counts_and_comes_to_rest() {
         let mut set = set(2);
-        let pods = [pod("a", Some("set"), "web", "Running"), pod("b", Some("set"), "web", "Succeeded")];
-        let first = status(&Observed { set: &set, pods: &pods, related: &[] }, None, Timestamp::UNIX_EPOCH);
-        assert_eq!((first.replicas, first.ready_replicas, first.observed_generation), (1, Some(0), Some(2)));
+        let pods = [
+            pod("a", Some("set"), "web", "Running"),
+            pod("b", Some("set"), "web", "Succeeded"),
+        ];
+        let first = status(
+            &Observed {
+                set: &set,
+                pods: &pods,
+                related: &[],
+            },
+            None,
+            Timestamp::UNIX_EPOCH,
+        );
+        assert_eq!(
+            (
+                first.replicas,
+                first.ready_replicas,
+                first.observed_generation
+            ),
+            (1, Some(0), Some(2))
+        );
         assert!(!same(&first, &set.status));
         set.status = first.clone();
-        assert!(same(&first, &status(&Observed { set: &set, pods: &pods, related: &[] }, None, Timestamp::UNIX_EPOCH)));
+        assert!(same(
+            &first,
+            &status(
+                &Observed {
+                    set: &set,
+                    pods: &pods,
+                    related: &[]
+                },
+                None,
+                Timestamp::UNIX_EPOCH
+            )
+        ));
     }
 
     #[test]
     fn a_failure_becomes_a_condition_until_it_is_over() {
         let mut set = set(2);
-        set.status = status(&Observed { set: &set, pods: &[], related: &[] }, Some(("FailedCreate", "no")), Timestamp::UNIX_EPOCH);
+        set.status = status(
+            &Observed {
+                set: &set,
+                pods: &[],
+                related: &[],
+            },
+            Some(("FailedCreate", "no")),
+            Timestamp::UNIX_EPOCH,
+        );
         assert_eq!(set.status.conditions.as_ref().map(Vec::len), Some(1));
-        let healed = status(&Observed { set: &set, pods: &[], related: &[] }, None, Timestamp::UNIX_EPOCH);
+        let healed = status(
+            &Observed {
+                set: &set,
+                pods: &[],
+                related: &[],
+            },
+            None,
+            Timestamp::UNIX_EPOCH,
+        );
         assert_eq!(healed.conditions, None);
     }
 }

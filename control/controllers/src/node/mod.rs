@@ -1,0 +1,4 @@
+//! Nodes: their pods' addresses, their health, and what happens to the pods of sick ones.
+
+mod cidr;
+pub(crate) mod ipam;

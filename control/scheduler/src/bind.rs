@@ -1,0 +1,81 @@
+//! Telling the API server: the binding of a pod, or why it has none.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use knarr_controllers::api;
+use knarr_controllers::events::{Recorder, Severity};
+use kube::Client;
+use serde_json::json;
+
+use crate::model::Pod;
+use crate::pod::PodInfo;
+
+/// Writes on behalf of the scheduler.
+#[derive(Clone)]
+pub(crate) struct Writer {
+    pub client: Client,
+    pub recorder: Recorder,
+}
+
+impl Writer {
+    /// Binds a pod to a node.
+    pub async fn bind(&self, pod: &PodInfo, node: &str) -> Result<(), kube::Error> {
+        let body = json!({
+            "apiVersion": "v1",
+            "kind": "Binding",
+            "metadata": {"namespace": pod.namespace, "name": pod.name, "uid": &*pod.uid},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": node},
+        });
+        api::create_part::<Pod>(&self.client, &pod.namespace, &pod.name, "binding", &body).await?;
+        let message = format!(
+            "Successfully assigned {}/{} to {node}",
+            pod.namespace, pod.name
+        );
+        self.recorder
+            .record_on(reference(pod), Severity::Normal, "Scheduled", message);
+        Ok(())
+    }
+
+    /// Says on the pod why it has no node.
+    pub async fn explain(&self, pod: Arc<PodInfo>, message: String) {
+        let body = json!({"metadata": {"uid": &*pod.uid}, "status": {"conditions": [{
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": "Unschedulable",
+            "message": message,
+            "lastTransitionTime": Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        }]}});
+        match api::patch_status_strategic::<Pod>(&self.client, &pod.namespace, &pod.name, &body)
+            .await
+        {
+            Ok(_) => {}
+            Err(error) if api::is_not_found(&error) || api::is_conflict(&error) => {}
+            Err(error) => {
+                tracing::warn!(%error, namespace = pod.namespace, name = pod.name, "condition not written")
+            }
+        }
+    }
+
+    /// Tells the user by an event.
+    pub fn tell(&self, pod: &PodInfo, message: String) {
+        self.recorder.record_on(
+            reference(pod),
+            Severity::Warning,
+            "FailedScheduling",
+            message,
+        );
+    }
+}
+
+fn reference(pod: &PodInfo) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Pod".into()),
+        namespace: Some(pod.namespace.clone()),
+        name: Some(pod.name.clone()),
+        uid: Some(pod.uid.to_string()),
+        ..ObjectReference::default()
+    }
+}
