@@ -868,22 +868,17 @@ pub fn setdomainname(name: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives the next program the signal state of a fresh login: nothing blocked, nothing ignored.
+/// Takes back what this program changed of its signals, so that the next one finds them as our caller left them.
 ///
-/// Rust's start-up code ignores `SIGPIPE`, and callers may block what they take from a signalfd.
+/// Rust's start-up code ignores `SIGPIPE`, and callers block what they take from a signalfd.
 ///
 /// # Errors
 ///
 /// None in practice.
 pub fn reset_signals() -> io::Result<()> {
     use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
-    for name in Signal::iterator() {
-        if matches!(name, Signal::SIGKILL | Signal::SIGSTOP) {
-            continue;
-        }
-        // SAFETY: the default disposition runs no code of ours.
-        unsafe { signal(name, SigHandler::SigDfl) }?;
-    }
+    // SAFETY: the default disposition runs no code of ours.
+    unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
     Ok(())
 }

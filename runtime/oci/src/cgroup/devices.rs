@@ -174,12 +174,17 @@ fn compile(rules: &[Rule]) -> Vec<[u8; 8]> {
         ));
         body.push((instruction(EXIT, 0, 0, 0, 0), None));
         let length = body.len();
+        let unconditional = body.iter().all(|(_, jump)| jump.is_none());
         for (index, (mut bytes, jump)) in body.into_iter().enumerate() {
             if jump.is_some() {
                 let distance = (length - index - 1) as i16;
                 bytes[2..4].copy_from_slice(&distance.to_ne_bytes());
             }
             program.push(bytes);
+        }
+        // The verifier refuses instructions that nothing reaches ("unreachable insn", EINVAL): a rule about everything is the end.
+        if unconditional {
+            return program;
         }
     }
     program.push(instruction(MOVE_NUMBER, 0, 0, 0, 1));
@@ -237,5 +242,9 @@ mod tests {
         assert!(!decide(&program, KIND_BLOCK, read | write, 8, 0));
         assert!(!decide(&program, KIND_BLOCK, read, 1, 3));
         assert!(decide(&compile(&[]), KIND_BLOCK, read, 8, 0));
+        // Nothing follows the rule about everything: the kernel's verifier would refuse it.
+        let everything = compile(&rules[..1]);
+        assert_eq!(everything.len(), 8);
+        assert!(!decide(&everything, KIND_BLOCK, read, 8, 0));
     }
 }

@@ -567,10 +567,7 @@ fn spawn(plan: &Plan<'_>, group: Option<&OwnedFd>) -> Result<(Channel, Newborn),
         (Role::Init, flags)
     };
     let joined_pid = plan.namespaces.joined(Kind::Pid);
-    let forked = in_pid_namespace(joined_pid, || {
-        sys::clone3(u64::from(now.bits() as u32), group.map(AsFd::as_fd))
-            .map_err(CreateError::system("clone3"))
-    })?;
+    let forked = clone_in(joined_pid, now, group)?;
     match forked {
         Fork::Child => {
             drop(ours);
@@ -592,21 +589,29 @@ fn spawn(plan: &Plan<'_>, group: Option<&OwnedFd>) -> Result<(Channel, Newborn),
     }
 }
 
-/// Runs `make` so that the processes it makes are born in a PID namespace. Entering one only concerns children, so the
-/// caller itself stays where it is; and that is why no second process is needed.
-pub(super) fn in_pid_namespace<T>(
-    namespace: Option<&OwnedFd>,
-    make: impl FnOnce() -> Result<T, CreateError>,
-) -> Result<T, CreateError> {
-    let Some(namespace) = namespace else {
-        return make();
+/// Makes a process that is born in a PID namespace. Entering one only concerns children, so the caller itself stays where
+/// it is, and that is why no second process is needed.
+pub(super) fn clone_in(
+    pid_namespace: Option<&OwnedFd>,
+    flags: CloneFlags,
+    group: Option<&OwnedFd>,
+) -> Result<Fork, CreateError> {
+    let clone = || {
+        let flags = u64::from(flags.bits() as u32);
+        sys::clone3(flags, group.map(AsFd::as_fd)).map_err(CreateError::system("clone3"))
+    };
+    let Some(namespace) = pid_namespace else {
+        return clone();
     };
     let own = fs::File::open("/proc/self/ns/pid")
         .map_err(CreateError::system("open our own PID namespace"))?;
     setns(namespace, CloneFlags::CLONE_NEWPID)
         .map_err(io::Error::from)
         .map_err(CreateError::system("enter the PID namespace"))?;
-    let made = make();
+    let made = clone();
+    if matches!(made, Ok(Fork::Child)) {
+        return made;
+    }
     setns(own, CloneFlags::CLONE_NEWPID)
         .map_err(io::Error::from)
         .map_err(CreateError::system("return to our own PID namespace"))?;

@@ -8,7 +8,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::unistd::Pid;
 use oci_spec::runtime::{Process, Spec};
 
-use super::create::{Newborn, check_process, finish, in_pid_namespace};
+use super::create::{Newborn, check_process, clone_in, finish};
 use super::{Created, Io, Runtime, status_of};
 use crate::cgroup::Group;
 use crate::error::{CreateError, ExecError, Failure, OrFail, StateError, Step};
@@ -87,10 +87,11 @@ impl Runtime {
         };
         let (channel, theirs) =
             Channel::pair().map_err(CreateError::system("make a socket pair"))?;
-        let forked = in_pid_namespace(pid_namespace.then_some(&init), || {
-            sys::clone3(0, group_fd.as_ref().map(AsFd::as_fd))
-                .map_err(CreateError::system("clone3"))
-        })?;
+        let forked = clone_in(
+            pid_namespace.then_some(&init),
+            CloneFlags::empty(),
+            group_fd.as_ref(),
+        )?;
         let mut newborn = match forked {
             Fork::Child => {
                 drop(channel);
