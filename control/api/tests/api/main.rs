@@ -5,6 +5,7 @@ mod auth;
 mod crud;
 mod deletion;
 mod lists;
+mod node;
 mod services;
 mod support;
 mod watches;

@@ -16,14 +16,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{MAPS, Server};
 
-struct Listening {
-    server: Server,
+pub struct Listening {
+    pub server: Server,
     address: std::net::SocketAddr,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
 }
 
-async fn listen() -> Listening {
+pub async fn listen() -> Listening {
     let server = Server::start().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("its address");
@@ -39,7 +39,7 @@ async fn listen() -> Listening {
 }
 
 impl Listening {
-    async fn connect(
+    pub async fn connect(
         &self,
         identity: Option<&Identity>,
         alpn: &[u8],
@@ -101,7 +101,7 @@ impl Listening {
         (code, serde_json::from_slice(&body).unwrap_or(Value::Null))
     }
 
-    fn identity(&self, user: &str, group: &str) -> Identity {
+    pub fn identity(&self, user: &str, group: &str) -> Identity {
         let purpose = Purpose::Client {
             user: user.to_owned(),
             groups: vec![group.to_owned()],
