@@ -123,8 +123,13 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut source = error.source();
     while let Some(cause) = source {
         let cause_text = cause.to_string();
-        // Some libraries repeat the cause in their own message.
-        if !text.ends_with(&cause_text) {
+        // Some libraries repeat the cause in their own message, in their own spelling.
+        let plain = cause_text
+            .split(" (os error")
+            .next()
+            .unwrap_or_default()
+            .to_lowercase();
+        if !text.to_lowercase().contains(&plain) {
             text.push_str(": ");
             text.push_str(&cause_text);
         }
@@ -139,4 +144,32 @@ pub(crate) fn join_ips(ips: &[IpAddr]) -> String {
         .map(ToString::to_string)
         .collect::<Vec<_>>()
         .join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{what}")]
+    struct Failure {
+        what: &'static str,
+        source: std::io::Error,
+    }
+
+    #[test]
+    fn causes_are_named_once() {
+        let error = |what| Failure {
+            what,
+            source: std::io::Error::from_raw_os_error(libc::ENOENT),
+        };
+        assert_eq!(
+            chain(&error("open /x")),
+            "open /x: No such file or directory (os error 2)"
+        );
+        assert_eq!(
+            chain(&error("exec /x: no such file or directory")),
+            "exec /x: no such file or directory"
+        );
+    }
 }

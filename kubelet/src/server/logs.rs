@@ -114,13 +114,10 @@ fn waiting_reason(server: &Server, namespace: &str, pod: &str, container: &str) 
             .flatten()
             .find(|s| s.name == container)?;
         let waiting = own.state.as_ref()?.waiting.as_ref()?;
-        Some(match (waiting.reason.clone()?, waiting.message.clone()) {
-            (reason, Some(message))
-                if reason != "ContainerCreating" && reason != "PodInitializing" =>
-            {
-                format!("{reason}: {message}")
-            }
-            (reason, _) => reason,
+        Some(match waiting.reason.as_deref()? {
+            "ErrImagePull" => "image can't be pulled".to_owned(),
+            "ImagePullBackOff" => "trying and failing to pull image".to_owned(),
+            reason => reason.to_owned(),
         })
     };
     find().unwrap_or_else(|| "ContainerCreating".to_owned())
