@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use knarr_store::{Store, StoreError};
@@ -17,7 +18,7 @@ use crate::http::serve::{self, TlsError};
 use crate::http::{Metrics, Nodes};
 use crate::kinds;
 use crate::pki::{Pki, PkiError, Purpose};
-use crate::registry::Registry;
+use crate::registry::{Registry, expiry};
 use crate::status::ApiError;
 
 /// How the server is to be.
@@ -33,6 +34,8 @@ pub struct ApiServerConfig {
     pub cluster_domain: String,
     /// Ports of services on nodes.
     pub node_ports: RangeInclusive<u16>,
+    /// How long an event stays after its last change.
+    pub event_ttl: Duration,
 }
 
 impl ApiServerConfig {
@@ -51,6 +54,7 @@ impl Default for ApiServerConfig {
             service_cidr: IpNet::V4("10.43.0.0/16".parse().expect("a constant network")),
             cluster_domain: "cluster.local".to_owned(),
             node_ports: 30000..=32767,
+            event_ttl: Duration::from_secs(3600),
         }
     }
 }
@@ -160,6 +164,15 @@ impl ApiServer {
             .ensure_defaults(advertise.ip(), advertise.port())
             .await
             .map_err(|source| OpenError::Defaults { source })?;
+        if let Some(events) = inner.registry.collection("events") {
+            let registry = Arc::downgrade(&inner.registry);
+            tokio::spawn(expiry::run(
+                registry,
+                events.clone(),
+                inner.config.event_ttl,
+                inner.stop.clone(),
+            ));
+        }
         let tls = serve::tls(pki.ca_cert_pem(), &serving).map_err(tls)?;
         Ok(Self {
             inner: Arc::new(inner),

@@ -12,7 +12,7 @@ use super::Registry;
 use super::collection::{Collection, Snapshot};
 use super::entry::Entry;
 use super::selector::Selector;
-use crate::resource::Resource;
+use crate::resource::{Resource, Scope};
 use crate::status::{ApiError, FieldError};
 
 /// How long a read waits for a revision that is not here yet.
@@ -186,11 +186,7 @@ impl Registry {
             "" => request.selector.namespace().unwrap_or_default(),
             namespace => namespace,
         };
-        let scope = if namespace.is_empty() {
-            String::new()
-        } else {
-            format!("{namespace}/")
-        };
+        let scope = scope(resource, namespace, &request.selector);
         let (snapshot, revision) = self.pages(collection, &scope, at, request.continue_token)?;
         let converted = resource.storage_version.as_ref().map(|_| resource);
         let mut entries = Vec::new();
@@ -258,6 +254,16 @@ impl Registry {
         let snapshot = collection.snapshot(scope, start);
         let revision = passed.max(snapshot.newest);
         (snapshot, revision)
+    }
+}
+
+/// What all keys of a list start with: as much as is known of them, so that a list of one name looks at no other object.
+fn scope(resource: &Resource, namespace: &str, selector: &Selector) -> String {
+    let name = selector.name().unwrap_or_default();
+    match (resource.scope, namespace) {
+        (Scope::Cluster, _) => name.to_owned(),
+        (Scope::Namespaced, "") => String::new(),
+        (Scope::Namespaced, namespace) => format!("{namespace}/{name}"),
     }
 }
 

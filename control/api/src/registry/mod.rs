@@ -1,11 +1,12 @@
 //! The registry: every object of the cluster, and the generic ways to read and write them.
 //!
 //! Reading order: `entry` (one object's bytes), `collection` (the watch cache of one prefix), `feed` (store to collections),
-//! `selector`, `list`, `watch` (reading); `meta`, `write`, `delete`, `admission`, `services` (writing); `defaults`.
+//! `selector`, `list`, `watch` (reading); `meta`, `write`, `delete`, `admission`, `services` (writing); `defaults`, `expiry`.
 
 pub mod collection;
 pub mod delete;
 pub mod entry;
+pub mod expiry;
 pub mod feed;
 pub mod list;
 pub mod meta;

@@ -1,3 +1,6 @@
+use std::time::Duration;
+
+use knarr_api::ApiServerConfig;
 use serde_json::json;
 
 use crate::support::{MAPS, PODS, Server, config_map, pod};
@@ -185,4 +188,21 @@ async fn an_eviction_deletes_the_pod() {
         .get(&format!("{PODS}/p"))
         .await
         .refused(404, "NotFound");
+}
+
+#[tokio::test]
+async fn events_go_after_their_time() {
+    let event_ttl = Duration::from_millis(50);
+    let server = Server::start_with(ApiServerConfig {
+        event_ttl,
+        ..ApiServerConfig::default()
+    })
+    .await;
+    let events = "/api/v1/namespaces/default/events";
+    let mut watch = server.watch(&format!("{events}?watch=1")).await;
+    let event = json!({ "apiVersion": "v1", "kind": "Event", "metadata": { "name": "e" }, "reason": "R",
+        "involvedObject": { "kind": "Pod", "namespace": "default", "name": "p" }, "type": "Normal" });
+    server.post(events, &event).await.expect(201);
+    assert_eq!(watch.short().await, ("ADDED".to_owned(), "e".to_owned()));
+    assert_eq!(watch.short().await, ("DELETED".to_owned(), "e".to_owned()));
 }

@@ -59,16 +59,20 @@ impl Reply {
 
 impl Server {
     pub async fn start() -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        Self::open(dir).await
+        Self::start_with(ApiServerConfig::default()).await
     }
 
-    async fn open(dir: tempfile::TempDir) -> Self {
+    pub async fn start_with(config: ApiServerConfig) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        Self::open(dir, config).await
+    }
+
+    async fn open(dir: tempfile::TempDir, config: ApiServerConfig) -> Self {
         let pki = Pki::open(&dir.path().join("tls")).expect("keys");
         let store = Arc::new(RedbStore::open(&dir.path().join("state.redb")).expect("a store"));
         let config = ApiServerConfig {
             advertise: "192.0.2.1:6443".parse().expect("an address"),
-            ..ApiServerConfig::default()
+            ..config
         };
         let api = ApiServer::open(config, store, &pki)
             .await
@@ -95,7 +99,7 @@ impl Server {
             );
             tokio::task::yield_now().await;
         }
-        Self::open(dir).await
+        Self::open(dir, ApiServerConfig::default()).await
     }
 
     pub async fn raw(&self, request: Request<Full<Bytes>>) -> Response<ResponseBody> {
