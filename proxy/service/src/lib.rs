@@ -11,20 +11,23 @@
 //! costs the elements of that service, in one atomic batch, whatever the number of services.
 //!
 //! * [`Feed`] is the process's one watch of Services and EndpointSlices; the cluster DNS uses it too.
-//! * `frontend` and `ruleset` are pure: objects in, changes out. Most tests are theirs.
-//! * `nfnl`, `kernel` and `conntrack` are the thin shell.
+//! * `frontend`, `maps` and `ruleset` are pure: objects in, changes out. Most tests are theirs.
+//! * `kernel`, `conntrack` and `route` are the thin shell; `batch`, `rule` and `nfnl` are its words.
 //! * After a restart the kernel's elements are read back and adopted; traffic never stops. Only the table
 //!   `inet knarr` is ever touched.
 //!
 //! Absent on purpose: pod networks and host ports (knarr-network), routes between nodes (knarr-route), NetworkPolicy.
 
+mod batch;
 mod conntrack;
 mod feed;
 pub mod frontend;
 mod kernel;
+pub mod maps;
 mod nfnl;
 pub mod objects;
 mod route;
+mod rule;
 pub mod ruleset;
 mod run;
 mod skeleton;

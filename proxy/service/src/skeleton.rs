@@ -19,7 +19,7 @@ use std::fmt::Write as _;
 use ipnet::IpNet;
 
 use crate::frontend::{Audience, Family};
-use crate::ruleset::{Lane, digit};
+use crate::maps::{Lane, digit};
 
 /// The table's name; the family is `inet`.
 pub const TABLE: &str = "knarr";
