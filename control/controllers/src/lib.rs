@@ -9,6 +9,7 @@ pub mod cache;
 mod config;
 mod context;
 mod defaults;
+mod deployment;
 pub mod events;
 mod expect;
 pub mod model;
@@ -63,6 +64,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     };
     let controllers: Vec<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>> = vec![
         Box::pin(replicaset::start(named("replicaset-controller"))),
+        Box::pin(deployment::start(named("deployment-controller"))),
         Box::pin(node::ipam::start(named("cidrAllocator"))),
         Box::pin(defaults::start(named("serviceaccount-controller"))),
     ];
