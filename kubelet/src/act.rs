@@ -1,7 +1,7 @@
 //! Carrying out the steps of a plan: the quick ones at once, the others as jobs beside the pod's task.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use knarr_engine::types::{ContainerId, ContainerState, SandboxId};
 use kube::Api;
@@ -522,16 +522,19 @@ async fn create_sandbox(
         })?;
     }
     // Waiting for volumes may be given up; making the sandbox may not, or it would be left behind.
+    let begun = Instant::now();
     let renew_at = cancel
         .run_until_cancelled(volumes::set_up(ctx, pod, &[], wake))
         .await
         .ok_or(SandboxError::Cancelled)?
         .map_err(SandboxError::Mount)?;
+    let mounted = begun.elapsed();
     let id = ctx
         .runtime
         .run_sandbox(config)
         .await
         .map_err(|e| SandboxError::Runtime { message: chain(&e) })?;
+    tracing::debug!(pod = %PodKey::of(pod), ?mounted, whole = ?begun.elapsed(), "volumes and sandbox are there");
     Ok((id, renew_at))
 }
 

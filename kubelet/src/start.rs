@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use knarr_engine::types::{ContainerConfig, ContainerId, ImageStatus, Mount, SandboxStatus};
@@ -138,6 +139,7 @@ async fn try_start(
     wake: &Arc<Notify>,
     cancel: &CancellationToken,
 ) -> Result<ContainerId, StartError> {
+    let begun = Instant::now();
     // Only getting the image may be given up midway; a pull resumes where it stopped.
     let image = cancel
         .run_until_cancelled(images::ensure(ctx, pod, container, wake))
@@ -147,6 +149,7 @@ async fn try_start(
     let config = configure(ctx, pod, container, sandbox, attempt, &image, wake)
         .await
         .map_err(|message| StartError::Config { message })?;
+    let configured = begun.elapsed();
     let event = |reason, message: &str| {
         ctx.events.pod(
             pod,
@@ -162,6 +165,7 @@ async fn try_start(
         .create_container(&sandbox.id, config)
         .await
         .map_err(|e| StartError::Create { message: chain(&e) })?;
+    let created = begun.elapsed();
     event("Created", "Container created");
     ctx.runtime
         .start_container(&id)
@@ -171,6 +175,7 @@ async fn try_start(
             message: chain(&e),
         })?;
     event("Started", "Container started");
+    tracing::debug!(container = id.0, ?configured, ?created, started = ?begun.elapsed(), "the container runs");
     let key = PodKey::of(pod);
     let name = format!(
         "{}_{}_{}-{}.log",
