@@ -256,10 +256,11 @@ impl Group {
         layout: &Layout,
         resources: &LinuxResources,
     ) -> Result<(), CgroupError> {
+        let mut performer = Performer::default();
         if self.unified {
             let directory = self.record.directories.get("").cloned().unwrap_or_default();
             for write in v2::plan(resources)? {
-                perform(&directory, &write)?;
+                performer.perform(&directory, &write)?;
             }
             if let Some(rules) = resources
                 .devices()
@@ -283,7 +284,7 @@ impl Group {
                 v1::add(&mut self.record, layout, &write)?;
             }
             let directory = &self.record.directories[write.controller];
-            perform(directory, &write)?;
+            performer.perform(directory, &write)?;
         }
         Ok(())
     }
@@ -575,17 +576,44 @@ fn make_directories(
     })
 }
 
-fn perform(directory: &Path, order: &Write1) -> Result<(), CgroupError> {
-    match write(&directory.join(&order.file), &order.value) {
-        Err(_) if order.optional => Ok(()),
-        // A file that the kernel does not have: say what wanted it.
-        Err(CgroupError::Write { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            Err(CgroupError::NoController {
-                controller: format!("{} ({})", order.controller, order.file),
-                wanted_by: order.wanted_by.to_owned(),
-            })
+/// Performs writes in order; several to one file in a row, as with device rules, open it once.
+#[derive(Default)]
+struct Performer {
+    open: Option<(PathBuf, fs::File)>,
+}
+
+impl Performer {
+    fn perform(&mut self, directory: &Path, order: &Write1) -> Result<(), CgroupError> {
+        match self.write(directory.join(&order.file), &order.value) {
+            Err(_) if order.optional => Ok(()),
+            // A file that the kernel does not have: say what wanted it.
+            Err(CgroupError::Write { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Err(CgroupError::NoController {
+                    controller: format!("{} ({})", order.controller, order.file),
+                    wanted_by: order.wanted_by.to_owned(),
+                })
+            }
+            done => done,
         }
-        done => done,
+    }
+
+    fn write(&mut self, path: PathBuf, value: &str) -> Result<(), CgroupError> {
+        if self.open.as_ref().is_none_or(|(open, _)| *open != path) {
+            let file = fs::OpenOptions::new().write(true).open(&path);
+            let file = file.map_err(|source| CgroupError::Write {
+                path: path.clone(),
+                value: value.to_owned(),
+                source,
+            })?;
+            self.open = Some((path.clone(), file));
+        }
+        let (_, file) = self.open.as_mut().expect("set above");
+        let done = file.write_all(value.as_bytes());
+        done.map_err(|source| CgroupError::Write {
+            path,
+            value: value.to_owned(),
+            source,
+        })
     }
 }
 

@@ -122,10 +122,7 @@ impl Rootfs {
 
     /// An `O_PATH` descriptor of what `path` leads to inside the root.
     pub fn resolve(&self, path: &Path) -> io::Result<OwnedFd> {
-        self.root()
-            .resolve(path)
-            .map(OwnedFd::from)
-            .map_err(path_error)
+        sys::open_in_root(self.fd.as_fd(), sys::c_path(path)?.as_c_str(), libc::O_PATH)
     }
 
     /// All mounts of the configuration, in order.
@@ -175,7 +172,7 @@ impl Rootfs {
                     return self.copy_up(&new, target, destination, &options);
                 }
                 self.place(new.as_fd(), target.as_fd())?;
-                apply_attributes(new.as_fd(), &options)
+                apply_rest(new.as_fd(), &options)
             }
         }
     }
@@ -265,6 +262,9 @@ impl Rootfs {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error).or_fail(Step::Mount, || "resolve the destination"),
         }
+        if let Some(made) = self.make_last(path, directory) {
+            return Ok(made);
+        }
         if directory {
             return self.make_directories(path);
         }
@@ -280,13 +280,34 @@ impl Rootfs {
             .or_fail(Step::Mount, || "resolve the destination")
     }
 
+    /// The usual case, in three calls: only the last component is missing. It is made and opened by its name in the
+    /// directory, never following a link. Anything else is left to `pathrs`.
+    fn make_last(&self, path: &Path, directory: bool) -> Option<OwnedFd> {
+        use nix::fcntl::{OFlag, openat};
+        use nix::sys::stat::{Mode, mkdirat};
+        let (parent, name) = (self.resolve(path.parent()?).ok()?, path.file_name()?);
+        let mode = Mode::from_bits_truncate(0o755);
+        let mut flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        if directory {
+            mkdirat(&parent, name, mode).ok()?;
+            flags |= OFlag::O_DIRECTORY;
+        } else {
+            let create = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+            openat(&parent, name, create, mode).ok()?;
+        }
+        openat(&parent, name, flags, Mode::empty()).ok()
+    }
+
     pub fn make_directories(&self, path: &Path) -> Result<OwnedFd, Failure> {
-        let made = self
-            .root()
-            .mkdir_all(path, &fs::Permissions::from_mode(0o755))
-            .map_err(path_error);
-        made.map(OwnedFd::from)
-            .or_fail(Step::Mount, || format!("make directory {}", path.display()))
+        let what = || format!("make directory {}", path.display());
+        match self.resolve(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let mode = fs::Permissions::from_mode(0o755);
+                let made = self.root().mkdir_all(path, &mode).map_err(path_error);
+                made.map(OwnedFd::from).or_fail(Step::Mount, what)
+            }
+            found => found.or_fail(Step::Mount, what),
+        }
     }
 
     /// Only procfs may cover `/proc`, and nothing may cover what lies in a procfs, but for files that report numbers
@@ -580,6 +601,17 @@ fn new_filesystem(
     };
     sys::fsmount(fs.as_fd(), options.attr.set & !late)
         .or_fail(Step::Mount, || format!("mount {shown}"))
+}
+
+/// What [`new_filesystem`] has not set already.
+fn apply_rest(mount: BorrowedFd<'_>, options: &Options) -> Result<(), Failure> {
+    apply_attributes(
+        mount,
+        &Options {
+            attr: MountAttr::default(),
+            ..options.clone()
+        },
+    )
 }
 
 /// Attributes and propagation, in the order in which they cannot undo each other.

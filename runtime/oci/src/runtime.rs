@@ -262,7 +262,8 @@ impl Runtime {
             }
             end_init(&record)?;
         }
-        if !record.own_pid_namespace || force {
+        // In a PID namespace of its own nothing outlives the first process.
+        if !record.own_pid_namespace || record.pid == 0 {
             group.kill_all().map_err(ControlError::Cgroup)?;
         }
         group.remove().map_err(ControlError::Cgroup)?;

@@ -214,8 +214,13 @@ pub(crate) struct ProcStat {
 impl ProcStat {
     /// `None` if there is no such process.
     pub fn read(pid: i32) -> io::Result<Option<Self>> {
-        match fs::read(format!("/proc/{pid}/stat")) {
-            Ok(bytes) => Self::parse(&bytes)
+        use std::io::Read;
+        // It is one line of well under this; the kernel makes it anew for each read.
+        let mut buffer = [0; 2048];
+        let read =
+            fs::File::open(format!("/proc/{pid}/stat")).and_then(|mut file| file.read(&mut buffer));
+        match read {
+            Ok(length) => Self::parse(&buffer[..length])
                 .map(Some)
                 .ok_or_else(|| io::ErrorKind::InvalidData.into()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -1,6 +1,5 @@
 //! The life cycle as seen from the command line: verbs, exit codes, states, and that nothing is left behind.
 
-#[expect(dead_code, reason = "each test program uses a part of it")]
 mod support;
 
 use std::io::Read;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -36,10 +37,14 @@ impl Layout {
             });
         }
         let path = Path::new("/proc/self/mountinfo");
-        let text = fs::read(path).map_err(|source| CgroupError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        // The kernel makes the text anew for each read: one large one instead of many that grow.
+        let mut text = Vec::with_capacity(32 << 10);
+        fs::File::open(path)
+            .and_then(|mut file| file.read_to_end(&mut text))
+            .map_err(|source| CgroupError::Read {
+                path: path.to_owned(),
+                source,
+            })?;
         Ok(Self::parse(&String::from_utf8_lossy(&text)))
     }
 
