@@ -10,7 +10,7 @@ use std::path::Path;
 
 use nix::unistd::Pid;
 
-/// `AT_RECURSIVE`: with [`open_tree`] and [`mount_setattr`], the whole tree of mounts below.
+/// `AT_RECURSIVE`: with [`open_tree_clone`] and [`mount_setattr`], the whole tree of mounts below.
 pub const AT_RECURSIVE: c_uint = 0x8000;
 
 /// A path as the kernel wants it; `EINVAL` if it holds a NUL.

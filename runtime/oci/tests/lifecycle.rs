@@ -406,7 +406,7 @@ fn limits_can_be_updated_and_usage_reported() {
         "77",
         "--memory",
         "67108864",
-        "--cpu-shares",
+        "--cpu-share",
         "300",
         &case.id,
     ]);

@@ -30,7 +30,7 @@ pub(super) struct Update {
     #[arg(long)]
     cpu_burst: Option<u64>,
     /// Relative weight of processor time.
-    #[arg(long, visible_alias = "cpu-share")]
+    #[arg(long = "cpu-share", alias = "cpu-shares")]
     cpu_shares: Option<u64>,
     /// Period of real-time scheduling, in microseconds.
     #[arg(long)]
