@@ -1,6 +1,11 @@
 //! Integration tests of the whole, on real kernels, with the real kubectl.
 
+mod api;
+mod example;
+mod faults;
 mod harness;
+mod nodes;
+mod pods;
 
 use harness::Machine;
 
@@ -8,9 +13,24 @@ use harness::Machine;
 fn a_machine_has_its_own_network_processes_and_groups() {
     let machine = Machine::start("alone", "192.168.77.2/24");
     assert_eq!(machine.sh_ok("hostname").trim(), "alone");
-    assert!(machine.sh_ok("ip -o address show eth0").contains("192.168.77.2/24"));
-    assert_eq!(machine.sh_ok("ls /sys/fs/cgroup/memory | grep -c knarr-test || true").trim(), "0");
-    assert_eq!(machine.sh_ok("echo $$; ls /proc | grep -c '^[0-9]*$'").lines().count(), 2);
+    assert!(
+        machine
+            .sh_ok("ip -o address show eth0")
+            .contains("192.168.77.2/24")
+    );
+    assert_eq!(
+        machine
+            .sh_ok("ls /sys/fs/cgroup/memory | grep -c knarr-test || true")
+            .trim(),
+        "0"
+    );
+    assert_eq!(
+        machine
+            .sh_ok("echo $$; ls /proc | grep -c '^[0-9]*$'")
+            .lines()
+            .count(),
+        2
+    );
     let groups = machine.groups().to_vec();
     drop(machine);
     for group in groups {

@@ -57,13 +57,24 @@ impl Machine {
     /// Starts a machine with this host name and this address on its `eth0`, such as `192.168.77.2/24`.
     pub fn start(name: &str, address: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        assert!(nix::unistd::geteuid().is_root(), "this test simulates machines with namespaces and must run as root");
-        let dir = tempfile::Builder::new().prefix("knarr-").tempdir().expect("a temporary directory");
-        let group =
-            format!("knarr-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "this test simulates machines with namespaces and must run as root"
+        );
+        let dir = tempfile::Builder::new()
+            .prefix("knarr-")
+            .tempdir()
+            .expect("a temporary directory");
+        let group = format!(
+            "knarr-test-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         let groups = make_groups(&group);
-        let enter: String =
-            groups.iter().map(|path| format!("echo $$ > {}/cgroup.procs\n", path.display())).collect();
+        let enter: String = groups
+            .iter()
+            .map(|path| format!("echo $$ > {}/cgroup.procs\n", path.display()))
+            .collect();
         let script = format!(
             "set -e\n{enter}exec unshare --mount --net --pid --cgroup --uts --ipc --fork --kill-child=KILL \
              --mount-proc --propagation private sh -c \"$0\" setup \"$@\""
@@ -88,7 +99,14 @@ impl Machine {
             .trim()
             .parse()
             .expect("unshare has one child");
-        Self { name: name.to_owned(), dir, unshare, _lifeline: lifeline, init, groups }
+        Self {
+            name: name.to_owned(),
+            dir,
+            unshare,
+            _lifeline: lifeline,
+            init,
+            groups,
+        }
     }
 
     /// The machine's host name.
@@ -116,7 +134,9 @@ impl Machine {
         let mut command = Command::new("nsenter");
         command
             .args(["--target", &self.init.to_string()])
-            .args(["--mount", "--net", "--pid", "--cgroup", "--uts", "--ipc", "--"])
+            .args([
+                "--mount", "--net", "--pid", "--cgroup", "--uts", "--ipc", "--",
+            ])
             .arg(program.as_ref())
             .env("HOME", self.dir.path());
         command
@@ -124,7 +144,10 @@ impl Machine {
 
     /// Runs a shell script inside the machine.
     pub fn sh(&self, script: &str) -> Output {
-        self.command("sh").args(["-c", script]).output().expect("run nsenter")
+        self.command("sh")
+            .args(["-c", script])
+            .output()
+            .expect("run nsenter")
     }
 
     /// Runs a shell script inside the machine and returns what it printed; panics if it fails.
@@ -143,11 +166,32 @@ impl Machine {
     /// Joins the `wire` ends of two machines' `eth0` with a cable, so that they share a network.
     pub fn connect(&self, other: &Self) {
         // A veth pair between the two namespaces, bridged with each machine's own wire end.
-        self.sh_ok("ip link add sw0 type bridge && ip link set sw0 up && ip link set wire0 master sw0");
-        other.sh_ok("ip link add sw0 type bridge && ip link set sw0 up && ip link set wire0 master sw0");
+        self.sh_ok(
+            "ip link add sw0 type bridge && ip link set sw0 up && ip link set wire0 master sw0",
+        );
+        other.sh_ok(
+            "ip link add sw0 type bridge && ip link set sw0 up && ip link set wire0 master sw0",
+        );
         let status = Command::new("nsenter")
-            .args(["--target", &self.init.to_string(), "--net", "--", "ip", "link", "add", "cable0"])
-            .args(["type", "veth", "peer", "name", "cable0", "netns", &other.init.to_string()])
+            .args([
+                "--target",
+                &self.init.to_string(),
+                "--net",
+                "--",
+                "ip",
+                "link",
+                "add",
+                "cable0",
+            ])
+            .args([
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "cable0",
+                "netns",
+                &other.init.to_string(),
+            ])
             .status()
             .expect("run nsenter");
         assert!(status.success(), "connect {} and {}", self.name, other.name);
@@ -160,7 +204,11 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         // Everything inside dies with PID 1; the kernel frees the namespaces and their mounts.
-        if let Err(error) = self.unshare.kill().and_then(|()| self.unshare.wait().map(drop)) {
+        if let Err(error) = self
+            .unshare
+            .kill()
+            .and_then(|()| self.unshare.wait().map(drop))
+        {
             eprintln!("stop the machine {}: {error}", self.name);
         }
         for group in &self.groups {
@@ -188,11 +236,13 @@ fn make_groups(name: &str) -> Vec<PathBuf> {
         .into_iter()
         .map(|hierarchy| {
             let group = hierarchy.join(name);
-            fs::create_dir(&group).unwrap_or_else(|error| panic!("create {}: {error}", group.display()));
+            fs::create_dir(&group)
+                .unwrap_or_else(|error| panic!("create {}: {error}", group.display()));
             // A cpuset group takes no process before it has CPUs and memory nodes.
             for file in ["cpuset.cpus", "cpuset.mems"] {
                 if group.join(file).exists() && hierarchy.ends_with("cpuset") {
-                    let value = fs::read_to_string(hierarchy.join(file)).expect("read the parent's cpuset");
+                    let value =
+                        fs::read_to_string(hierarchy.join(file)).expect("read the parent's cpuset");
                     fs::write(group.join(file), value).expect("write the cpuset");
                 }
             }
@@ -203,15 +253,20 @@ fn make_groups(name: &str) -> Vec<PathBuf> {
 
 /// Removes a group and those below; its processes are dying, so a busy group is waited for.
 fn remove_group(group: &Path) {
-    let Ok(entries) = fs::read_dir(group) else { return };
+    let Ok(entries) = fs::read_dir(group) else {
+        return;
+    };
     for entry in entries.flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             remove_group(&entry.path());
         }
     }
-    super::wait_until(&format!("{} to be empty", group.display()), || match fs::remove_dir(group) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error.to_string()),
-    });
+    super::wait_until(
+        &format!("{} to be empty", group.display()),
+        || match fs::remove_dir(group) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error.to_string()),
+        },
+    );
 }

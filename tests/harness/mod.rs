@@ -1,9 +1,11 @@
 //! What the tests of the whole share: simulated machines, clusters in them, and waiting.
 
+pub mod cluster;
 pub mod machine;
 
 use std::time::{Duration, Instant};
 
+pub use cluster::{Cluster, Kubectl, busybox_image, hello_image, program};
 pub use machine::Machine;
 
 /// How long a test waits for anything at the most.

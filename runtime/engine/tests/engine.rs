@@ -33,7 +33,7 @@ fn in_machine<F: Future<Output = ()>>(test: impl FnOnce(Machine) -> F + Send + '
 struct Machine {
     dir: tempfile::TempDir,
     group: String,
-    engine: Engine,
+    engine: Option<Engine>,
 }
 
 impl Machine {
@@ -45,12 +45,18 @@ impl Machine {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/harness/busybox-image");
         assert!(Command::new(script).arg(&archive).status().unwrap().success());
         engine.image_store().import_path(&archive, None).unwrap();
-        Self { dir, group, engine }
+        Self { dir, group, engine: Some(engine) }
+    }
+
+    fn engine(&self) -> &Engine {
+        self.engine.as_ref().expect("taken only while it is replaced")
     }
 
     /// As after a crash of the program: another engine takes over.
     async fn reopen(&mut self) {
-        self.engine = open(self.dir.path()).await;
+        // Like a program that ended: nothing of the first one is left when the second one starts.
+        drop(self.engine.take());
+        self.engine = Some(open(self.dir.path()).await);
     }
 
     fn sandbox(&self, name: &str) -> SandboxConfig {
@@ -66,21 +72,21 @@ impl Machine {
     }
 
     async fn run(&self, name: &str, script: &str) -> (SandboxId, ContainerId) {
-        let sandbox = self.engine.run_sandbox(self.sandbox(name)).await.unwrap();
+        let sandbox = self.engine().run_sandbox(self.sandbox(name)).await.unwrap();
         let container = self.start(&sandbox, shell(script)).await;
         (sandbox, container)
     }
 
     async fn start(&self, sandbox: &SandboxId, config: ContainerConfig) -> ContainerId {
-        let container = self.engine.create_container(sandbox, config).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
-        self.engine.start_container(&container).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+        let container = self.engine().create_container(sandbox, config).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+        self.engine().start_container(&container).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
         container
     }
 
     async fn exited(&self, id: &ContainerId) -> ContainerStatus {
         let start = Instant::now();
         loop {
-            let status = self.engine.container_status(id).await.unwrap();
+            let status = self.engine().container_status(id).await.unwrap();
             if status.state == ContainerState::Exited {
                 return status;
             }
@@ -90,14 +96,14 @@ impl Machine {
     }
 
     async fn log(&self, id: &ContainerId) -> String {
-        let status = self.engine.container_status(id).await.unwrap();
+        let status = self.engine().container_status(id).await.unwrap();
         std::fs::read_to_string(status.log_path).unwrap()
     }
 
     /// Removes all sandboxes and checks that nothing is left.
     async fn finish(self) {
-        for sandbox in self.engine.list_sandboxes().await {
-            self.engine.remove_sandbox(&sandbox.id).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+        for sandbox in self.engine().list_sandboxes().await {
+            self.engine().remove_sandbox(&sandbox.id).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
         }
         let dir = self.dir.path();
         let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
@@ -165,13 +171,13 @@ fn a_container_runs_in_its_pod_writes_its_log_and_ends_with_its_code() {
             machine.run("first", "hostname; ip -4 -o addr show eth0; echo bad >&2; cat /etc/hostname; exit 3").await;
         let status = machine.exited(&container).await;
         assert_eq!((status.exit_code, status.reason.as_str()), (3, "Error"));
-        let ip = machine.engine.sandbox_status(&sandbox).await.unwrap().ips[0];
+        let ip = machine.engine().sandbox_status(&sandbox).await.unwrap().ips[0];
         let log = machine.log(&container).await;
         assert!(log.contains(" stdout F first\n"), "{log}");
         assert!(log.contains(" stderr F bad\n"), "{log}");
         assert!(log.contains(&ip.to_string()), "{ip} is not in {log}");
-        machine.engine.stop_sandbox(&sandbox).await.unwrap();
-        assert_eq!(machine.engine.sandbox_status(&sandbox).await.unwrap().state, SandboxState::NotReady);
+        machine.engine().stop_sandbox(&sandbox).await.unwrap();
+        assert_eq!(machine.engine().sandbox_status(&sandbox).await.unwrap().state, SandboxState::NotReady);
         machine.finish().await;
     });
 }
@@ -182,12 +188,12 @@ fn a_stubborn_container_is_killed_after_its_grace_period_and_a_polite_one_is_not
         let (_, polite) = machine.run("polite", "trap 'exit 7' TERM; while :; do sleep 0.05; done").await;
         let (_, stubborn) = machine.run("stubborn", "trap '' TERM; while :; do sleep 0.05; done").await;
         // The trap is set once the shell runs its loop.
-        machine.engine.exec_sync(&polite, vec!["true".into()], None).await.unwrap();
-        machine.engine.stop_container(&polite, DEADLINE).await.unwrap();
+        machine.engine().exec_sync(&polite, vec!["true".into()], None).await.unwrap();
+        machine.engine().stop_container(&polite, DEADLINE).await.unwrap();
         let status = machine.exited(&polite).await;
         assert!(status.exit_code == 7 || status.exit_code == 143, "{status:?}");
         let start = Instant::now();
-        machine.engine.stop_container(&stubborn, Duration::from_millis(300)).await.unwrap();
+        machine.engine().stop_container(&stubborn, Duration::from_millis(300)).await.unwrap();
         assert!(start.elapsed() >= Duration::from_millis(300));
         assert_eq!(machine.exited(&stubborn).await.exit_code, 137);
         machine.finish().await;
@@ -199,21 +205,21 @@ fn commands_run_inside_with_and_without_a_terminal() {
     in_machine(|machine| async move {
         let (_, container) = machine.run("exec", "exec sleep 1000").await;
         let run = |script: &str| {
-            machine.engine.exec_sync(&container, vec!["sh".into(), "-c".into(), script.into()], Some(DEADLINE))
+            machine.engine().exec_sync(&container, vec!["sh".into(), "-c".into(), script.into()], Some(DEADLINE))
         };
         let output = run("echo out; echo err >&2; exit 4").await.unwrap();
         assert_eq!((output.exit_code, &output.stdout[..], &output.stderr[..]), (4, &b"out\n"[..], &b"err\n"[..]));
-        let absent = machine.engine.exec_sync(&container, vec!["absent".into()], None).await.unwrap_err();
+        let absent = machine.engine().exec_sync(&container, vec!["absent".into()], None).await.unwrap_err();
         assert!(chain(&absent).contains("executable file not found"), "{}", chain(&absent));
         let slow = machine
-            .engine
+            .engine()
             .exec_sync(&container, vec!["sleep".into(), "1000".into()], Some(Duration::from_millis(100)))
             .await
             .unwrap_err();
         assert!(matches!(slow, EngineError::Timeout { .. }), "{slow:?}");
 
         let request = ExecRequest { command: vec!["cat".into()], stdin: true, stdout: true, ..Default::default() };
-        let mut cat = machine.engine.exec(&container, request).await.unwrap();
+        let mut cat = machine.engine().exec(&container, request).await.unwrap();
         let mut stdin = cat.stdin.take().unwrap();
         stdin.write_all(b"through").await.unwrap();
         drop(stdin);
@@ -223,7 +229,7 @@ fn commands_run_inside_with_and_without_a_terminal() {
 
         let command = ["sh", "-c", "tty; stty size; read line; stty size"].map(String::from).to_vec();
         let request = ExecRequest { command, tty: true, stdin: true, stdout: true, ..Default::default() };
-        let mut terminal = machine.engine.exec(&container, request).await.unwrap();
+        let mut terminal = machine.engine().exec(&container, request).await.unwrap();
         terminal.resize(TerminalSize { width: 90, height: 33 }).await.unwrap();
         terminal.stdin.as_mut().unwrap().write_all(b"\n").await.unwrap();
         let mut text = String::new();
@@ -237,8 +243,8 @@ fn commands_run_inside_with_and_without_a_terminal() {
 #[test]
 fn a_mistake_in_a_container_is_told_and_leaves_nothing() {
     in_machine(|machine| async move {
-        let sandbox = machine.engine.run_sandbox(machine.sandbox("mistakes")).await.unwrap();
-        let create = |config| machine.engine.create_container(&sandbox, config);
+        let sandbox = machine.engine().run_sandbox(machine.sandbox("mistakes")).await.unwrap();
+        let create = |config| machine.engine().create_container(&sandbox, config);
         let error = create(ContainerConfig { image_id: "absent:1".into(), ..shell("true") }).await.unwrap_err();
         assert!(error.is_not_found(), "{error:?}");
         let security = SecurityContext { add_capabilities: vec!["NONSENSE".into()], ..Default::default() };
@@ -250,7 +256,7 @@ fn a_mistake_in_a_container_is_told_and_leaves_nothing() {
         match create(missing).await {
             Err(error) => assert!(chain(&error).contains("/absent"), "{}", chain(&error)),
             Ok(container) => {
-                let error = machine.engine.start_container(&container).await.unwrap_err();
+                let error = machine.engine().start_container(&container).await.unwrap_err();
                 assert!(chain(&error).contains("/absent"), "{}", chain(&error));
                 let status = machine.exited(&container).await;
                 assert_eq!((status.exit_code, status.reason.as_str()), (128, "StartError"));
@@ -263,7 +269,7 @@ fn a_mistake_in_a_container_is_told_and_leaves_nothing() {
 #[test]
 fn too_much_memory_is_an_oom_kill() {
     in_machine(|machine| async move {
-        let sandbox = machine.engine.run_sandbox(machine.sandbox("oom")).await.unwrap();
+        let sandbox = machine.engine().run_sandbox(machine.sandbox("oom")).await.unwrap();
         let resources = LinuxResources { memory_limit: Some(16 << 20), ..Default::default() };
         let container = machine.start(&sandbox, ContainerConfig { resources, ..shell("tail /dev/zero") }).await;
         let status = machine.exited(&container).await;
@@ -277,13 +283,13 @@ fn another_engine_takes_up_what_runs_and_hears_of_what_ended() {
     in_machine(|mut machine| async move {
         let (_, runs) = machine.run("runs", "exec sleep 1000").await;
         let (_, ends) = machine.run("ends", "until [ -e /tmp/go ]; do sleep 0.02; done; exit 5").await;
-        let before = machine.engine.container_status(&runs).await.unwrap();
-        machine.engine.exec_sync(&ends, vec!["touch".into(), "/tmp/go".into()], None).await.unwrap();
+        let before = machine.engine().container_status(&runs).await.unwrap();
+        machine.engine().exec_sync(&ends, vec!["touch".into(), "/tmp/go".into()], None).await.unwrap();
         machine.exited(&ends).await;
         machine.reopen().await;
-        assert_eq!(machine.engine.container_status(&runs).await.unwrap(), before);
+        assert_eq!(machine.engine().container_status(&runs).await.unwrap(), before);
         assert_eq!(machine.exited(&ends).await.exit_code, 5);
-        let output = machine.engine.exec_sync(&runs, vec!["echo".into(), "here".into()], None).await.unwrap();
+        let output = machine.engine().exec_sync(&runs, vec!["echo".into(), "here".into()], None).await.unwrap();
         assert_eq!(output.stdout, b"here\n");
         machine.finish().await;
     });
@@ -293,13 +299,13 @@ fn another_engine_takes_up_what_runs_and_hears_of_what_ended() {
 fn a_shim_that_dies_takes_its_containers_along_and_leaves_nothing() {
     in_machine(|machine| async move {
         let (sandbox, container) = machine.run("shim", "exec sleep 1000").await;
-        let pid = machine.engine.container_status(&container).await.unwrap().pid.unwrap();
+        let pid = machine.engine().container_status(&container).await.unwrap().pid.unwrap();
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
         let shim: i32 = stat.rsplit(')').next().unwrap().split_whitespace().nth(1).unwrap().parse().unwrap();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), nix::sys::signal::Signal::SIGKILL).unwrap();
         let status = machine.exited(&container).await;
         assert_eq!((status.exit_code, status.reason.as_str()), (137, "ContainerStatusUnknown"));
-        assert_eq!(machine.engine.sandbox_status(&sandbox).await.unwrap().state, SandboxState::NotReady);
+        assert_eq!(machine.engine().sandbox_status(&sandbox).await.unwrap().state, SandboxState::NotReady);
         machine.finish().await;
     });
 }
@@ -309,7 +315,7 @@ fn a_pod_on_the_hosts_network_has_the_hosts_name_and_links() {
     in_machine(|machine| async move {
         let namespaces = Namespaces { network: NamespaceMode::Node, ..Default::default() };
         let config = SandboxConfig { namespaces, hostname: String::new(), ..machine.sandbox("host") };
-        let sandbox = machine.engine.run_sandbox(config).await.unwrap();
+        let sandbox = machine.engine().run_sandbox(config).await.unwrap();
         let container = machine.start(&sandbox, shell("ls /sys/class/net /proc/sys/net/ipv4/conf")).await;
         machine.exited(&container).await;
         let log = machine.log(&container).await;

@@ -1,0 +1,355 @@
+//! The budgets of a whole cluster: `make bench` prints them as rows of a table.
+//!
+//! The bench starts a simulated machine and itself again inside it, so that its client shares the cluster's network.
+
+#[path = "../tests/harness/mod.rs"]
+#[expect(dead_code, reason = "the benches need only a part of the harness")]
+mod harness;
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use futures::TryStreamExt;
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
+use kube::api::{DeleteParams, PostParams, WatchEvent, WatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client};
+use serde_json::json;
+
+const KUBECONFIG: &str = "/var/lib/knarr/admin.kubeconfig";
+const IMAGE: &str = "knarr.local/hello:v1";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn main() -> anyhow::Result<()> {
+    let inside = std::env::args().any(|arg| arg == "inside");
+    if inside {
+        rustls::crypto::ring::default_provider()
+            .install_default()
+            .ok()
+            .context("install ring")?;
+        return tokio::runtime::Runtime::new()?.block_on(measure());
+    }
+    let machine = harness::Machine::start("bench", "192.168.77.2/24");
+    let status = machine
+        .command(std::env::current_exe()?)
+        .arg("inside")
+        .env(
+            "KNARR_BIN_DIR",
+            harness::program("knarr").parent().context("a directory")?,
+        )
+        .status()
+        .context("start the bench inside the machine")?;
+    if !status.success() {
+        bail!("the bench inside the machine failed: {status}");
+    }
+    Ok(())
+}
+
+fn row(what: &str, measured: &str, budget: &str) {
+    println!("| {what} | {measured} | {budget} |");
+}
+
+struct Knarr(Child);
+
+impl Drop for Knarr {
+    fn drop(&mut self) {
+        // The machine ends with the bench, and everything in it; an error here changes nothing.
+        self.0.kill().ok();
+    }
+}
+
+async fn measure() -> anyhow::Result<()> {
+    println!("| what | measured | budget |\n|---|---|---|");
+    let start = Instant::now();
+    let knarr = Knarr(
+        Command::new(harness::program("knarr"))
+            .arg("up")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create("/var/log/knarr.log")?)
+            .spawn()
+            .context("start knarr up")?,
+    );
+    let client = ready(start).await?;
+    row(
+        "`knarr up` to a Ready node, cold",
+        &format!("{:.2} s", start.elapsed().as_secs_f64()),
+        "1 s",
+    );
+
+    let import = Command::new(harness::program("knarr"))
+        .args(["image", "import"])
+        .arg(harness::hello_image("v1"))
+        .output()?;
+    if !import.status.success() {
+        bail!("import: {}", String::from_utf8_lossy(&import.stderr));
+    }
+    idle(&knarr).await?;
+    one_at_a_time(&client, 50).await?;
+    at_once(&client, 50).await?;
+    config_maps(&client).await
+}
+
+/// Waits for a Ready node.
+async fn ready(start: Instant) -> anyhow::Result<Client> {
+    loop {
+        match try_ready().await {
+            Ok(client) => return Ok(client),
+            Err(error) if start.elapsed() > PATIENCE => return Err(error.context("no Ready node")),
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    }
+}
+
+async fn try_ready() -> anyhow::Result<Client> {
+    let kubeconfig = Kubeconfig::read_from(KUBECONFIG)?;
+    let config =
+        kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    let client = Client::try_from(config)?;
+    let nodes = Api::<Node>::all(client.clone())
+        .list(&kube::api::ListParams::default())
+        .await?;
+    let is_ready = nodes.items.iter().any(|node| {
+        let conditions = node
+            .status
+            .as_ref()
+            .and_then(|status| status.conditions.as_ref());
+        conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+    });
+    if is_ready {
+        Ok(client)
+    } else {
+        bail!("not Ready")
+    }
+}
+
+/// PSS, private memory and CPU of an idle cluster.
+async fn idle(knarr: &Knarr) -> anyhow::Result<()> {
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let pid = knarr.0.id();
+    let cpu = || -> anyhow::Result<u64> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let fields: Vec<&str> = stat
+            .rsplit(')')
+            .next()
+            .context("stat")?
+            .split_whitespace()
+            .collect();
+        Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
+    };
+    let before = cpu()?;
+    let time = Duration::from_secs(15);
+    tokio::time::sleep(time).await;
+    // Clock ticks are 10 ms each.
+    let share = (cpu()? - before) as f64 * 0.01 / time.as_secs_f64() * 100.0;
+    row(
+        "idle memory of `knarr up`, PSS",
+        &format!("{:.1} MiB", rollup(pid, &["Pss"])?),
+        "64 MiB",
+    );
+    row(
+        "idle CPU of `knarr up`",
+        &format!("{share:.2} % of one core"),
+        "0.5 %",
+    );
+    Ok(())
+}
+
+/// The sum of fields of `/proc/<pid>/smaps_rollup`, in MiB.
+fn rollup(pid: u32, fields: &[&str]) -> anyhow::Result<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let kib: f64 = text
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .filter(|(name, _)| fields.contains(name))
+        .filter_map(|(_, value)| value.trim().trim_end_matches(" kB").parse::<f64>().ok())
+        .sum();
+    Ok(kib / 1024.0)
+}
+
+fn pod(name: &str) -> anyhow::Result<Pod> {
+    Ok(serde_json::from_value(json!({
+        "metadata": { "name": name, "labels": { "bench": "yes" } },
+        "spec": {
+            "terminationGracePeriodSeconds": 5,
+            "containers": [{ "name": "hello", "image": IMAGE }],
+        },
+    }))?)
+}
+
+/// From the create request to `Running` in a watch's event, one pod after another.
+async fn one_at_a_time(client: &Client, count: usize) -> anyhow::Result<()> {
+    let pods = Api::<Pod>::default_namespaced(client.clone());
+    wait_for_service_account(client).await?;
+    let mut times = Vec::new();
+    for n in 0..count {
+        let name = format!("one-{n}");
+        let start = Instant::now();
+        pods.create(&PostParams::default(), &pod(&name)?).await?;
+        wait_running(&pods, 1, Some(&name)).await?;
+        times.push(start.elapsed());
+        if n == 0 {
+            shims()?;
+        }
+        pods.delete(&name, &DeleteParams::default().grace_period(0))
+            .await?;
+    }
+    times.sort();
+    let ms = |at: usize| times[at].as_secs_f64() * 1000.0;
+    row(
+        "pod from create to Running, one at a time",
+        &format!("p50 {:.0} ms, p99 {:.0} ms", ms(count / 2), ms(count - 1)),
+        "p50 60 ms",
+    );
+    Ok(())
+}
+
+fn shims() -> anyhow::Result<()> {
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        let name = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("comm"));
+        if name.is_ok_and(|name| name.trim() == "knarr-shim") {
+            let private = rollup(pid, &["Private_Clean", "Private_Dirty"])?;
+            row(
+                "a shim's private memory",
+                &format!("{private:.2} MiB"),
+                "1 MiB",
+            );
+            break;
+        }
+    }
+    Ok(())
+}
+
+async fn wait_for_service_account(client: &Client) -> anyhow::Result<()> {
+    let accounts =
+        Api::<k8s_openapi::api::core::v1::ServiceAccount>::default_namespaced(client.clone());
+    let start = Instant::now();
+    while accounts.get_opt("default").await?.is_none() {
+        if start.elapsed() > PATIENCE {
+            bail!("no default service account");
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+/// Waits until `count` pods, or the one of this name, are Running.
+async fn wait_running(pods: &Api<Pod>, count: usize, name: Option<&str>) -> anyhow::Result<()> {
+    let mut params = WatchParams::default().labels("bench=yes");
+    if let Some(name) = name {
+        params = params.fields(&format!("metadata.name={name}"));
+    }
+    let wait = async {
+        let mut running = std::collections::BTreeSet::new();
+        let mut events = Box::pin(pods.watch(&params, "0").await?);
+        while let Some(event) = events.try_next().await? {
+            if let WatchEvent::Added(pod) | WatchEvent::Modified(pod) = event {
+                let phase = pod
+                    .status
+                    .as_ref()
+                    .and_then(|status| status.phase.as_deref());
+                if phase == Some("Running") && pod.metadata.deletion_timestamp.is_none() {
+                    running.extend(pod.metadata.name);
+                }
+                if running.len() >= count {
+                    return Ok(());
+                }
+            }
+        }
+        bail!("the watch ended")
+    };
+    tokio::time::timeout(PATIENCE, wait)
+        .await
+        .context("pods did not run")?
+}
+
+async fn at_once(client: &Client, count: usize) -> anyhow::Result<()> {
+    let pods = Api::<Pod>::default_namespaced(client.clone());
+    wait_gone(&pods).await?;
+    let start = Instant::now();
+    let creates = (0..count).map(|n| {
+        let pods = pods.clone();
+        async move {
+            pods.create(&PostParams::default(), &pod(&format!("many-{n}"))?)
+                .await?;
+            anyhow::Ok(())
+        }
+    });
+    futures::future::try_join_all(creates).await?;
+    wait_running(&pods, count, None).await?;
+    row(
+        &format!("{count} pods at once, all Running"),
+        &format!("{:.2} s", start.elapsed().as_secs_f64()),
+        "3 s",
+    );
+    let start = Instant::now();
+    pods.delete_collection(
+        &DeleteParams::default().grace_period(1),
+        &kube::api::ListParams::default().labels("bench=yes"),
+    )
+    .await?;
+    wait_gone(&pods).await?;
+    row(
+        &format!("{count} pods deleted, all gone"),
+        &format!("{:.2} s", start.elapsed().as_secs_f64()),
+        "3 s",
+    );
+    Ok(())
+}
+
+async fn wait_gone(pods: &Api<Pod>) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let params = kube::api::ListParams::default().labels("bench=yes");
+    while !pods.list(&params).await?.items.is_empty() {
+        if start.elapsed() > PATIENCE {
+            bail!("the pods do not go");
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
+/// Creates by 16 clients for some seconds.
+async fn config_maps(client: &Client) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let each = 300;
+    let mut tasks = tokio::task::JoinSet::new();
+    for worker in 0..16 {
+        let maps = Api::<ConfigMap>::default_namespaced(client.clone());
+        tasks.spawn(async move {
+            let mut times = Vec::new();
+            for n in 0..each {
+                let map: ConfigMap = serde_json::from_value(json!({
+                    "metadata": { "name": format!("bench-{worker}-{n}") },
+                    "data": { "key": "value".repeat(20) },
+                }))?;
+                let start = Instant::now();
+                maps.create(&PostParams::default(), &map).await?;
+                times.push(start.elapsed());
+            }
+            anyhow::Ok(times)
+        });
+    }
+    let mut times = Vec::new();
+    while let Some(done) = tasks.join_next().await {
+        times.extend(done??);
+    }
+    let rate = times.len() as f64 / start.elapsed().as_secs_f64();
+    times.sort();
+    let p99 = times[times.len() * 99 / 100].as_secs_f64() * 1000.0;
+    row(
+        "ConfigMap create, 16 clients",
+        &format!("{rate:.0}/s, p99 {p99:.1} ms"),
+        "8,675/s, p99 7.7 ms",
+    );
+    Ok(())
+}
