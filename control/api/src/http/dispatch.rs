@@ -82,18 +82,25 @@ pub async fn handle(server: Arc<Inner>, request: Request<RequestBody>, origin: O
     let query = Query::parse(parts.uri.query().unwrap_or_default());
     let label = super::metrics::labels(&method, &route, &query);
     let metrics = server.metrics.clone();
-    let answer = AssertUnwindSafe(route_request(server, parts, query, route, body, origin))
-        .catch_unwind()
-        .await;
+    let path = parts.uri.path().to_owned();
+    let work = route_request(server, parts, query, route, body, origin);
+    let answer = if matches!(method, Method::GET | Method::HEAD) {
+        AssertUnwindSafe(work).catch_unwind().await.ok()
+    } else {
+        // A write goes on to its end when the client goes away in the middle: what the store has committed must also be
+        // accounted for here.
+        tokio::spawn(work).await.ok()
+    };
     let mut answer = match answer {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(error)) => respond::error(&error),
-        Err(_) => respond::error(&ApiError::new(
+        Some(Ok(answer)) => answer,
+        Some(Err(error)) => respond::error(&error),
+        None => respond::error(&ApiError::new(
             500,
             "InternalError",
             "This request caused apiserver to panic. Look in the logs for details.",
         )),
     };
+    tracing::debug!(%method, path, code = answer.status().as_u16(), took = ?started.elapsed(), "request");
     if method == Method::GET {
         answer = respond::compress(answer, &headers).await;
     }
