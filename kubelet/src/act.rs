@@ -13,6 +13,7 @@ use crate::events::Severity;
 use crate::hooks;
 use crate::images::ImageError;
 use crate::kill;
+use crate::logs;
 use crate::memory::{Backoff, Condemned, Observed, PullFailure, Waiting};
 use crate::plan::Action;
 use crate::pod::{self, PodKey};
@@ -136,6 +137,9 @@ impl Worker {
             Action::Remove { id } => {
                 if let Err(error) = self.ctx.runtime.remove_container(&id).await {
                     tracing::warn!(pod = %self.key, error = chain(&error), "remove a dead container");
+                }
+                if let Some(status) = observed.containers.iter().find(|c| c.id == id) {
+                    logs::remove(&self.ctx.config, status);
                 }
                 self.containers.retain(|known| *known != id);
                 false
@@ -487,7 +491,11 @@ impl Worker {
         }
         let removed = kill::remove(&self.ctx, observed).await;
         // The pod's own directory goes last: as long as it is there, a restarted agent finds what is left to remove.
-        remove_logs(&self.ctx, &self.key, observed);
+        for container in &observed.containers {
+            logs::remove(&self.ctx.config, container);
+        }
+        let key = &self.key;
+        logs::remove_directory(&self.ctx.config.log_dir(&key.namespace, &key.name, &key.uid));
         if !(removed && self.release_volumes().await) {
             self.clean_up_failed().await;
             return;
@@ -558,27 +566,6 @@ async fn delete_object(ctx: &Ctx, key: &PodKey) -> bool {
             false
         }
     }
-}
-
-/// Removes the pod's logs and the links to them.
-fn remove_logs(ctx: &Ctx, key: &PodKey, observed: &Observed) {
-    let note = |path: &std::path::Path, result: std::io::Result<()>| match result {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            tracing::warn!(path = %path.display(), %error, "remove a log");
-        }
-        _ => {}
-    };
-    let links = ctx.config.log_root.join("containers");
-    for container in &observed.containers {
-        let name = format!(
-            "{}_{}_{}-{}.log",
-            key.name, key.namespace, container.config.name, container.id.0
-        );
-        let link = links.join(name);
-        note(&link, std::fs::remove_file(&link));
-    }
-    let directory = ctx.config.log_dir(&key.namespace, &key.name, &key.uid);
-    note(&directory, std::fs::remove_dir_all(&directory));
 }
 
 /// A duration as Go writes it: `10s`, `1m20s`, `5m0s`.

@@ -29,8 +29,8 @@
 //!
 //! Absent on purpose: static pods, eviction, device plugins, volumes that need a driver.
 //!
-//! Reading order: [`run`], `manager`, `worker`, `plan`, `act`, `start`, `status`; then `volumes`, `probe`, `server`,
-//! `node`, [`bootstrap`].
+//! Reading order: [`run()`], `manager`, `worker`, `plan`, `act`, `start`, `status`; then `volumes`, `probe`, `server`,
+//! `node`, [`bootstrap()`].
 
 mod act;
 mod bootstrap;

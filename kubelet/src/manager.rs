@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::ctx::Ctx;
+use crate::logs;
 use crate::resources;
 use crate::runtime::{RuntimeError, chain};
 use crate::sandbox::label;
@@ -334,6 +335,7 @@ async fn kill_all(ctx: &Ctx) {
         .for_each(note);
     for container in &containers {
         note(ctx.runtime.remove_container(&container.id).await);
+        logs::remove(&ctx.config, container);
     }
     for sandbox in &sandboxes {
         note(ctx.runtime.stop_sandbox(&sandbox.id).await);
@@ -342,10 +344,6 @@ async fn kill_all(ctx: &Ctx) {
         if let Err(error) = crate::volumes::remove_pod_dir(&directory) {
             tracing::warn!(error = chain(&error), "remove a pod's directory");
         }
-        if let Err(error) = std::fs::remove_dir_all(&sandbox.config.log_directory)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(%error, "remove a pod's logs");
-        }
+        logs::remove_directory(&sandbox.config.log_directory);
     }
 }

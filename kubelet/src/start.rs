@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,6 +16,7 @@ use crate::ctx::Ctx;
 use crate::env::{self, Source};
 use crate::events::Severity;
 use crate::images::{self, ImageError};
+use crate::logs;
 use crate::objects::{self, Data, ObjectError, Reference};
 use crate::pod::{self, PodKey};
 use crate::resources;
@@ -176,15 +177,7 @@ async fn try_start(
         })?;
     event("Started", "Container started");
     tracing::debug!(container = id.0, ?configured, ?created, started = ?begun.elapsed(), "the container runs");
-    let key = PodKey::of(pod);
-    let name = format!(
-        "{}_{}_{}-{}.log",
-        key.name, key.namespace, container.name, id.0
-    );
-    let link = ctx.config.log_root.join("containers").join(name);
-    if let Err(error) = symlink(&log, &link) {
-        tracing::warn!(%error, link = %link.display(), "link the container's log");
-    }
+    logs::link(&ctx.config, &PodKey::of(pod), &container.name, &id, &log);
     Ok(id)
 }
 

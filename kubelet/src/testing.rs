@@ -79,3 +79,30 @@ pub(crate) fn container(
         log_path: PathBuf::new(),
     }
 }
+
+/// Runs a test in a mount namespace that dies with it.
+pub(crate) fn in_mount_namespace(test: impl FnOnce() + Send) {
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "this test mounts and must run as root"
+    );
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS).expect("a mount namespace");
+            mount(
+                None::<&str>,
+                "/",
+                None::<&str>,
+                MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+                None::<&str>,
+            )
+            .expect("a private one");
+            test();
+        });
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}

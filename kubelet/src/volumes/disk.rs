@@ -101,7 +101,7 @@ pub(super) fn host_path(volume: &Volume) -> Result<(), String> {
 /// Why a pod's directory is still there.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RemoveError {
-    #[error("read /proc/self/mountinfo")]
+    #[error("read /proc/thread-self/mountinfo")]
     Mounts { source: io::Error },
     #[error("unmount {path:?}")]
     Unmount { path: PathBuf, source: nix::Error },
@@ -116,7 +116,7 @@ pub(crate) fn remove_pod_dir(directory: &Path) -> Result<(), RemoveError> {
     if !directory.exists() {
         return Ok(());
     }
-    let mounts = fs::read_to_string("/proc/self/mountinfo")
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo")
         .map_err(|source| RemoveError::Mounts { source })?;
     let mut below: Vec<PathBuf> = mounts
         .lines()
@@ -170,6 +170,61 @@ fn unescape(field: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::in_mount_namespace;
+
+    fn volume(source: serde_json::Value) -> Volume {
+        let mut volume = serde_json::json!({"name": "v"});
+        volume["emptyDir"] = source;
+        serde_json::from_value(volume).expect("a volume")
+    }
+
+    #[test]
+    fn a_memory_volume_has_its_size_and_goes_with_the_pod() {
+        in_mount_namespace(|| {
+            let dir = tempfile::tempdir().expect("a directory");
+            let pod = dir.path().join("pod");
+            let path = pod.join("volumes/v");
+            let volume = volume(serde_json::json!({"medium": "Memory", "sizeLimit": "1Mi"}));
+            empty_dir(&path, &volume, Some(1234)).expect("made");
+            empty_dir(&path, &volume, Some(1234)).expect("made before");
+            assert!(is_mount_point(&path));
+            fs::write(path.join("small"), vec![0; 1024]).expect("it fits");
+            assert!(
+                fs::write(path.join("large"), vec![0; 2 << 20]).is_err(),
+                "it does not fit"
+            );
+            let meta = fs::metadata(&path).expect("there");
+            use std::os::unix::fs::MetadataExt;
+            assert_eq!((meta.mode() & 0o7777, meta.gid()), (0o2777, 1234));
+            remove_pod_dir(&pod).expect("removed");
+            assert!(!pod.exists());
+            remove_pod_dir(&pod).expect("removed before");
+        });
+    }
+
+    #[test]
+    fn removing_a_pod_leaves_what_was_mounted_into_it() {
+        in_mount_namespace(|| {
+            let dir = tempfile::tempdir().expect("a directory");
+            let (pod, foreign) = (dir.path().join("pod"), dir.path().join("foreign"));
+            fs::create_dir_all(pod.join("place")).expect("made");
+            fs::create_dir_all(&foreign).expect("made");
+            fs::write(foreign.join("precious"), "x").expect("written");
+            mount(
+                Some(&foreign),
+                &pod.join("place"),
+                None::<&str>,
+                MsFlags::MS_BIND,
+                None::<&str>,
+            )
+            .expect("bound");
+            remove_pod_dir(&pod).expect("removed");
+            assert_eq!(
+                fs::read_to_string(foreign.join("precious")).expect("still there"),
+                "x"
+            );
+        });
+    }
 
     #[test]
     fn spaces_in_mount_points_are_unescaped() {

@@ -117,3 +117,41 @@ pub(super) fn bind(
         source,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::testing::in_mount_namespace;
+
+    #[test]
+    fn a_path_is_bound_made_and_never_leaves_its_volume() {
+        in_mount_namespace(|| {
+            let dir = tempfile::tempdir().expect("a directory");
+            let (volume, place) = (dir.path().join("volume"), dir.path().join("place/0"));
+            fs::create_dir_all(volume.join("sub")).expect("made");
+            fs::write(volume.join("sub/file"), "inside").expect("written");
+            fs::write(dir.path().join("secret"), "outside").expect("written");
+            symlink("../secret", volume.join("escape")).expect("linked");
+            symlink("/etc", volume.join("etc")).expect("linked");
+
+            bind(&volume, Path::new("sub"), &place, None).expect("a directory");
+            assert_eq!(
+                fs::read_to_string(place.join("file")).expect("there"),
+                "inside"
+            );
+            bind(&volume, Path::new("sub/file"), &place, None).expect("a file in its place");
+            assert_eq!(fs::read_to_string(&place).expect("there"), "inside");
+            bind(&volume, Path::new("new/deep"), &place, None).expect("made");
+            assert!(volume.join("new/deep").is_dir());
+
+            // A link out of the volume is resolved inside it: `secret` and `etc` there, if anything.
+            let _inside = bind(&volume, Path::new("escape"), &place, None);
+            assert_ne!(fs::read_to_string(&place).ok().as_deref(), Some("outside"));
+            let _inside = bind(&volume, Path::new("etc"), &place, None);
+            assert!(!place.join("passwd").exists());
+            umount2(&place, MntFlags::MNT_DETACH).expect("unmounted");
+        });
+    }
+}
