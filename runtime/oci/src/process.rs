@@ -7,10 +7,11 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 
+use nix::unistd::Pid;
 use oci_spec::runtime::{
     IOPriorityClass, LinuxMemoryPolicy, LinuxPersonality, LinuxPersonalityDomain,
-    LinuxSchedulerFlag, LinuxSchedulerPolicy, MemoryPolicyFlagType, MemoryPolicyModeType, Process,
-    Scheduler,
+    LinuxSchedulerFlag, LinuxSchedulerPolicy, MemoryPolicyFlagType, MemoryPolicyModeType,
+    PosixRlimitType, Process, Scheduler,
 };
 
 use crate::capability::{SYS_ADMIN, Wanted};
@@ -119,6 +120,11 @@ impl<'a> Settings<'a> {
             self.join_keyring(name, channel)?;
         }
         self.label()?;
+        for warning in raise_limits(process, Pid::from_raw(0))? {
+            channel
+                .report(&Report::Warning(warning))
+                .or_fail(Step::Channel, || "report a warning")?;
+        }
         let early = enter_directory(process);
         let nnp = process.no_new_privileges() == Some(true);
         if nnp {
@@ -255,6 +261,7 @@ impl Armed<'_> {
         {
             set_affinity(list)?;
         }
+        set_limits(self.settings.process)?;
         // As few system calls as possible from here on: the filter may forbid any of them.
         if let Some(program) = self.settings.seccomp {
             let listener = sys::seccomp_set_filter(program.instructions(), program.flags())
@@ -275,6 +282,44 @@ impl Armed<'_> {
         let shown = self.program.to_string_lossy().into_owned();
         Err(error).or_fail(Step::Command, || format!("execute {shown}"))
     }
+}
+
+/// Raises hard limits where that is wanted, which takes `CAP_SYS_RESOURCE`, so it comes before privileges are dropped.
+/// Without it they stay where they are, with a warning each. Lowering waits for [`set_limits`].
+pub(crate) fn raise_limits(process: &Process, pid: Pid) -> Result<Vec<String>, Failure> {
+    let mut warnings = Vec::new();
+    for limit in process.rlimits().iter().flatten() {
+        let what = || format!("raise {}", limit.typ());
+        let resource = resource(limit.typ());
+        let (soft, hard) = sys::prlimit(pid, resource, None).or_fail(Step::Limits, what)?;
+        if limit.hard() <= hard {
+            continue;
+        }
+        match sys::prlimit(pid, resource, Some((soft, limit.hard()))) {
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                warnings.push(format!(
+                    "{} stays at {hard}: not permitted to raise it",
+                    limit.typ()
+                ));
+            }
+            done => drop(done.or_fail(Step::Limits, what)?),
+        }
+    }
+    Ok(warnings)
+}
+
+/// Sets all limits as wanted, as far as the hard limits allow. Last, because a low limit on descriptors would hinder us.
+fn set_limits(process: &Process) -> Result<(), Failure> {
+    for limit in process.rlimits().iter().flatten() {
+        let what = || format!("set {}", limit.typ());
+        let (own, resource) = (Pid::from_raw(0), resource(limit.typ()));
+        let (_, hard) = sys::prlimit(own, resource, None).or_fail(Step::Limits, what)?;
+        let hard = hard.min(limit.hard());
+        sys::prlimit(own, resource, Some((limit.soft().min(hard), hard)))
+            .map(drop)
+            .or_fail(Step::Limits, what)?;
+    }
+    Ok(())
 }
 
 fn keep_open(fd: RawFd) -> Result<(), Failure> {
@@ -573,6 +618,27 @@ fn parse_list(list: &str) -> Option<Vec<usize>> {
         numbers.extend(first..=last);
     }
     Some(numbers)
+}
+
+fn resource(limit: PosixRlimitType) -> u32 {
+    match limit {
+        PosixRlimitType::RlimitCpu => libc::RLIMIT_CPU,
+        PosixRlimitType::RlimitFsize => libc::RLIMIT_FSIZE,
+        PosixRlimitType::RlimitData => libc::RLIMIT_DATA,
+        PosixRlimitType::RlimitStack => libc::RLIMIT_STACK,
+        PosixRlimitType::RlimitCore => libc::RLIMIT_CORE,
+        PosixRlimitType::RlimitRss => libc::RLIMIT_RSS,
+        PosixRlimitType::RlimitNproc => libc::RLIMIT_NPROC,
+        PosixRlimitType::RlimitNofile => libc::RLIMIT_NOFILE,
+        PosixRlimitType::RlimitMemlock => libc::RLIMIT_MEMLOCK,
+        PosixRlimitType::RlimitAs => libc::RLIMIT_AS,
+        PosixRlimitType::RlimitLocks => libc::RLIMIT_LOCKS,
+        PosixRlimitType::RlimitSigpending => libc::RLIMIT_SIGPENDING,
+        PosixRlimitType::RlimitMsgqueue => libc::RLIMIT_MSGQUEUE,
+        PosixRlimitType::RlimitNice => libc::RLIMIT_NICE,
+        PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
+        PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
+    }
 }
 
 #[cfg(test)]

@@ -383,6 +383,32 @@ fn rlimits_sysctls_and_time_offsets_hold() {
 }
 
 #[test]
+fn limits_of_an_ordinary_user_hold_in_exec_too() {
+    let mut case = Case::new("sleep 1000");
+    case.config["process"]["user"] = json!({ "uid": 5, "gid": 6 });
+    case.config["process"]["rlimits"] = json!([
+        { "type": "RLIMIT_NOFILE", "soft": 4, "hard": 1 << 20 },
+        { "type": "RLIMIT_NPROC", "soft": 77, "hard": 88 },
+    ]);
+    case.start();
+    let done = case.verb(&[
+        "exec",
+        &case.id,
+        "sh",
+        "-c",
+        "ulimit -n; grep processes /proc/self/limits; id -u",
+    ]);
+    assert!(
+        done.out.starts_with("4\nMax processes") && done.out.ends_with("\n5\n"),
+        "{done:?}"
+    );
+    assert!(
+        done.out.contains(" 77 ") && done.out.contains(" 88 "),
+        "{done:?}"
+    );
+}
+
+#[test]
 fn the_group_is_all_a_container_sees_of_cgroups() {
     let mut case = Case::new(
         "ls /sys/fs/cgroup/pids/; cat /sys/fs/cgroup/pids/pids.max; cat /proc/self/cgroup | grep pids; echo 5 > /sys/fs/cgroup/pids/pids.max",

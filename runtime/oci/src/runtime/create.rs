@@ -13,7 +13,7 @@ use nix::sys::socket::{
 use nix::sys::stat::Mode;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
-use oci_spec::runtime::{LinuxIdMapping, PosixRlimitType, Process, Spec};
+use oci_spec::runtime::{LinuxIdMapping, Process, Spec};
 
 use super::{CgroupManager, Created, Io, Runtime};
 use crate::cgroup::{Group, Layout};
@@ -24,7 +24,7 @@ use crate::init::{self, Plan, Role};
 use crate::message::{Channel, Report};
 use crate::mount::Options;
 use crate::namespace::{Kind, NamespaceSet};
-use crate::process::Settings;
+use crate::process::{self, Settings};
 use crate::rootfs;
 use crate::seccomp::Program;
 use crate::state::{OCI_VERSION, ProcStat, Record, StateDir, Status, now};
@@ -581,6 +581,8 @@ fn spawn(plan: &Plan<'_>, group: Option<&OwnedFd>) -> Result<(Channel, Newborn),
             };
             if plan.namespaces.is_new(Kind::User) {
                 write_mappings(plan.spec, pid)?;
+                // Inside, it could not raise them any more; if we cannot either, it says so.
+                drop(process::raise_limits(plan.settings.process, pid));
                 ours.go()
                     .map_err(CreateError::system("talk to the container's process"))?;
             }
@@ -646,30 +648,12 @@ pub(super) fn start_time(pid: Pid) -> Result<u64, CreateError> {
         .start_time)
 }
 
-/// Limits and the OOM score, from outside: inside a user namespace the process could not raise them, and a low limit on
-/// descriptors would hinder its own set-up.
+/// The OOM score, from outside: inside a user namespace the process could not set it.
 pub(super) fn finish(
     process: &Process,
     pid: Pid,
     warnings: &mut Vec<String>,
 ) -> Result<(), CreateError> {
-    for limit in process.rlimits().iter().flatten() {
-        let what = || CreateError::system(format!("set {}", limit.typ()));
-        let resource = resource(limit.typ());
-        match sys::prlimit(pid, resource, Some((limit.soft(), limit.hard()))) {
-            // We lack CAP_SYS_RESOURCE: as far up as may be.
-            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-                let (_, hard) = sys::prlimit(pid, resource, None).map_err(what())?;
-                let hard = hard.min(limit.hard());
-                sys::prlimit(pid, resource, Some((limit.soft().min(hard), hard))).map_err(what())?;
-                warnings.push(format!(
-                    "{} was cut to {hard}: not permitted to raise it",
-                    limit.typ()
-                ));
-            }
-            done => drop(done.map_err(what())?),
-        }
-    }
     if let Some(score) = process.oom_score_adj() {
         let path = format!("/proc/{pid}/oom_score_adj");
         match fs::write(&path, score.to_string()) {
@@ -682,25 +666,4 @@ pub(super) fn finish(
         }
     }
     Ok(())
-}
-
-fn resource(limit: PosixRlimitType) -> u32 {
-    match limit {
-        PosixRlimitType::RlimitCpu => libc::RLIMIT_CPU,
-        PosixRlimitType::RlimitFsize => libc::RLIMIT_FSIZE,
-        PosixRlimitType::RlimitData => libc::RLIMIT_DATA,
-        PosixRlimitType::RlimitStack => libc::RLIMIT_STACK,
-        PosixRlimitType::RlimitCore => libc::RLIMIT_CORE,
-        PosixRlimitType::RlimitRss => libc::RLIMIT_RSS,
-        PosixRlimitType::RlimitNproc => libc::RLIMIT_NPROC,
-        PosixRlimitType::RlimitNofile => libc::RLIMIT_NOFILE,
-        PosixRlimitType::RlimitMemlock => libc::RLIMIT_MEMLOCK,
-        PosixRlimitType::RlimitAs => libc::RLIMIT_AS,
-        PosixRlimitType::RlimitLocks => libc::RLIMIT_LOCKS,
-        PosixRlimitType::RlimitSigpending => libc::RLIMIT_SIGPENDING,
-        PosixRlimitType::RlimitMsgqueue => libc::RLIMIT_MSGQUEUE,
-        PosixRlimitType::RlimitNice => libc::RLIMIT_NICE,
-        PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
-        PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
-    }
 }
