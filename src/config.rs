@@ -49,6 +49,9 @@ pub struct Settings {
     /// The port of the kubelet's HTTPS server [default: 10250]
     #[arg(long, value_name = "PORT")]
     pub kubelet_port: Option<u16>,
+    /// The most processes and threads of one pod [default: no limit]
+    #[arg(long, value_name = "NUMBER")]
+    pub pod_pids_limit: Option<u32>,
     /// Stop and remove all pods when this program ends; by default they go on running
     #[arg(long)]
     pub kill_pods_on_exit: bool,
@@ -70,6 +73,7 @@ impl Settings {
             cluster_dns: self.cluster_dns.or(under.cluster_dns),
             cluster_domain: self.cluster_domain.or(under.cluster_domain),
             kubelet_port: self.kubelet_port.or(under.kubelet_port),
+            pod_pids_limit: self.pod_pids_limit.or(under.pod_pids_limit),
             kill_pods_on_exit: self.kill_pods_on_exit || under.kill_pods_on_exit,
         }
     }
@@ -102,6 +106,8 @@ pub struct Config {
     pub cluster_domain: String,
     /// The kubelet's port.
     pub kubelet_port: u16,
+    /// The most processes and threads of one pod.
+    pub pod_pids_limit: Option<u32>,
     /// Whether pods end with the program.
     pub kill_pods_on_exit: bool,
 }
@@ -203,6 +209,7 @@ impl Config {
             cluster_dns,
             cluster_domain,
             kubelet_port: settings.kubelet_port.unwrap_or(10250),
+            pod_pids_limit: settings.pod_pids_limit,
             kill_pods_on_exit: settings.kill_pods_on_exit,
         })
     }

@@ -79,6 +79,7 @@ pub async fn start(config: &Config, identity: Identity, parts: &mut Parts) -> an
     kubelet.cluster_dns = vec![config.cluster_dns];
     kubelet.cluster_domain = config.cluster_domain.clone();
     kubelet.cluster_cidr = Some(config.cluster_cidr.into());
+    kubelet.pod_pids_limit = config.pod_pids_limit;
     kubelet.kill_pods_on_exit = config.kill_pods_on_exit;
     {
         let (client, stop, clean) = (client.clone(), parts.stop_token(), config.kill_pods_on_exit);

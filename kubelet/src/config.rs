@@ -37,6 +37,8 @@ pub struct KubeletConfig {
     pub kill_pods_on_exit: bool,
     /// The most pods the node takes.
     pub max_pods: u32,
+    /// The most processes and threads of one pod (`podPidsLimit`); `None` for no limit, as in Kubernetes.
+    pub pod_pids_limit: Option<u32>,
     /// How often the Lease is renewed; it lasts four times as long.
     pub lease_interval: Duration,
     /// How often the Node's status is written though nothing changed.
@@ -67,6 +69,7 @@ impl KubeletConfig {
             api_server_user: "kube-apiserver-kubelet-client".to_owned(),
             kill_pods_on_exit: false,
             max_pods: 110,
+            pod_pids_limit: None,
             lease_interval: Duration::from_secs(10),
             status_interval: Duration::from_secs(300),
         }

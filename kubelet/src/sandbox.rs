@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use knarr_engine::types::{
-    DnsConfig, NamespaceMode, Namespaces, PortMapping, Protocol, SandboxConfig,
+    DnsConfig, LinuxResources, NamespaceMode, Namespaces, PortMapping, Protocol, SandboxConfig,
 };
 
 use crate::config::KubeletConfig;
@@ -74,7 +74,10 @@ pub(crate) fn config(config: &KubeletConfig, pod: &Pod, attempt: u32) -> io::Res
         labels,
         annotations: BTreeMap::from([(label::GRACE.to_owned(), grace)]),
         cgroup_parent: resources::cgroup_path(pod),
-        resources: resources::pod(pod),
+        resources: LinuxResources {
+            pids_limit: config.pod_pids_limit.map(i64::from),
+            ..resources::pod(pod)
+        },
         sysctls,
         namespaces: namespaces(spec),
     })
