@@ -6,10 +6,12 @@
 
 pub mod api;
 pub mod cache;
+mod certificates;
 mod config;
 mod context;
 mod defaults;
 mod deployment;
+mod endpoints;
 pub mod events;
 mod expect;
 pub mod model;
@@ -65,9 +67,11 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     let controllers: Vec<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>> = vec![
         Box::pin(replicaset::start(named("replicaset-controller"))),
         Box::pin(deployment::start(named("deployment-controller"))),
+        Box::pin(endpoints::start(named("endpoint-slice-controller"))),
         Box::pin(node::ipam::start(named("cidrAllocator"))),
         Box::pin(defaults::start(named("serviceaccount-controller"))),
     ];
+    tasks.spawn(certificates::run(named("certificate-controller")));
     ctx.caches.follow(&client, &mut tasks, &stop);
     for controller in controllers {
         let caches = ctx.caches.clone();

@@ -1,0 +1,185 @@
+//! A control plane in the test's own process: API server on a temporary store, controllers and scheduler.
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use knarr_api::auth::UserInfo;
+use knarr_api::pki::Pki;
+use knarr_api::server::{ApiServer, ApiServerConfig};
+use knarr_store::RedbStore;
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+/// How long a test waits for something that has to happen.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// The control plane; it stops when dropped.
+pub struct Cluster {
+    pub client: Client,
+    stop: CancellationToken,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Cluster {
+    /// Starts everything.
+    pub async fn start() -> Self {
+        // Another test of this process may have been first.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let dir = tempfile::tempdir().expect("a directory");
+        let pki = Pki::open(&dir.path().join("tls")).expect("keys");
+        let store = RedbStore::open(&dir.path().join("state.redb")).expect("a store");
+        let api = ApiServer::open(ApiServerConfig::default(), Arc::new(store), &pki)
+            .await
+            .expect("an API server");
+        let stop = CancellationToken::new();
+        let client = |user: UserInfo| Client::new(api.local(user), "default");
+        let config = knarr_controllers::Config {
+            ca_certificate_pem: pki.ca_cert_pem().to_owned(),
+            ca_key_pem: Some(pki.ca_key_pem().to_owned()),
+            cluster_cidrs: vec![(IpAddr::from([10, 42, 0, 0]), 16)],
+            ..knarr_controllers::Config::default()
+        };
+        let controllers = client(UserInfo::component("system:kube-controller-manager"));
+        tokio::spawn(knarr_controllers::run(controllers, config, stop.clone()));
+        let scheduler = client(UserInfo::component("system:kube-scheduler"));
+        tokio::spawn(knarr_scheduler::run(
+            scheduler,
+            knarr_scheduler::Config::default(),
+            stop.clone(),
+        ));
+        let admin = client(UserInfo::new("admin", ["system:masters".to_owned()]));
+        Self {
+            client: admin,
+            stop,
+            _dir: dir,
+        }
+    }
+
+    /// The API of a kind in namespace `default`.
+    pub fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), "default")
+    }
+
+    /// Creates an object from JSON.
+    pub async fn create<K>(&self, api: &Api<K>, object: Value) -> K
+    where
+        K: kube::Resource + serde::Serialize + DeserializeOwned + Clone + std::fmt::Debug,
+    {
+        let object = serde_json::from_value(object).expect("an object of this kind");
+        api.create(&PostParams::default(), &object)
+            .await
+            .expect("it is created")
+    }
+
+    /// A node that is ready, as a kubelet would report it.
+    pub async fn node(&self, name: &str) {
+        let api: Api<Node> = Api::all(self.client.clone());
+        self.create(
+            &api,
+            json!({"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}}),
+        )
+        .await;
+        let now = jiff::Timestamp::now().to_string();
+        let status = json!({"status": {
+            "capacity": {"cpu": "4", "memory": "8Gi", "pods": "110"}, "allocatable": {"cpu": "4", "memory": "8Gi", "pods": "110"},
+            "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "", "lastHeartbeatTime": now, "lastTransitionTime": now}],
+        }});
+        api.patch_status(name, &PatchParams::default(), &Patch::Merge(status))
+            .await
+            .expect("its status");
+    }
+
+    /// Makes a pod run and be ready, as a kubelet would.
+    pub async fn make_ready(&self, pod: &Pod, ip: &str) {
+        let api: Api<Pod> = Api::namespaced(
+            self.client.clone(),
+            pod.metadata.namespace.as_deref().unwrap_or("default"),
+        );
+        let now = jiff::Timestamp::now()
+            .strftime("%Y-%m-%dT%H:%M:%SZ")
+            .to_string();
+        let status = json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "conditions": [
+            {"type": "Ready", "status": "True", "lastTransitionTime": now}]}});
+        let result = api
+            .patch_status(
+                pod.metadata.name.as_deref().unwrap_or_default(),
+                &PatchParams::default(),
+                &Patch::Strategic(status),
+            )
+            .await;
+        if let Err(error) = result
+            && !matches!(&error, kube::Error::Api(status) if status.code == 404)
+        {
+            panic!("status of a pod: {error}");
+        }
+    }
+
+    /// Plays the kubelet: pods that have a node become ready, pods that are deleted go.
+    pub async fn kubelet_round(&self) {
+        let api: Api<Pod> = Api::all(self.client.clone());
+        for (number, pod) in api
+            .list(&ListParams::default())
+            .await
+            .expect("pods")
+            .items
+            .into_iter()
+            .enumerate()
+        {
+            let has_node = pod
+                .spec
+                .as_ref()
+                .is_some_and(|spec| spec.node_name.is_some());
+            let running = pod
+                .status
+                .as_ref()
+                .is_some_and(|status| status.phase.as_deref() == Some("Running"));
+            if pod.metadata.deletion_timestamp.is_some() {
+                let params = kube::api::DeleteParams {
+                    grace_period_seconds: Some(0),
+                    ..Default::default()
+                };
+                let own: Api<Pod> = Api::namespaced(
+                    self.client.clone(),
+                    pod.metadata.namespace.as_deref().unwrap_or("default"),
+                );
+                let _ = own
+                    .delete(pod.metadata.name.as_deref().unwrap_or_default(), &params)
+                    .await;
+            } else if has_node && !running {
+                self.make_ready(&pod, &format!("10.42.0.{}", number + 2))
+                    .await;
+            }
+        }
+    }
+}
+
+/// Asks again and again until the answer is `Ok`; fails with the last answer after a deadline.
+pub async fn eventually<T, F, Fut>(what: &str, ask: F) -> T
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Result<T, String>>,
+{
+    let start = tokio::time::Instant::now();
+    loop {
+        match ask().await {
+            Ok(answer) => return answer,
+            Err(last) => assert!(start.elapsed() < DEADLINE, "{what}: {last}"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
