@@ -44,8 +44,11 @@ impl Log {
         }
     }
 
+    /// Without a file only on request: standard error is the container's own, and ends up in its log.
     pub fn warn(&self, message: &str) {
-        self.write("warning", message);
+        if self.file.is_some() || self.debug {
+            self.write("warning", message);
+        }
     }
 
     pub fn debug(&self, message: &str) {
