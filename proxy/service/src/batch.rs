@@ -88,11 +88,17 @@ impl Batch {
         let name = chain.name();
         self.chain(&name);
         match chain {
-            Chain::Balance(lane, count) => self.rule(&name, |rule| rule.balance(lane, count)),
+            Chain::Balance(lane, count) => {
+                self.rule(&name, |rule| rule.balance(lane, count));
+                let key = count.to_ne_bytes();
+                self.elements(NEWSETELEM, &lane.balancers(), &[key], |element, key| {
+                    put_value(element, 1, key);
+                    put_goto(element, &name);
+                });
+            }
             Chain::Remember(family, seconds) => {
                 self.rule(&name, |rule| rule.remember(family, seconds));
             }
-            Chain::Refuse => {}
         }
     }
 
@@ -138,23 +144,23 @@ pub(crate) fn put_value(within: &mut Attributes<'_>, kind: u16, value: &[u8]) {
     });
 }
 
-pub(crate) fn put_data(element: &mut Attributes<'_>, data: &Data) {
+/// A verdict in the data of an element.
+fn put_goto(element: &mut Attributes<'_>, chain: &str) {
     const GOTO: u32 = -4_i32 as u32;
-    const DROP: u32 = 0;
-    let mut verdict = |code: u32, chain: Option<String>| {
-        element.nested(2, |data| {
-            data.nested(2, |verdict| {
-                verdict.number(1, code);
-                if let Some(chain) = chain {
-                    verdict.text(2, &chain);
-                }
-            });
+    element.nested(2, |data| {
+        data.nested(2, |verdict| {
+            verdict.number(1, GOTO).text(2, chain);
         });
-    };
+    });
+}
+
+/// The data of an element.
+pub(crate) fn put_data(element: &mut Attributes<'_>, data: &Data) {
     match data {
         Data::Nothing => {}
         Data::Endpoint(value) => put_value(element, 2, value.as_slice()),
-        Data::Goto(chain) => verdict(GOTO, Some(chain.name())),
-        Data::Drop => verdict(DROP, None),
+        // In the byte order of the machine, as the packet's priority.
+        Data::Count(count) => put_value(element, 2, &count.to_ne_bytes()),
+        Data::Goto(chain) => put_goto(element, &chain.name()),
     }
 }

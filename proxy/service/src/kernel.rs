@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use crate::batch::{Batch, DELSETELEM, NEWSETELEM, put_data, put_value};
 use crate::conntrack;
 use crate::frontend::Family;
-use crate::maps::{Bytes, Chain, Data, Map, Memory, digit};
+use crate::maps::{Bytes, Chain, DROP, Data, Map, Memory, REJECT, digit};
 use crate::nfnl::{self, INET, Netfilter, SUBSYS_NFTABLES};
 use crate::objects::Protocol;
 use crate::ruleset::{Changes, Ruleset};
@@ -137,12 +137,16 @@ impl Kernel {
             let mut added: BTreeMap<Map, Vec<(Bytes, Data)>> = BTreeMap::new();
             let mut new_chains = BTreeSet::new();
             for (map, key, data) in changes.added() {
-                if let Data::Goto(chain) = data
-                    && chain != Chain::Refuse
-                    && !self.chains.contains(&chain)
-                {
-                    new_chains.insert(chain);
-                }
+                let chain = match (map, data) {
+                    (_, Data::Goto(chain)) => Some(chain),
+                    (Map::Services(lane), Data::Count(count))
+                        if count != REJECT && count != DROP =>
+                    {
+                        Some(Chain::Balance(lane, count))
+                    }
+                    _ => None,
+                };
+                new_chains.extend(chain.filter(|chain| !self.chains.contains(chain)));
                 added.entry(map).or_default().push((key, data));
             }
             for chain in &new_chains {
@@ -294,13 +298,11 @@ impl<'a> Element<'a> {
         let data = match map {
             Map::External(_) | Map::Hairpin(_) => Data::Nothing,
             Map::Endpoints(_) => Data::Endpoint(Bytes::from_slice(self.value(2)?)?),
-            Map::Services(_) | Map::Affine(_) => {
+            Map::Services(_) => Data::Count(u32::from_ne_bytes(*self.value(2)?.first_chunk()?)),
+            Map::Affine(_) => {
                 let verdict = nfnl::attribute(nfnl::attribute(self.0, 2)?, 2)?;
-                match nfnl::attribute(verdict, 2).and_then(nfnl::text) {
-                    None => Data::Drop,
-                    Some("refuse") => Data::Goto(Chain::Refuse),
-                    Some(name) => Data::Goto(Chain::parse(name)?),
-                }
+                let name = nfnl::attribute(verdict, 2).and_then(nfnl::text)?;
+                Data::Goto(Chain::parse(name)?)
             }
         };
         Some((map, key, data))

@@ -42,6 +42,11 @@ impl Lane {
         }
     }
 
+    /// The name of the map from a number of endpoints to the chain that picks one of them.
+    pub fn balancers(self) -> String {
+        format!("lb{}", self.suffix())
+    }
+
     /// What the names of its maps and chains end with: `4`, `_port4`, `_outside6`, …
     pub fn suffix(self) -> String {
         let outside = match self.audience {
@@ -64,7 +69,7 @@ pub fn digit(family: Family) -> char {
 /// A map or set of the skeleton that we fill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Map {
-    /// Frontend to chain.
+    /// Frontend to number of endpoints, or to [`REJECT`] or [`DROP`].
     Services(Lane),
     /// Frontend and index to endpoint.
     Endpoints(Lane),
@@ -109,8 +114,6 @@ pub enum Chain {
     Balance(Lane, u32),
     /// Remembers the endpoint of a client for that many seconds. Made when first needed, and kept.
     Remember(Family, u32),
-    /// Refuses a connection. Part of the skeleton.
-    Refuse,
 }
 
 impl Chain {
@@ -119,7 +122,6 @@ impl Chain {
         match self {
             Self::Balance(lane, n) => format!("lb{}-{n}", lane.suffix()),
             Self::Remember(family, seconds) => format!("remember{}-{seconds}", digit(family)),
-            Self::Refuse => "refuse".to_owned(),
         }
     }
 
@@ -213,6 +215,12 @@ impl Reader<'_> {
     }
 }
 
+/// In the place of a number of endpoints: connections are refused.
+pub const REJECT: u32 = 0;
+
+/// In the place of a number of endpoints: connections are dropped.
+pub const DROP: u32 = u32::MAX;
+
 /// What an element leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Data {
@@ -220,10 +228,10 @@ pub enum Data {
     Nothing,
     /// An endpoint's address and port.
     Endpoint(Bytes),
+    /// A number of endpoints, or what happens without any.
+    Count(u32),
     /// A verdict: on to a chain.
     Goto(Chain),
-    /// A verdict: drop.
-    Drop,
 }
 
 pub(crate) fn frontend_key(frontend: &Frontend) -> Bytes {

@@ -124,21 +124,36 @@ impl Rule<'_, '_> {
         });
     }
 
-    /// `dnat to daddr . l4proto . dport . numgen random mod N map @endpoints`.
-    pub(crate) fn balance(&mut self, lane: Lane, count: u32) {
-        let family = lane.family;
-        let key = if lane.on_node {
+    /// The key of a frontend in the registers from the first on; returns the register after it.
+    fn frontend(&mut self, lane: Lane) -> u32 {
+        let fields = Fields::start(lane.family);
+        let after_address = if lane.on_node {
             REG
         } else {
-            Fields::start(family).after_address(0)
+            fields.after_address(0)
         };
         if !lane.on_node {
-            self.destination(REG, family);
+            self.destination(REG, lane.family);
         }
-        self.protocol(key);
-        self.destination_port(key + 1);
+        self.protocol(after_address);
+        self.destination_port(after_address + 1);
+        after_address + 2
+    }
+
+    /// `meta priority set 0 dnat to daddr . l4proto . dport . numgen random mod N map @endpoints`.
+    pub(crate) fn balance(&mut self, lane: Lane, count: u32) {
+        let family = lane.family;
+        self.expression("immediate", |e| {
+            e.number(1, REG);
+            put_value(e, 2, &0_u32.to_ne_bytes());
+        });
+        self.expression("meta", |e| {
+            // Key 2 is the priority, attribute 3 the register that it is set from.
+            e.number(2, 2).number(3, REG);
+        });
+        let index = self.frontend(lane);
         self.expression("numgen", |e| {
-            e.number(1, key + 2)
+            e.number(1, index)
                 .number(2, count)
                 .number(3, 1)
                 .number(4, 0);

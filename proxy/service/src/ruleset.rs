@@ -1,6 +1,6 @@
 //! What the kernel's maps hold, and what must change in them. Values in, values out.
 //!
-//! A frontend with N endpoints is one element of a `services` map (`frontend : goto lb-N`) and N elements of an `endpoints` map
+//! A frontend with N endpoints is one element of a `services` map (`frontend : N`) and N elements of an `endpoints` map
 //! (`frontend . index : endpoint`). Which index an endpoint has is remembered, not derived: when one goes, the last
 //! takes its place, so that a change costs two or three elements whatever N is.
 
@@ -9,8 +9,8 @@ use std::net::IpAddr;
 
 use crate::frontend::{Audience, Endpoint, Family, Frontend, Otherwise, Place, Plan, Target};
 use crate::maps::{
-    Bytes, Chain, Data, Lane, Map, Memory, Reader, endpoint_data, endpoint_key, frontend_key,
-    hairpin, parse_endpoint, parse_frontend,
+    Bytes, Chain, DROP, Data, Lane, Map, Memory, REJECT, Reader, endpoint_data, endpoint_key,
+    frontend_key, hairpin, parse_endpoint, parse_frontend,
 };
 use crate::objects::ServiceKey;
 
@@ -281,7 +281,7 @@ fn move_endpoints(
 ) {
     let lane = Lane::of(frontend);
     let endpoints = Map::Endpoints(lane);
-    let before = (verdict(lane, now), now.masquerade, now.affinity);
+    let before = (count(now), now.masquerade, now.affinity);
     let mut missing = target.endpoints.clone();
     let mut index = 0;
     while index < now.endpoints.len() {
@@ -318,7 +318,7 @@ fn move_endpoints(
     now.otherwise = target.otherwise;
     now.masquerade = target.masquerade;
     now.affinity = target.affinity;
-    let after = (verdict(lane, now), now.masquerade, now.affinity);
+    let after = (count(now), now.masquerade, now.affinity);
     let key = frontend_key(frontend);
     changes.put(Map::Services(lane), key, Some(before.0), Some(after.0));
     if frontend.audience == Audience::Outside {
@@ -335,14 +335,11 @@ fn move_endpoints(
     }
 }
 
-fn verdict(lane: Lane, programmed: &Programmed) -> Data {
+fn count(programmed: &Programmed) -> Data {
     match (programmed.endpoints.len(), programmed.otherwise) {
-        (0, Otherwise::Reject) => Data::Goto(Chain::Refuse),
-        (0, Otherwise::Drop) => Data::Drop,
-        (n, _) => {
-            let n = u32::try_from(n).expect("fewer than 2^32 endpoints");
-            Data::Goto(Chain::Balance(lane, n))
-        }
+        (0, Otherwise::Reject) => Data::Count(REJECT),
+        (0, Otherwise::Drop) => Data::Count(DROP),
+        (n, _) => Data::Count(u32::try_from(n).expect("fewer than 2^32 endpoints")),
     }
 }
 
@@ -350,7 +347,7 @@ fn verdict(lane: Lane, programmed: &Programmed) -> Data {
 fn elements_of(frontend: &Frontend, programmed: &Programmed) -> Vec<(Map, Bytes, Data)> {
     let lane = Lane::of(frontend);
     let key = frontend_key(frontend);
-    let mut elements = vec![(Map::Services(lane), key, verdict(lane, programmed))];
+    let mut elements = vec![(Map::Services(lane), key, count(programmed))];
     for (index, endpoint) in programmed.endpoints.iter().enumerate() {
         let data = Data::Endpoint(endpoint_data(endpoint));
         elements.push((Map::Endpoints(lane), endpoint_key(frontend, index), data));
@@ -379,14 +376,13 @@ fn remove_frontend(frontend: &Frontend, programmed: &Programmed, changes: &mut C
 /// A frontend as the kernel's elements tell it; `None` if they contradict each other.
 fn read_frontend(
     frontend: &Frontend,
-    verdict: Data,
+    number: Data,
     all: &HashMap<(Map, Bytes), Data>,
 ) -> Option<Programmed> {
     let lane = Lane::of(frontend);
-    let (count, otherwise) = match verdict {
-        Data::Goto(Chain::Balance(of, count)) if of == lane => (count, Otherwise::Reject),
-        Data::Goto(Chain::Refuse) => (0, Otherwise::Reject),
-        Data::Drop => (0, Otherwise::Drop),
+    let (count, otherwise) = match number {
+        Data::Count(DROP) => (0, Otherwise::Drop),
+        Data::Count(count) => (count, Otherwise::Reject),
         _ => return None,
     };
     let endpoints = (0..count as usize).map(|index| {
@@ -436,7 +432,7 @@ mod tests {
         }
     }
 
-    fn count(map: Map, model: &Model) -> usize {
+    fn elements_in(map: Map, model: &Model) -> usize {
         model.keys().filter(|(of, _)| *of == map).count()
     }
 
@@ -444,17 +440,11 @@ mod tests {
     fn target_of(frontend: &Frontend, model: &Model) -> Option<Target> {
         let lane = Lane::of(frontend);
         let key = frontend_key(frontend);
-        let verdict = *model.get(&(Map::Services(lane), key))?;
-        let (n, otherwise) = match verdict {
-            Data::Goto(Chain::Balance(of, n)) => {
-                assert_eq!(of, lane);
-                (n, Otherwise::Reject)
-            }
-            Data::Drop => (0, Otherwise::Drop),
-            other => {
-                assert_eq!(other, Data::Goto(Chain::Refuse));
-                (0, Otherwise::Reject)
-            }
+        let number = *model.get(&(Map::Services(lane), key))?;
+        let (n, otherwise) = match number {
+            Data::Count(DROP) => (0, Otherwise::Drop),
+            Data::Count(n) => (n, Otherwise::Reject),
+            other => panic!("{frontend:?} leads to {other:?}"),
         };
         let endpoints = (0..n as usize).map(|index| {
             let at = (Map::Endpoints(lane), endpoint_key(frontend, index));
@@ -508,7 +498,8 @@ mod tests {
         for plan in plans.values() {
             hairpins.extend(&plan.local_ips);
         }
-        let found = count(Map::Hairpin(Family::V4), model) + count(Map::Hairpin(Family::V6), model);
+        let found = elements_in(Map::Hairpin(Family::V4), model)
+            + elements_in(Map::Hairpin(Family::V6), model);
         assert_eq!(found, hairpins.len());
         assert_eq!(model.len(), elements + hairpins.len(), "{model:#?}");
     }

@@ -7,8 +7,11 @@
 //! The way of a connection, in the chain `services`:
 //! 1. Is it to be masqueraded? Then its packet is marked; `postrouting` looks at the mark.
 //! 2. Does the client have an endpoint already (session affinity)? Then there.
-//! 3. `services4 : address . protocol . port` says where to go on: `lb4-3` picks one of three endpoints by
-//!    looking up `endpoints4 : address . protocol . port . random number`, and rewrites the destination.
+//! 3. `services4 : address . protocol . port -> number` says how many endpoints there are, and `lb4 : number -> chain` where
+//!    to go on: `lb4-3` picks one of three by looking up `endpoints4 : address . protocol . port . random number`,
+//!    and rewrites the destination. On the way the number is in the packet's priority, the one field that nobody
+//!    misses: forwarding sets it anew anyway, and `lb4-3` to 0. (Not straight from address to chain: the kernel checks a map
+//!    of verdicts for loops by walking all of it whenever one element changes, 1 ms with 10,000 services.)
 //! 4. The same for the ports of the node, if the address is one of the node's.
 //! 5. A port of a service address that leads nowhere is refused.
 //!
@@ -19,7 +22,7 @@ use std::fmt::Write as _;
 use ipnet::IpNet;
 
 use crate::frontend::{Audience, Family};
-use crate::maps::{Lane, digit};
+use crate::maps::{DROP, Lane, REJECT, digit};
 
 /// The table's name; the family is `inet`.
 pub const TABLE: &str = "knarr";
@@ -95,8 +98,10 @@ fn maps(text: &mut String) {
             )
         };
         text.push_str(&format!(
-            "    map services{suffix} {{ type {key} : verdict; }}
-    map endpoints{suffix} {{ typeof {key_of} . numgen random mod 2 : {ip} daddr . th dport; }}\n"
+            "    map services{suffix} {{ type {key} : classid; }}
+    map {} {{ type classid : verdict; elements = {{ {REJECT:#x} : goto refuse, {DROP:#x} : drop }}; }}
+    map endpoints{suffix} {{ typeof {key_of} . numgen random mod 2 : {ip} daddr . th dport; }}\n",
+            lane.balancers()
         ));
         if lane.audience == Audience::Everyone {
             text.push_str(&format!(
@@ -150,8 +155,8 @@ fn chains(text: &mut String, ranges: &Ranges) -> std::fmt::Result {
         writeln!(
             text,
             "        dnat {ip} to {ip} saddr . {ip} daddr . meta l4proto . th dport map @affinity{f}
-        {ip} daddr . meta l4proto . th dport vmap @services_outside{f}
-        fib daddr type local meta nfproto {nfproto} meta l4proto . th dport vmap @services_outside_port{f}"
+        meta priority set {ip} daddr . meta l4proto . th dport map @services_outside{f} meta priority vmap @lb_outside{f}
+        fib daddr type local meta nfproto {nfproto} meta priority set meta l4proto . th dport map @services_outside_port{f} meta priority vmap @lb_outside_port{f}"
         )?;
     }
     writeln!(text, "    }}")?;
@@ -165,8 +170,8 @@ fn chains(text: &mut String, ranges: &Ranges) -> std::fmt::Result {
             "        {ip} daddr . meta l4proto . th dport @external{f} meta mark set meta mark or {MASQUERADE}
         fib daddr type local meta nfproto {nfproto} meta l4proto . th dport @external_port{f} meta mark set meta mark or {MASQUERADE}
         dnat {ip} to {ip} saddr . {ip} daddr . meta l4proto . th dport map @affinity{f}
-        {ip} daddr . meta l4proto . th dport vmap @services{f}
-        fib daddr type local meta nfproto {nfproto} meta l4proto . th dport vmap @services_port{f}"
+        meta priority set {ip} daddr . meta l4proto . th dport map @services{f} meta priority vmap @lb{f}
+        fib daddr type local meta nfproto {nfproto} meta priority set meta l4proto . th dport map @services_port{f} meta priority vmap @lb_port{f}"
         )?;
         if let Some(services) = list(&ranges.services, family) {
             writeln!(
