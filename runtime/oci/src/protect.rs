@@ -12,6 +12,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 
 use crate::sys::{self, MountAttr};
 
@@ -25,7 +26,10 @@ use crate::sys::{self, MountAttr};
 pub fn run_read_only() -> io::Result<()> {
     let exe = std::fs::File::open("/proc/self/exe")?;
     if sys::is_read_only(exe.as_fd())? {
-        return Ok(());
+        // Executed by descriptor, it is named after its number.
+        let name = std::env::args_os().next().unwrap_or_default();
+        let name = Path::new(&name).file_name().unwrap_or_default();
+        return sys::set_process_name(&CString::new(name.as_encoded_bytes())?);
     }
     let path = CString::new("/proc/self/exe")?;
     let mount = sys::open_tree_clone(nix::fcntl::AT_FDCWD, &path, false)?;

@@ -914,3 +914,14 @@ pub fn open_in_root(root: BorrowedFd<'_>, path: &CStr, flags: c_int) -> io::Resu
         }
     }
 }
+
+/// Names this process in lists of processes; the kernel cuts it at 15 bytes.
+///
+/// # Errors
+///
+/// None in practice.
+pub fn set_process_name(name: &CStr) -> io::Result<()> {
+    // SAFETY: PR_SET_NAME reads a NUL-terminated string.
+    check(unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) }.into())?;
+    Ok(())
+}

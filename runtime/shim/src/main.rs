@@ -9,6 +9,11 @@ fn main() -> ExitCode {
         eprintln!("usage: knarr-shim OCI-STATE-DIR (started by knarr, with a listening socket as standard input)");
         return ExitCode::from(2);
     };
+    // A container's process is a copy of this one until it executes its own program: see knarr_oci::protect.
+    if let Err(error) = knarr_oci::protect::run_read_only() {
+        eprintln!("knarr-shim: run from a read-only mount: {error}");
+        return ExitCode::FAILURE;
+    }
     match knarr_shim::serve(PathBuf::from(state)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
