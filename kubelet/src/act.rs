@@ -22,7 +22,7 @@ use crate::sandbox;
 use crate::start::{self, StartError};
 use crate::volumes::{self, MountError};
 use crate::worker::Worker;
-use crate::writer::Written;
+use crate::writer::{Written, is_gone};
 
 /// How long a pod whose sandbox or volumes failed waits for its next try.
 const SANDBOX_RETRY: Duration = Duration::from_secs(2);
@@ -560,7 +560,7 @@ async fn delete_object(ctx: &Ctx, key: &PodKey) -> bool {
     };
     match api.delete(&key.name, &parameters).await {
         Ok(_) => true,
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => true,
+        Err(error) if is_gone(&error) => true,
         Err(error) => {
             tracing::warn!(pod = %key, error = chain(&error), "delete the pod's object");
             false

@@ -41,6 +41,7 @@ mod engine;
 mod env;
 mod events;
 mod gc;
+mod grpc_check;
 mod hooks;
 mod http_check;
 mod identity;

@@ -65,6 +65,9 @@ struct Manager {
     handles: HashMap<String, Handle>,
     tasks: JoinSet<String>,
     existing: HashMap<String, Existing>,
+    /// Pods that are gone from the node, until the API says that their objects are gone too: what it still tells of
+    /// them is old, or waits for somebody else's finalizer.
+    finished: HashSet<String>,
     /// What the burstable pods ask for together, and what their group was last told.
     burstable_milli_cpu: i64,
     told_milli_cpu: i64,
@@ -95,6 +98,7 @@ pub(crate) async fn run(
         pods,
         handles: HashMap::new(),
         tasks: JoinSet::new(),
+        finished: HashSet::new(),
         burstable_milli_cpu: 0,
         told_milli_cpu: 0,
     };
@@ -121,6 +125,7 @@ pub(crate) async fn run(
                     for uid in gone {
                         manager.gone(&uid);
                     }
+                    manager.finished.retain(|uid| listed.contains(uid));
                     // Only now is it known which pods the API no longer has.
                     for pod in orphans.take().into_iter().flatten() {
                         if !manager.handles.contains_key(pod.metadata.uid.as_deref().unwrap_or_default()) {
@@ -140,10 +145,13 @@ pub(crate) async fn run(
             event = events.recv() => manager.event(event),
             Some(ended) = manager.tasks.join_next(), if !manager.tasks.is_empty() => match ended {
                 Ok(uid) => {
+                    manager.pods.0.write().remove(&uid);
                     if let Some(handle) = manager.handles.remove(&uid) {
                         manager.burstable_milli_cpu -= handle.burstable_milli_cpu;
+                        if !handle.input.borrow().gone {
+                            manager.finished.insert(uid);
+                        }
                     }
-                    manager.pods.0.write().remove(&uid);
                 }
                 Err(error) => tracing::error!(%error, "a pod's task failed"),
             },
@@ -160,6 +168,9 @@ pub(crate) async fn run(
 impl Manager {
     fn apply(&mut self, pod: Pod) {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
+        if self.finished.contains(&uid) {
+            return;
+        }
         let Some(handle) = self.handles.get(&uid) else {
             self.spawn(pod, false);
             return;
@@ -224,6 +235,7 @@ impl Manager {
     }
 
     fn gone(&mut self, uid: &str) {
+        self.finished.remove(uid);
         if let Some(handle) = self.handles.get(uid) {
             handle.input.send_modify(|input| input.gone = true);
         }

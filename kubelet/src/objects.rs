@@ -143,8 +143,9 @@ async fn follow(
     readers: Arc<Mutex<HashMap<String, Arc<Notify>>>>,
 ) {
     let publish = |content: Content| {
+        let known = matches!((&content, &*sender.borrow()), (Content::Present(new), Content::Present(old)) if new == old);
         // Whoever waits for the first word gets it without being woken.
-        if matches!(sender.send_replace(content), Content::Pending) {
+        if matches!(sender.send_replace(content), Content::Pending) || known {
             return;
         }
         for wake in readers.lock().values() {

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::ctx::Ctx;
 use crate::events::Severity;
+use crate::grpc_check;
 use crate::http_check;
 use crate::runtime::{RuntimeError, chain};
 
@@ -128,7 +129,7 @@ impl Subject {
         loop {
             ticks.tick().await;
             let result = self.check(probe, timeout).await;
-            if let Err(message) = &result {
+            if let Err(Miss::Failed(message) | Miss::Unknown(message)) = &result {
                 self.ctx.events.pod(
                     &self.pod,
                     Some(&self.container.name),
@@ -136,6 +137,10 @@ impl Subject {
                     "Unhealthy",
                     format!("{} probe {message}", self.purpose.name()),
                 );
+            }
+            // A probe that could not be made says nothing about the container.
+            if matches!(result, Err(Miss::Unknown(_))) {
+                continue;
             }
             let Some(passed) = tally.add(result.is_ok()) else {
                 continue;
@@ -156,66 +161,90 @@ impl Subject {
         }
     }
 
-    /// One attempt; an error is `failed: …` or `errored …`, as the event has it.
-    async fn check(&self, probe: &Probe, timeout: Duration) -> Result<(), String> {
+    /// One attempt; an error has the words of its event.
+    async fn check(&self, probe: &Probe, timeout: Duration) -> Result<(), Miss> {
         if let Some(exec) = &probe.exec {
-            let command = exec.command.clone().unwrap_or_default();
-            let text = command.join(" ");
-            let timed_out = || {
-                format!(
-                    "failed: command timed out: {text:?} timed out after {}s",
-                    timeout.as_secs()
-                )
-            };
-            let run = self.ctx.runtime.exec_sync(&self.id, command, Some(timeout));
-            // The runtime ends the command in time; the second timer is for a runtime that hangs.
-            let output = match tokio::time::timeout(timeout + Duration::from_secs(5), run).await {
-                Ok(Ok(output)) => output,
-                Ok(Err(RuntimeError::Timeout)) | Err(_) => return Err(timed_out()),
-                Ok(Err(error)) => {
-                    return Err(format!(
-                        "errored and resulted in unknown state: {}",
-                        chain(&error)
-                    ));
-                }
-            };
-            if output.exit_code == 0 {
-                return Ok(());
-            }
-            let mut said = output.stdout;
-            said.extend(output.stderr);
-            said.truncate(10 * 1024);
-            Err(format!("failed: {}", String::from_utf8_lossy(&said)))
+            self.exec(exec.command.clone().unwrap_or_default(), timeout)
+                .await
         } else if let Some(get) = &probe.http_get {
-            let failed = |e: String| format!("failed: {e}");
-            let target = http_check::target(get, &self.container, self.pod_ip)
-                .map_err(|e| format!("errored and resulted in unknown state: {e}"))?;
-            let (status, _) = http_check::get(&target, timeout).await.map_err(failed)?;
+            let target =
+                http_check::target(get, &self.container, self.pod_ip).map_err(Miss::unknown)?;
+            let (status, _) = http_check::get(&target, timeout)
+                .await
+                .map_err(Miss::failed)?;
             if (200..400).contains(&status) {
                 Ok(())
             } else {
-                Err(format!(
-                    "failed: HTTP probe failed with statuscode: {status}"
-                ))
+                Err(Miss::failed(format!(
+                    "HTTP probe failed with statuscode: {status}"
+                )))
             }
         } else if let Some(tcp) = &probe.tcp_socket {
-            let host = match tcp.host.as_deref().filter(|h| !h.is_empty()) {
-                Some(host) => host.to_owned(),
-                None => self.pod_ip.map(|ip| ip.to_string()).unwrap_or_default(),
-            };
-            let port = http_check::port(&self.container, &tcp.port)
-                .map_err(|e| format!("errored and resulted in unknown state: {e}"))?;
+            let host = self.host(tcp.host.as_deref());
+            let port = http_check::port(&self.container, &tcp.port).map_err(Miss::unknown)?;
             match tokio::time::timeout(timeout, http_check::connect(&host, port)).await {
                 Ok(Ok(_)) => Ok(()),
-                Ok(Err(error)) => Err(format!("failed: {error}")),
-                Err(_) => Err(format!("failed: dial tcp {host}:{port}: i/o timeout")),
+                Ok(Err(error)) => Err(Miss::failed(error)),
+                Err(_) => Err(Miss::failed(format!("dial tcp {host}:{port}: i/o timeout"))),
             }
+        } else if let Some(grpc) = &probe.grpc {
+            let port = u16::try_from(grpc.port).map_err(|e| Miss::unknown(e.to_string()))?;
+            let service = grpc.service.as_deref().unwrap_or_default();
+            grpc_check::check(&self.host(None), port, service, timeout)
+                .await
+                .map_err(Miss::failed)
         } else {
-            Err(
-                "errored and resulted in unknown state: this node cannot run the probe's handler"
-                    .to_owned(),
-            )
+            Err(Miss::unknown("missing probe handler".to_owned()))
         }
+    }
+
+    fn host(&self, wanted: Option<&str>) -> String {
+        match wanted.filter(|h| !h.is_empty()) {
+            Some(host) => host.to_owned(),
+            None => self.pod_ip.map(|ip| ip.to_string()).unwrap_or_default(),
+        }
+    }
+
+    async fn exec(&self, command: Vec<String>, timeout: Duration) -> Result<(), Miss> {
+        let text = command.join(" ");
+        let timed_out = || {
+            Miss::failed(format!(
+                "command timed out: {text:?} timed out after {}s",
+                timeout.as_secs()
+            ))
+        };
+        let run = self.ctx.runtime.exec_sync(&self.id, command, Some(timeout));
+        // The runtime ends the command in time; the second timer is for a runtime that hangs.
+        let output = match tokio::time::timeout(timeout + Duration::from_secs(5), run).await {
+            Ok(Ok(output)) => output,
+            Ok(Err(RuntimeError::Timeout)) | Err(_) => return Err(timed_out()),
+            Ok(Err(error)) => return Err(Miss::unknown(chain(&error))),
+        };
+        if output.exit_code == 0 {
+            return Ok(());
+        }
+        let mut said = output.stdout;
+        said.extend(output.stderr);
+        said.truncate(10 * 1024);
+        Err(Miss::failed(String::from_utf8_lossy(&said).into_owned()))
+    }
+}
+
+/// An attempt that was no success, in the words of its event.
+enum Miss {
+    /// The container is not well.
+    Failed(String),
+    /// The attempt itself went wrong.
+    Unknown(String),
+}
+
+impl Miss {
+    fn failed(message: String) -> Self {
+        Self::Failed(format!("failed: {message}"))
+    }
+
+    fn unknown(message: String) -> Self {
+        Self::Unknown(format!("errored and resulted in unknown state: {message}"))
     }
 }
 

@@ -125,12 +125,25 @@ impl Write {
             .await
         {
             Ok(_) => Written::Done(Box::new(self.status)),
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Written::Gone,
+            Err(error) if is_gone(&error) => Written::Gone,
             Err(error) => {
                 tracing::warn!(pod = %key, error = chain(&error), "write pod status");
                 Written::Failed
             }
         }
+    }
+}
+
+/// Whether the pod that was meant is gone: its name is free, or another pod's.
+pub(crate) fn is_gone(error: &kube::Error) -> bool {
+    match error {
+        // A conflict of another kind is a write that lost a race, and is tried again.
+        kube::Error::Api(status) => {
+            status.code == 404
+                || (matches!(status.code, 409 | 422)
+                    && status.message.to_lowercase().contains("uid"))
+        }
+        _ => false,
     }
 }
 

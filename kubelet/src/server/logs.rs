@@ -5,10 +5,12 @@ use axum::extract::{Path, RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ContainerStatus;
 use knarr_engine::types::ContainerState;
 
 use super::query::Query;
 use super::{Refusal, Server};
+use crate::container_status::container_id;
 use crate::logs::{self, Options, Source, line::Stream};
 
 pub(super) async fn get(
@@ -22,11 +24,14 @@ pub(super) async fn get(
     let found = server.containers(&namespace, &pod, &container).await?;
     let previous = query.on(&["previous"]);
     let status = if previous {
-        let current = found.first();
-        let ended = found.iter().find(|c| {
-            // The newest one counts too once it ended and waits for its next start.
-            c.state == ContainerState::Exited
-                && (current.is_none_or(|f| f.id != c.id) || found.len() == 1)
+        // What the status calls the last state; without a status, the one before the newest.
+        let last = last_state(&server, &namespace, &pod, &container);
+        let by_status = last.and_then(|id| found.iter().find(|c| container_id(c) == id));
+        let ended = by_status.or_else(|| {
+            found
+                .iter()
+                .skip(1)
+                .find(|c| c.state == ContainerState::Exited)
         });
         ended.ok_or_else(|| {
             bad(format!(
@@ -98,22 +103,40 @@ fn options(query: &Query) -> Result<Options, Refusal> {
     })
 }
 
+/// The status of one container, as the API has it.
+fn container_status(
+    server: &Server,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+) -> Option<ContainerStatus> {
+    let object = server.pods.find(namespace, pod)?;
+    let status = object.status.as_ref()?;
+    let statuses = [
+        &status.container_statuses,
+        &status.init_container_statuses,
+        &status.ephemeral_container_statuses,
+    ];
+    statuses
+        .into_iter()
+        .flatten()
+        .flatten()
+        .find(|s| s.name == container)
+        .cloned()
+}
+
+/// The id of the container that ended last before the present state.
+fn last_state(server: &Server, namespace: &str, pod: &str, container: &str) -> Option<String> {
+    let status = container_status(server, namespace, pod, container)?;
+    status.last_state?.terminated?.container_id
+}
+
 /// What the container's status says, for a container that has no log yet.
 fn waiting_reason(server: &Server, namespace: &str, pod: &str, container: &str) -> String {
     let find = || {
-        let object = server.pods.find(namespace, pod)?;
-        let status = object.status.as_ref()?;
-        let statuses = [
-            &status.container_statuses,
-            &status.init_container_statuses,
-            &status.ephemeral_container_statuses,
-        ];
-        let own = statuses
-            .into_iter()
-            .flatten()
-            .flatten()
-            .find(|s| s.name == container)?;
-        let waiting = own.state.as_ref()?.waiting.as_ref()?;
+        let waiting = container_status(server, namespace, pod, container)?
+            .state?
+            .waiting?;
         Some(match waiting.reason.as_deref()? {
             "ErrImagePull" => "image can't be pulled".to_owned(),
             "ImagePullBackOff" => "trying and failing to pull image".to_owned(),
