@@ -236,12 +236,16 @@ impl Netfilter {
 
     /// Reads messages until there are no more, or `each` has had enough.
     fn receive(&self, mut each: impl FnMut(Message<'_>) -> bool) -> io::Result<()> {
+        // The kernel makes as much of a dump at a time as the reader has room for, at most 32 KiB; and for each part it walks
+        // the set from its beginning. With small parts, reading a large set would take quadratic time.
+        let mut bytes = Vec::with_capacity(65_536);
         loop {
-            let (bytes, _) = match self.0.recv_from_full() {
-                Ok(read) => read,
+            bytes.clear();
+            match self.0.recv(&mut bytes, 0) {
+                Ok(_) => {}
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(err) => return Err(err),
-            };
+            }
             let mut rest = bytes.as_slice();
             while let Some(message) = Message::read(&mut rest) {
                 if !each(message) {
