@@ -11,10 +11,13 @@ mod config;
 mod context;
 mod defaults;
 mod deployment;
+mod discovery;
 mod endpoints;
 pub mod events;
 mod expect;
+mod gc;
 pub mod model;
+mod namespaces;
 mod node;
 pub mod queue;
 mod replicaset;
@@ -68,6 +71,8 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         Box::pin(replicaset::start(named("replicaset-controller"))),
         Box::pin(deployment::start(named("deployment-controller"))),
         Box::pin(endpoints::start(named("endpoint-slice-controller"))),
+        Box::pin(gc::start(named("garbage-collector"))),
+        Box::pin(namespaces::start(named("namespace-controller"))),
         Box::pin(node::ipam::start(named("cidrAllocator"))),
         Box::pin(defaults::start(named("serviceaccount-controller"))),
     ];

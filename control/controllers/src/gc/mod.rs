@@ -1,0 +1,498 @@
+//! Garbage collection: what has lost its owners goes; what is deleted in the foreground waits for what it owns; what is deleted
+//! with `Orphan` lets its dependents go first.
+//!
+//! The graph is fed by the shared caches where there is one, and by a watch of metadata for every other kind of the server.
+
+mod decide;
+mod graph;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::join_all;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::api::{
+    DeleteParams, DynamicObject, GetParams, Patch, PatchParams, Preconditions, PropagationPolicy,
+};
+use kube::core::PartialObjectMeta;
+use kube::runtime::watcher::{self, Event};
+use kube::{Api, Client, Error};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::api;
+use crate::cache::{Cache, Cached, Caches};
+use crate::context::Context;
+use crate::discovery::{Resource, discover};
+use crate::model::{self, Written};
+use crate::queue::{Next, Queue, backoff};
+use decide::{Action, Dependents, OwnerState, Policy, decide};
+use graph::{Deletion, FOREGROUND, Graph, Node, ORPHAN, Uid};
+
+/// How many objects are worked on at a time.
+const WORKERS: usize = 32;
+
+/// Why a run ended early; the object comes back after a while.
+#[derive(Debug, thiserror::Error)]
+enum SyncError {
+    #[error("read {what}")]
+    Read { what: String, source: Error },
+    #[error("change {what}")]
+    Change { what: String, source: Error },
+    #[error("delete {what}")]
+    Delete { what: String, source: Error },
+    #[error("{what} names an owner of unknown kind {kind}")]
+    UnknownKind { what: String, kind: String },
+}
+
+/// What the watches share with the worker.
+#[derive(Default)]
+struct Shared {
+    graph: Mutex<Graph>,
+    queue: Arc<Queue<Uid>>,
+}
+
+impl Shared {
+    fn observe(&self, resource: &Arc<Resource>, meta: &ObjectMeta) {
+        for uid in self.graph.lock().observe(resource, meta) {
+            self.queue.add(uid);
+        }
+    }
+
+    fn remove(&self, uid: &str) {
+        for uid in self.graph.lock().remove(uid) {
+            self.queue.add(uid);
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Collector {
+    client: Client,
+    shared: Arc<Shared>,
+    resources: Arc<Vec<Arc<Resource>>>,
+}
+
+/// Registers with the caches; the returned future works until stopped.
+pub(crate) fn start(ctx: Context) -> impl Future<Output = ()> {
+    let shared = Arc::new(Shared::default());
+    let covered = cover(&ctx.caches, &shared);
+    async move {
+        let Some(resources) = discover_until(&ctx.client, &ctx.stop).await else {
+            return;
+        };
+        let mut watches = JoinSet::new();
+        for resource in &resources {
+            let is_event = resource.kind == "Event";
+            if !is_event && !covered.contains(&(resource.group.clone(), resource.kind.clone())) {
+                watches.spawn(follow(
+                    ctx.client.clone(),
+                    resource.clone(),
+                    shared.clone(),
+                    ctx.stop.clone(),
+                ));
+            }
+        }
+        let collector = Collector {
+            client: ctx.client.clone(),
+            shared: shared.clone(),
+            resources: Arc::new(resources),
+        };
+        let queue = shared.queue.clone();
+        queue
+            .run("garbage-collector", WORKERS, ctx.stop.clone(), move |uid| {
+                let collector = collector.clone();
+                async move { collector.sync(&uid).await }
+            })
+            .await;
+    }
+}
+
+/// Discovery may fail while the server starts; nothing can be collected before.
+async fn discover_until(client: &Client, stop: &CancellationToken) -> Option<Vec<Arc<Resource>>> {
+    let mut failures = 0;
+    loop {
+        match discover(client).await {
+            Ok(resources) => return Some(resources),
+            Err(error) => {
+                let wait = backoff(Duration::from_millis(50), Duration::from_secs(10), failures);
+                failures += 1;
+                tracing::warn!(%error, retry_in = ?wait, "discovery failed");
+                tokio::select! {
+                    () = stop.cancelled() => return None,
+                    () = tokio::time::sleep(wait) => {}
+                }
+            }
+        }
+    }
+}
+
+/// Feeds the graph from the caches that hold all objects of their kind; answers which kinds those are.
+fn cover(caches: &Caches, shared: &Arc<Shared>) -> HashSet<(String, String)> {
+    let mut covered = HashSet::new();
+    cover_one(&caches.pods, true, shared, &mut covered);
+    cover_one(&caches.replica_sets, true, shared, &mut covered);
+    cover_one(&caches.deployments, true, shared, &mut covered);
+    cover_one(&caches.services, true, shared, &mut covered);
+    cover_one(&caches.endpoint_slices, true, shared, &mut covered);
+    cover_one(&caches.endpoints, true, shared, &mut covered);
+    cover_one(&caches.nodes, false, shared, &mut covered);
+    cover_one(&caches.namespaces, false, shared, &mut covered);
+    covered
+}
+
+fn cover_one<K: Cached>(
+    cache: &Cache<K>,
+    namespaced: bool,
+    shared: &Arc<Shared>,
+    covered: &mut HashSet<(String, String)>,
+) {
+    let resource = Arc::new(Resource {
+        group: K::group(&()).into_owned(),
+        version: K::version(&()).into_owned(),
+        kind: K::kind(&()).into_owned(),
+        plural: K::plural(&()).into_owned(),
+        namespaced,
+        verbs: Vec::new(),
+    });
+    covered.insert((resource.group.clone(), resource.kind.clone()));
+    let shared = shared.clone();
+    cache.on_change(move |change| {
+        if let Some(old) = change.old
+            && change
+                .new
+                .is_none_or(|new| new.meta().uid != old.meta().uid)
+        {
+            shared.remove(model::uid(old.meta()));
+        }
+        if let Some(new) = change.new {
+            shared.observe(&resource, new.meta());
+        }
+    });
+}
+
+/// Follows the metadata of a kind.
+async fn follow(
+    client: Client,
+    resource: Arc<Resource>,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+) {
+    let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(client, &resource.to_api());
+    let mut events = std::pin::pin!(watcher::watcher(api, watcher::Config::default()));
+    let mut missing: HashSet<Uid> = HashSet::new();
+    let mut failures = 0;
+    loop {
+        let event = tokio::select! {
+            () = stop.cancelled() => return,
+            event = events.next() => event,
+        };
+        match event {
+            None => return,
+            Some(Ok(event)) => {
+                failures = 0;
+                match event {
+                    Event::Init => {
+                        missing = shared
+                            .graph
+                            .lock()
+                            .of_resource(&resource)
+                            .cloned()
+                            .collect()
+                    }
+                    Event::InitApply(object) => {
+                        missing.remove(model::uid(&object.metadata));
+                        shared.observe(&resource, &object.metadata);
+                    }
+                    Event::InitDone => missing.drain().for_each(|uid| shared.remove(&uid)),
+                    Event::Apply(object) => shared.observe(&resource, &object.metadata),
+                    Event::Delete(object) => shared.remove(model::uid(&object.metadata)),
+                }
+            }
+            Some(Err(error)) => {
+                let wait = backoff(Duration::from_millis(50), Duration::from_secs(10), failures);
+                failures += 1;
+                tracing::warn!(kind = resource.kind, %error, retry_in = ?wait, "watch of metadata failed");
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(wait) => {}
+                }
+            }
+        }
+    }
+}
+
+impl Collector {
+    async fn sync(&self, uid: &Uid) -> Result<Next, SyncError> {
+        let Some(node) = self.shared.graph.lock().get(uid).cloned() else {
+            return Ok(Next::OnChange);
+        };
+        // The decision is made on what the server has now: the graph may be behind.
+        let Some(meta) = self
+            .read(&node.resource, &node.namespace, &node.name)
+            .await?
+        else {
+            return Ok(Next::OnChange);
+        };
+        if model::uid(&meta) != &**uid {
+            return Ok(Next::OnChange);
+        }
+        let mut states = Vec::new();
+        if Deletion::of(&meta) == Deletion::None {
+            for owner in meta.owner_references.iter().flatten() {
+                match self.state(&node, owner).await? {
+                    Some(state) => states.push((owner.uid.clone(), state)),
+                    None => return Ok(Next::OnChange),
+                }
+            }
+        }
+        let state = |owner: &OwnerReference| {
+            states
+                .iter()
+                .find(|(uid, _)| *uid == owner.uid)
+                .map_or(OwnerState::Solid, |(_, state)| *state)
+        };
+        match decide(&meta, state, self.dependents(uid)) {
+            Action::Keep => {}
+            Action::PushDependents => {
+                let graph = self.shared.graph.lock();
+                for dependent in graph.blocking(uid).filter(|uid| {
+                    graph
+                        .get(uid)
+                        .is_some_and(|node| node.deletion == Deletion::None)
+                }) {
+                    self.shared.queue.add(dependent.clone());
+                }
+            }
+            Action::OrphanDependents => self.orphan(uid, &node, &meta).await?,
+            Action::Finish => self.drop_finalizer(&node, &meta, FOREGROUND).await?,
+            Action::KeepOwners(uids) => {
+                let owners: Vec<_> = meta
+                    .owner_references
+                    .iter()
+                    .flatten()
+                    .filter(|owner| uids.contains(&owner.uid))
+                    .collect();
+                self.change(&node, &meta, json!({"ownerReferences": owners}))
+                    .await?;
+            }
+            Action::Delete { policy, unblock } => {
+                if unblock {
+                    let mut owners = meta.owner_references.clone().unwrap_or_default();
+                    owners
+                        .iter_mut()
+                        .for_each(|owner| owner.block_owner_deletion = Some(false));
+                    self.change(&node, &meta, json!({"ownerReferences": owners}))
+                        .await?;
+                }
+                self.delete(&node, &meta, policy).await?;
+            }
+        }
+        Ok(Next::OnChange)
+    }
+
+    fn dependents(&self, uid: &Uid) -> Dependents {
+        let graph = self.shared.graph.lock();
+        Dependents {
+            any: graph.dependents(uid).next().is_some(),
+            blocking: graph.blocking(uid).next().is_some(),
+            deleting: graph
+                .dependents(uid)
+                .any(|(_, node)| node.deletion == Deletion::Foreground),
+        }
+    }
+
+    /// The state of an owner; `None` if the reference cannot be right and so says nothing: an object of the cluster that is owned by one of a
+    /// namespace.
+    async fn state(
+        &self,
+        node: &Node,
+        owner: &OwnerReference,
+    ) -> Result<Option<OwnerState>, SyncError> {
+        let known = self
+            .shared
+            .graph
+            .lock()
+            .get(&owner.uid)
+            .map(|owner| (owner.namespace.clone(), owner.deletion));
+        if let Some((namespace, deletion)) = known {
+            return Ok(match (namespace.is_empty(), node.namespace.is_empty()) {
+                (false, true) => None,
+                (false, false) if namespace != node.namespace => Some(OwnerState::Absent),
+                _ if deletion == Deletion::Foreground => Some(OwnerState::Waiting),
+                _ => Some(OwnerState::Solid),
+            });
+        }
+        let group = owner
+            .api_version
+            .rsplit_once('/')
+            .map_or("", |(group, _)| group);
+        let resource = self
+            .resources
+            .iter()
+            .find(|resource| resource.group == group && resource.kind == owner.kind);
+        let Some(resource) = resource else {
+            return Err(SyncError::UnknownKind {
+                what: describe(node),
+                kind: format!("{}/{}", owner.api_version, owner.kind),
+            });
+        };
+        if resource.namespaced && node.namespace.is_empty() {
+            return Ok(None);
+        }
+        let namespace = if resource.namespaced {
+            &*node.namespace
+        } else {
+            ""
+        };
+        let found = self.read(resource, namespace, &owner.name).await?;
+        Ok(Some(
+            match found.filter(|found| found.uid.as_deref() == Some(owner.uid.as_str())) {
+                None => OwnerState::Absent,
+                Some(found) if Deletion::of(&found) == Deletion::Foreground => OwnerState::Waiting,
+                Some(_) => OwnerState::Solid,
+            },
+        ))
+    }
+
+    async fn read(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<ObjectMeta>, SyncError> {
+        let fail = |source| SyncError::Read {
+            what: format!("{} {namespace}/{name}", resource.kind),
+            source,
+        };
+        let request = resource
+            .requests(namespace)
+            .get(name, &GetParams::default())
+            .map_err(Error::BuildRequest)
+            .map_err(fail)?;
+        match self.client.request::<Written>(request).await {
+            Ok(object) => Ok(Some(object.metadata)),
+            Err(error) if api::is_not_found(&error) => Ok(None),
+            Err(source) => Err(fail(source)),
+        }
+    }
+
+    /// Lets every dependent go, then the object itself.
+    async fn orphan(&self, uid: &Uid, node: &Node, meta: &ObjectMeta) -> Result<(), SyncError> {
+        let dependents: Vec<Node> = self
+            .shared
+            .graph
+            .lock()
+            .dependents(uid)
+            .map(|(_, node)| node.clone())
+            .collect();
+        let released = join_all(dependents.iter().map(|dependent| async {
+            let Some(meta) = self
+                .read(&dependent.resource, &dependent.namespace, &dependent.name)
+                .await?
+            else {
+                return Ok(());
+            };
+            let owners = meta.owner_references.as_deref().unwrap_or_default();
+            let left: Vec<_> = owners.iter().filter(|owner| owner.uid != **uid).collect();
+            if left.len() == owners.len() {
+                return Ok(());
+            }
+            self.change(dependent, &meta, json!({"ownerReferences": left}))
+                .await
+        }))
+        .await;
+        released.into_iter().collect::<Result<(), SyncError>>()?;
+        self.drop_finalizer(node, meta, ORPHAN).await
+    }
+
+    async fn drop_finalizer(
+        &self,
+        node: &Node,
+        meta: &ObjectMeta,
+        finalizer: &str,
+    ) -> Result<(), SyncError> {
+        let left: Vec<_> = meta
+            .finalizers
+            .iter()
+            .flatten()
+            .filter(|known| *known != finalizer)
+            .collect();
+        self.change(node, meta, json!({"finalizers": left})).await
+    }
+
+    /// Changes metadata, on the condition that nobody else has meanwhile.
+    async fn change(
+        &self,
+        node: &Node,
+        meta: &ObjectMeta,
+        mut change: Value,
+    ) -> Result<(), SyncError> {
+        change["uid"] = json!(meta.uid);
+        change["resourceVersion"] = json!(meta.resource_version);
+        let fail = |source| SyncError::Change {
+            what: describe(node),
+            source,
+        };
+        let patch = Patch::Merge(json!({"metadata": change}));
+        let request = node.resource.requests(&node.namespace).patch(
+            &node.name,
+            &PatchParams::default(),
+            &patch,
+        );
+        match self
+            .client
+            .request::<Written>(request.map_err(Error::BuildRequest).map_err(fail)?)
+            .await
+        {
+            Err(error) if api::is_not_found(&error) => Ok(()),
+            Err(source) => Err(fail(source)),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    async fn delete(
+        &self,
+        node: &Node,
+        meta: &ObjectMeta,
+        policy: Policy,
+    ) -> Result<(), SyncError> {
+        let params = DeleteParams {
+            propagation_policy: Some(match policy {
+                Policy::Background => PropagationPolicy::Background,
+                Policy::Foreground => PropagationPolicy::Foreground,
+                Policy::Orphan => PropagationPolicy::Orphan,
+            }),
+            preconditions: Some(Preconditions {
+                uid: meta.uid.clone(),
+                resource_version: None,
+            }),
+            ..DeleteParams::default()
+        };
+        let fail = |source| SyncError::Delete {
+            what: describe(node),
+            source,
+        };
+        let request = node
+            .resource
+            .requests(&node.namespace)
+            .delete(&node.name, &params);
+        match self
+            .client
+            .request::<Written>(request.map_err(Error::BuildRequest).map_err(fail)?)
+            .await
+        {
+            Err(error) if api::is_not_found(&error) || api::is_conflict(&error) => Ok(()),
+            Err(source) => Err(fail(source)),
+            Ok(_) => Ok(()),
+        }
+    }
+}
+
+fn describe(node: &Node) -> String {
+    format!("{} {}/{}", node.resource.kind, node.namespace, node.name)
+}

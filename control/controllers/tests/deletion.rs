@@ -1,0 +1,295 @@
+//! What goes with what: owners and dependents, namespaces and their content; and endpoints that follow pods.
+
+mod harness;
+
+use harness::{Cluster, eventually};
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Pod, Secret, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::Api;
+use kube::api::{DeleteParams, ListParams, PropagationPolicy};
+use serde_json::json;
+
+async fn owner_with_dependents(cluster: &Cluster) -> ConfigMap {
+    let maps = cluster.api::<ConfigMap>();
+    let owner = cluster
+        .create(&maps, json!({"metadata": {"name": "owner"}}))
+        .await;
+    let owned = |name: &str, owner: &ConfigMap| {
+        json!({"metadata": {"name": name, "ownerReferences": [{"apiVersion": "v1", "kind": "ConfigMap", "name": owner.metadata.name,
+            "uid": owner.metadata.uid, "blockOwnerDeletion": true}]}})
+    };
+    let middle = cluster.create(&maps, owned("middle", &owner)).await;
+    cluster
+        .create(&cluster.api::<Secret>(), owned("leaf", &middle))
+        .await;
+    owner
+}
+
+async fn names(cluster: &Cluster) -> Vec<String> {
+    let maps = cluster
+        .api::<ConfigMap>()
+        .list(&ListParams::default())
+        .await
+        .expect("maps")
+        .items
+        .into_iter()
+        .map(|map| map.metadata);
+    let secrets = cluster
+        .api::<Secret>()
+        .list(&ListParams::default())
+        .await
+        .expect("secrets")
+        .items
+        .into_iter()
+        .map(|secret| secret.metadata);
+    maps.chain(secrets)
+        .filter_map(|meta| meta.name)
+        .filter(|name| name != "kube-root-ca.crt")
+        .collect()
+}
+
+async fn become_of(cluster: &Cluster, policy: PropagationPolicy, expected: &[&str]) {
+    owner_with_dependents(cluster).await;
+    let params = DeleteParams {
+        propagation_policy: Some(policy.clone()),
+        ..DeleteParams::default()
+    };
+    cluster
+        .api::<ConfigMap>()
+        .delete("owner", &params)
+        .await
+        .expect("deleted");
+    eventually(&format!("{policy:?}"), || async {
+        let names = names(cluster).await;
+        (names == expected)
+            .then_some(())
+            .ok_or_else(|| format!("{names:?}"))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dependents_go_or_stay_as_the_deletion_says() {
+    let cluster = Cluster::start().await;
+    become_of(&cluster, PropagationPolicy::Background, &[]).await;
+    become_of(&cluster, PropagationPolicy::Foreground, &[]).await;
+    become_of(&cluster, PropagationPolicy::Orphan, &["middle", "leaf"]).await;
+    let middle = cluster
+        .api::<ConfigMap>()
+        .get("middle")
+        .await
+        .expect("it stays");
+    assert_eq!(middle.metadata.owner_references, None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_object_whose_owner_never_was_goes() {
+    let cluster = Cluster::start().await;
+    let owners = json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "nobody", "uid": "00000000-0000-0000-0000-000000000000"}]);
+    cluster
+        .create(
+            &cluster.api::<Secret>(),
+            json!({"metadata": {"name": "lost", "ownerReferences": owners}}),
+        )
+        .await;
+    eventually("it goes", || async {
+        let names = names(&cluster).await;
+        names
+            .is_empty()
+            .then_some(())
+            .ok_or_else(|| format!("{names:?}"))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_goes_with_all_that_is_in_it() {
+    let cluster = Cluster::start().await;
+    cluster.node("n1").await;
+    let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
+    cluster
+        .create(&namespaces, json!({"metadata": {"name": "short"}}))
+        .await;
+    let deployments: Api<Deployment> = Api::namespaced(cluster.client.clone(), "short");
+    let template = json!({"metadata": {"labels": {"app": "x"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    cluster
+        .create(&deployments, json!({"metadata": {"name": "x"}, "spec": {"replicas": 3, "selector": {"matchLabels": {"app": "x"}}, "template": template}}))
+        .await;
+    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), "short");
+    eventually("pods come", || async {
+        cluster.kubelet_round().await;
+        let count = pods
+            .list(&ListParams::default())
+            .await
+            .expect("pods")
+            .items
+            .len();
+        (count == 3)
+            .then_some(())
+            .ok_or_else(|| format!("{count} pods"))
+    })
+    .await;
+    namespaces
+        .delete("short", &DeleteParams::default())
+        .await
+        .expect("deleted");
+    eventually("it goes", || async {
+        cluster.kubelet_round().await;
+        match namespaces.get_opt("short").await.expect("an answer") {
+            None => Ok(()),
+            Some(namespace) => Err(format!("{:?}", namespace.status)),
+        }
+    })
+    .await;
+    let sets: Api<ReplicaSet> = Api::all(cluster.client.clone());
+    assert_eq!(
+        sets.list(&ListParams::default())
+            .await
+            .expect("sets")
+            .items
+            .len(),
+        0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slices_and_endpoints_follow_the_pods_of_a_service() {
+    let cluster = Cluster::start().await;
+    cluster.node("n1").await;
+    let ports = json!([{"name": "http", "port": 80, "targetPort": "web"}]);
+    cluster.create(&cluster.api::<Service>(), json!({"metadata": {"name": "svc"}, "spec": {"selector": {"app": "web"}, "ports": ports}})).await;
+    let pod = json!({"metadata": {"name": "p", "labels": {"app": "web"}}, "spec": {"containers": [
+        {"name": "c", "image": "i", "ports": [{"name": "web", "containerPort": 8080}]}]}});
+    cluster.create(&cluster.api::<Pod>(), pod).await;
+    let state = || async {
+        let own = ListParams::default().labels("kubernetes.io/service-name=svc");
+        let slices = cluster
+            .api::<EndpointSlice>()
+            .list(&own)
+            .await
+            .expect("slices")
+            .items;
+        let endpoints = cluster
+            .api::<Endpoints>()
+            .get_opt("svc")
+            .await
+            .expect("an answer");
+        let slice = slices.first().cloned().unwrap_or_default();
+        let ready: Vec<_> = slice
+            .endpoints
+            .iter()
+            .flatten()
+            .map(|one| {
+                (
+                    one.addresses.join(","),
+                    one.conditions.as_ref().and_then(|c| c.ready),
+                )
+            })
+            .collect();
+        let port = slice
+            .ports
+            .iter()
+            .flatten()
+            .next()
+            .and_then(|port| port.port);
+        let old: Vec<_> = endpoints
+            .into_iter()
+            .flat_map(|one| one.subsets.unwrap_or_default())
+            .flat_map(|one| one.addresses.unwrap_or_default())
+            .map(|one| one.ip)
+            .collect();
+        (slices.len(), ready, port, old)
+    };
+    eventually("the pod runs", || async {
+        cluster.kubelet_round().await;
+        let status = cluster
+            .api::<Pod>()
+            .get("p")
+            .await
+            .expect("the pod")
+            .status
+            .unwrap_or_default();
+        status.pod_ip.ok_or_else(|| format!("{:?}", status.phase))
+    })
+    .await;
+    let ip = cluster
+        .api::<Pod>()
+        .get("p")
+        .await
+        .expect("the pod")
+        .status
+        .and_then(|status| status.pod_ip)
+        .unwrap_or_default();
+    let expected = (
+        1,
+        vec![(ip.clone(), Some(true))],
+        Some(8080),
+        vec![ip.clone()],
+    );
+    eventually("the pod is an endpoint", || async {
+        let state = state().await;
+        if state == expected {
+            Ok(())
+        } else {
+            Err(format!("{state:?}"))
+        }
+    })
+    .await;
+    let params = DeleteParams {
+        grace_period_seconds: Some(30),
+        ..DeleteParams::default()
+    };
+    cluster
+        .api::<Pod>()
+        .delete("p", &params)
+        .await
+        .expect("deleted");
+    let leaving = eventually("it is leaving", || async {
+        let (slices, ready, port, old) = state().await;
+        if ready == [(ip.clone(), Some(false))] && old.is_empty() {
+            Ok((slices, port))
+        } else {
+            Err(format!("{ready:?} {old:?}"))
+        }
+    })
+    .await;
+    assert_eq!(leaving, (1, Some(8080)));
+    eventually("no endpoint is left", || async {
+        cluster.kubelet_round().await;
+        let (slices, ready, _, _) = state().await;
+        if slices == 1 && ready.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{slices} {ready:?}"))
+        }
+    })
+    .await;
+    cluster
+        .api::<Service>()
+        .delete("svc", &DeleteParams::default())
+        .await
+        .expect("deleted");
+    eventually("they go with the service", || async {
+        let own = ListParams::default().labels("kubernetes.io/service-name=svc");
+        let slices = cluster
+            .api::<EndpointSlice>()
+            .list(&own)
+            .await
+            .expect("slices")
+            .items
+            .len();
+        let endpoints = cluster
+            .api::<Endpoints>()
+            .get_opt("svc")
+            .await
+            .expect("an answer")
+            .is_some();
+        if slices == 0 && !endpoints {
+            Ok(())
+        } else {
+            Err(format!("{slices} slices, {endpoints}"))
+        }
+    })
+    .await;
+}
