@@ -192,6 +192,14 @@ pub enum CreateError {
         /// Why not.
         source: io::Error,
     },
+    /// The memory limit is too small even for the set-up: the kernel killed the process.
+    #[error(
+        "the container's process was killed for lack of memory during its set-up: the limit {limit:?} is too small"
+    )]
+    OutOfMemory {
+        /// In bytes.
+        limit: Option<u64>,
+    },
     /// The container's process died without a word (killed, or out of memory).
     #[error("the container's process ended during its set-up ({status})")]
     Died {

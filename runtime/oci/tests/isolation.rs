@@ -274,6 +274,18 @@ fn too_much_memory_is_killed_with_137() {
 }
 
 #[test]
+fn a_memory_limit_too_small_for_the_set_up_is_told() {
+    let mut case = Case::new("true");
+    case.linux()["resources"]["memory"] = json!({ "limit": 4096, "swap": 4096 });
+    let done = case.create();
+    assert_ne!(done.code, 0, "{done:?}");
+    if is_ours() {
+        assert!(done.err.contains("lack of memory"), "{done:?}");
+    }
+    case.assert_nothing_left();
+}
+
+#[test]
 fn limits_are_written_to_the_group() {
     let mut case = Case::new("sleep 1000");
     case.linux()["resources"]["cpu"] =

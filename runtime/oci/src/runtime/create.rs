@@ -283,10 +283,21 @@ impl Runtime {
                     return Err(CreateError::from_failure(failure, &command));
                 }
                 Report::Gone => {
-                    let status = unfinished.process.as_mut().and_then(Newborn::reap);
-                    return Err(CreateError::Died {
-                        status: status.unwrap_or_default(),
-                    });
+                    let status = unfinished
+                        .process
+                        .as_mut()
+                        .and_then(Newborn::reap)
+                        .unwrap_or_default();
+                    let stats = unfinished
+                        .group
+                        .as_ref()
+                        .and_then(|group| group.stats().ok());
+                    if let Some(stats) = stats.filter(|stats| stats.memory.oom_kills > 0) {
+                        return Err(CreateError::OutOfMemory {
+                            limit: stats.memory.limit,
+                        });
+                    }
+                    return Err(CreateError::Died { status });
                 }
             }
         }

@@ -49,7 +49,7 @@ impl Case {
         assert!(nix::unistd::geteuid().is_root(), "these tests need root");
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let id = format!(
-            "knarr-test-{}-{}",
+            "oci-case-{}-{}",
             std::process::id(),
             COUNT.fetch_add(1, Ordering::Relaxed)
         );
