@@ -286,6 +286,13 @@ mod tests {
         assert_eq!(ProcStat::parse(b""), None);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_text_of_a_process_makes_the_parser_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+            ProcStat::parse(&bytes);
+        }
+    }
+
     #[test]
     fn dates_are_right_around_leap_days() {
         assert_eq!(rfc3339(0, 0), "1970-01-01T00:00:00.000000000Z");

@@ -139,6 +139,20 @@ fn unescape(text: &str) -> PathBuf {
 mod tests {
     use super::*;
 
+    proptest::proptest! {
+        #[test]
+        fn a_mount_point_of_any_name_is_found_again(name in "/[a-z \\\\\t]{1,20}") {
+            let escaped = name.replace('\\', "\\134").replace(' ', "\\040").replace('\t', "\\011");
+            let layout = Layout::parse(&format!("1 2 0:3 / {escaped} rw - cgroup cgroup rw,pids"));
+            proptest::prop_assert_eq!(layout.v1_root("pids"), Some(Path::new(&name)));
+        }
+
+        #[test]
+        fn no_list_of_mounts_makes_the_parser_panic(text in ".{0,200}") {
+            Layout::parse(&text);
+        }
+    }
+
     #[test]
     fn hybrid_hosts_count_as_v1() {
         let layout = Layout::parse(
