@@ -4,69 +4,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use knarr_engine::types::{ContainerId, ContainerState, SandboxId};
-use kube::Api;
-use kube::api::{DeleteParams, Preconditions};
 use tokio_util::sync::CancellationToken;
 
 use crate::ctx::Ctx;
+use crate::done::{Done, SandboxError};
 use crate::events::Severity;
-use crate::hooks;
-use crate::images::ImageError;
 use crate::kill;
 use crate::logs;
-use crate::memory::{Backoff, Condemned, Observed, PullFailure, Waiting};
+use crate::memory::{Observed, Waiting};
 use crate::plan::Action;
 use crate::pod::{self, PodKey};
-use crate::runtime::{RuntimeError, chain};
+use crate::runtime::chain;
 use crate::sandbox;
-use crate::start::{self, StartError};
-use crate::volumes::{self, MountError};
+use crate::start;
+use crate::volumes;
 use crate::worker::Worker;
-use crate::writer::{Written, is_gone};
 
-/// How long a pod whose sandbox or volumes failed waits for its next try.
-const SANDBOX_RETRY: Duration = Duration::from_secs(2);
-/// How long a status write may take before the pod goes on without it.
-const LAST_WRITE: Duration = Duration::from_secs(5);
-/// How long a container that could not be configured or made waits, if nothing that it refers to changes.
-const CREATE_RETRY: Duration = Duration::from_secs(10);
-
-/// A job's end.
-pub(crate) enum Done {
-    Sandbox(Result<(SandboxId, Option<SystemTime>), SandboxError>),
-    Started {
-        container: String,
-        dead: Option<SystemTime>,
-        result: Result<ContainerId, StartError>,
-    },
-    PostStart {
-        container: String,
-        id: ContainerId,
-        result: Result<(), String>,
-    },
-    Stopped {
-        id: ContainerId,
-        result: Result<(), RuntimeError>,
-    },
-    /// `None`: given up for a shorter grace period.
-    Killed(Option<Result<(), RuntimeError>>),
-    Renewed(Result<Option<SystemTime>, MountError>),
-    Status(Written),
-}
-
-/// Why there is no sandbox.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SandboxError {
-    /// A volume is not there.
-    #[error("{0}")]
-    Mount(MountError),
-    /// The runtime could not make it.
-    #[error("{message}")]
-    Runtime { message: String },
-    /// The pod ends before its volumes were there.
-    #[error("the pod is being stopped")]
-    Cancelled,
-}
+/// How long a pod that could not be stopped waits for the next try.
+const KILL_RETRY: Duration = Duration::from_secs(2);
 
 impl Worker {
     /// Carries out one step; returns whether the pod must be looked at again at once.
@@ -160,7 +115,7 @@ impl Worker {
                     let result = token.run_until_cancelled(stop).await;
                     if matches!(result, Some(Err(_))) {
                         // What failed is tried again, but not at once.
-                        tokio::time::sleep(SANDBOX_RETRY).await;
+                        tokio::time::sleep(KILL_RETRY).await;
                     }
                     Done::Killed(result)
                 });
@@ -264,253 +219,6 @@ impl Worker {
         self.jobs
             .spawn(async move { Done::Renewed(volumes::set_up(&ctx, &pod, &ips, &wake).await) });
     }
-
-    /// Takes a job's end into the pod's memory.
-    pub(crate) fn finish(&mut self, done: Done) {
-        match done {
-            Done::Sandbox(result) => self.sandbox_made(result),
-            Done::Started {
-                container,
-                dead,
-                result,
-            } => self.started(&container, dead, result),
-            Done::PostStart {
-                container,
-                id,
-                result,
-            } => {
-                let remembered = self.memory.container_mut(&container);
-                remembered.post_start_running = false;
-                if let Err(message) = result {
-                    remembered.condemned = Some(Condemned {
-                        message: "FailedPostStartHook".to_owned(),
-                        grace: None,
-                    });
-                    tracing::info!(pod = %self.key, container = id.0, "postStart hook failed");
-                    self.ctx.events.pod(
-                        &self.pod,
-                        Some(&container),
-                        Severity::Warning,
-                        "FailedPostStartHook",
-                        format!("PostStartHook failed: {message}"),
-                    );
-                }
-            }
-            Done::Stopped { id, result } => {
-                self.memory.stopping.remove(&id);
-                if let Err(error) = result {
-                    tracing::warn!(pod = %self.key, error = chain(&error), "stop a container");
-                }
-            }
-            Done::Killed(result) => {
-                self.killing = None;
-                self.memory.killing = false;
-                match result {
-                    Some(Ok(())) => self.memory.killed = true,
-                    Some(Err(error)) => {
-                        self.ctx.events.pod(
-                            &self.pod,
-                            None,
-                            Severity::Warning,
-                            "FailedKillPod",
-                            format!("error killing pod: {}", chain(&error)),
-                        );
-                    }
-                    None => {}
-                }
-            }
-            Done::Renewed(result) => {
-                self.renewing = false;
-                match result {
-                    Ok(at) => self.renew_at = self.renew_at.or(at),
-                    Err(error) => {
-                        self.ctx.events.pod(
-                            &self.pod,
-                            None,
-                            Severity::Warning,
-                            "FailedMount",
-                            error.to_string(),
-                        );
-                        self.renew_at = Some(SystemTime::now() + CREATE_RETRY);
-                    }
-                }
-            }
-            Done::Status(written) => self.writer.done(&written),
-        }
-    }
-
-    fn sandbox_made(&mut self, result: Result<(SandboxId, Option<SystemTime>), SandboxError>) {
-        self.memory.creating_sandbox = false;
-        let error = match result {
-            Ok((id, renew_at)) => {
-                self.sandboxes.push(id);
-                self.renew_at = renew_at;
-                return;
-            }
-            Err(error) => error,
-        };
-        let (reason, message) = match &error {
-            SandboxError::Mount(_) => ("FailedMount", error.to_string()),
-            SandboxError::Runtime { message } => (
-                "FailedCreatePodSandBox",
-                format!("Failed to create pod sandbox: {message}"),
-            ),
-            SandboxError::Cancelled => return,
-        };
-        self.ctx
-            .events
-            .pod(&self.pod, None, Severity::Warning, reason, message);
-        self.memory.sandbox_retry_at = Some(SystemTime::now() + SANDBOX_RETRY);
-    }
-
-    fn started(
-        &mut self,
-        name: &str,
-        dead: Option<SystemTime>,
-        result: Result<ContainerId, StartError>,
-    ) {
-        let now = SystemTime::now();
-        self.memory.starting = None;
-        let remembered = self.memory.container_mut(name);
-        let created = matches!(result, Ok(_) | Err(StartError::Run { .. }));
-        if created {
-            remembered.pull = None;
-            remembered.retry_at = None;
-            // Each start after an end makes the next one wait longer.
-            if let Some(ended) = dead {
-                remembered.backoff = Some(Backoff::next(remembered.backoff, ended, now));
-            }
-        }
-        match result {
-            Ok(id) => {
-                remembered.waiting = None;
-                remembered.started = false;
-                remembered.ready = false;
-                self.containers.push(id.clone());
-                self.post_start(name, id);
-            }
-            Err(StartError::Cancelled) => {}
-            Err(error) => {
-                remembered.waiting = Some(Waiting {
-                    reason: error.reason().to_owned(),
-                    message: error.to_string(),
-                });
-                match error {
-                    StartError::Run { id, .. } => self.containers.push(id),
-                    StartError::Image(ImageError::Pull { message, .. }) => {
-                        let previous = remembered.pull.as_ref().map(|p| p.backoff);
-                        let backoff = Backoff::next(previous, now, now);
-                        remembered.pull = Some(PullFailure {
-                            message,
-                            at: now,
-                            backoff,
-                        });
-                    }
-                    _ => remembered.retry_at = Some(now + CREATE_RETRY),
-                }
-            }
-        }
-    }
-
-    fn post_start(&mut self, name: &str, id: ContainerId) {
-        let Some((container, _)) = pod::find_container(pod::spec(&self.pod), name) else {
-            return;
-        };
-        let Some(hook) = container
-            .lifecycle
-            .as_ref()
-            .and_then(|l| l.post_start.clone())
-        else {
-            return;
-        };
-        self.memory.container_mut(name).post_start_running = true;
-        let ctx = self.ctx.clone();
-        let sandbox = self.sandboxes.last().cloned();
-        self.jobs.spawn(async move {
-            let ip = match sandbox {
-                Some(sandbox) => ctx
-                    .runtime
-                    .sandbox_status(&sandbox)
-                    .await
-                    .ok()
-                    .and_then(|s| s.ips.first().copied()),
-                None => None,
-            };
-            let result = hooks::run(&ctx, &container, &id, ip, &hook).await;
-            Done::PostStart {
-                container: container.name,
-                id,
-                result,
-            }
-        });
-    }
-
-    /// Unmounts and removes the pod's directory on the node.
-    async fn release_volumes(&self) -> bool {
-        let directory = self.ctx.config.pod_dir(&self.key.uid);
-        self.ctx.objects.forget(&self.key.uid);
-        self.ctx.tokens.forget(&self.key.uid);
-        // The termination messages go with it; the status has them already.
-        match tokio::task::spawn_blocking(move || volumes::remove_pod_dir(&directory)).await {
-            Ok(Ok(())) => true,
-            Ok(Err(error)) => {
-                tracing::warn!(pod = %self.key, error = chain(&error), "remove the pod's directory");
-                false
-            }
-            Err(error) => {
-                tracing::error!(pod = %self.key, %error, "remove the pod's directory");
-                false
-            }
-        }
-    }
-
-    /// Publishes the last status, gives everything back, deletes the object.
-    async fn clean_up(&mut self, observed: &Observed) {
-        // A status that is being written must not overtake the last one; hooks and the like need no waiting for.
-        let rest = async {
-            while self.writer.writing() {
-                match self.jobs.join_next().await {
-                    Some(Ok(done)) => self.finish(done),
-                    Some(Err(error)) => {
-                        tracing::error!(pod = %self.key, %error, "a job of the pod failed")
-                    }
-                    None => break,
-                }
-            }
-        };
-        let _late = tokio::time::timeout(LAST_WRITE, rest).await;
-        self.jobs.shutdown().await;
-        self.writer.abandon();
-        if !self.gone && !pod::is_terminal(&self.pod) {
-            let status = self.status(observed);
-            self.writer.want(status, true);
-            if let Some(write) = self.writer.next(&self.pod) {
-                let written = write.send(self.ctx.client.clone(), &self.key).await;
-                self.writer.done(&written);
-            }
-        }
-        let removed = kill::remove(&self.ctx, observed).await;
-        // The pod's own directory goes last: as long as it is there, a restarted agent finds what is left to remove.
-        for container in &observed.containers {
-            logs::remove(&self.ctx.config, container);
-        }
-        let key = &self.key;
-        logs::remove_directory(&self.ctx.config.log_dir(&key.namespace, &key.name, &key.uid));
-        if !(removed && self.release_volumes().await) {
-            self.clean_up_failed().await;
-            return;
-        }
-        if self.gone || delete_object(&self.ctx, &self.key).await {
-            self.finished = true;
-        } else {
-            self.clean_up_failed().await;
-        }
-    }
-
-    async fn clean_up_failed(&self) {
-        tokio::time::sleep(SANDBOX_RETRY).await;
-        self.wake.notify_one();
-    }
 }
 
 async fn create_sandbox(
@@ -544,28 +252,6 @@ async fn create_sandbox(
         .map_err(|e| SandboxError::Runtime { message: chain(&e) })?;
     tracing::debug!(pod = %PodKey::of(pod), ?mounted, whole = ?begun.elapsed(), "volumes and sandbox are there");
     Ok((id, renew_at))
-}
-
-/// Deletes the object, if it still is this very pod; returns whether it is gone.
-async fn delete_object(ctx: &Ctx, key: &PodKey) -> bool {
-    let api: Api<k8s_openapi::api::core::v1::Pod> =
-        Api::namespaced(ctx.client.clone(), &key.namespace);
-    let parameters = DeleteParams {
-        grace_period_seconds: Some(0),
-        preconditions: Some(Preconditions {
-            uid: Some(key.uid.clone()),
-            resource_version: None,
-        }),
-        ..DeleteParams::default()
-    };
-    match api.delete(&key.name, &parameters).await {
-        Ok(_) => true,
-        Err(error) if is_gone(&error) => true,
-        Err(error) => {
-            tracing::warn!(pod = %key, error = chain(&error), "delete the pod's object");
-            false
-        }
-    }
 }
 
 /// A duration as Go writes it: `10s`, `1m20s`, `5m0s`.

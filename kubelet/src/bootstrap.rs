@@ -5,35 +5,27 @@
 //! certificate. With that the node asks for a serving certificate. Both are kept below the node's directory, so that a
 //! restart needs no token.
 
+mod files;
+mod request;
+
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use k8s_openapi::ByteString;
-use k8s_openapi::api::certificates::v1::{
-    CertificateSigningRequest, CertificateSigningRequestSpec,
-};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::PostParams;
+use kube::Client;
 use kube::client::{ClientBuilder, ConfigExt};
-use kube::runtime::wait::{Condition, await_condition};
-use kube::{Api, Client};
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use sha2::{Digest, Sha256};
 
+use self::files::{due, identity, keep, load, names_fit, read, store};
+use self::request::{Purpose, ask};
 use crate::http_check::{self, Target};
 use crate::identity::{Identity, IdentityError};
 use crate::runtime::chain;
 
-const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
-const SERVING_SIGNER: &str = "kubernetes.io/kubelet-serving";
-/// How long the cluster may take to sign.
-const SIGN_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long the API server may take to tell its CA.
 const CA_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(30);
@@ -140,42 +132,6 @@ pub enum BootstrapError {
     },
 }
 
-/// One of the node's two certificates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Purpose {
-    Client,
-    Serving,
-}
-
-impl Purpose {
-    fn file(self) -> &'static str {
-        match self {
-            Self::Client => "client",
-            Self::Serving => "serving",
-        }
-    }
-
-    fn signer(self) -> &'static str {
-        match self {
-            Self::Client => CLIENT_SIGNER,
-            Self::Serving => SERVING_SIGNER,
-        }
-    }
-
-    fn usages(self) -> [&'static str; 2] {
-        match self {
-            Self::Client => ["digital signature", "client auth"],
-            Self::Serving => ["digital signature", "server auth"],
-        }
-    }
-}
-
-/// A certificate and its key, in PEM.
-struct Pair {
-    certificate: String,
-    key: String,
-}
-
 /// Joins the cluster, or takes up the certificates of an earlier time.
 ///
 /// # Errors
@@ -215,7 +171,7 @@ pub async fn bootstrap(join: Join) -> Result<Joined, BootstrapError> {
             pair
         }
     };
-    let serving = self::identity(&pki, Purpose::Serving, &serving)?;
+    let serving = files::identity(&pki, Purpose::Serving, &serving)?;
     Ok(Joined {
         client,
         ca,
@@ -382,220 +338,6 @@ fn certificate_client(
     Ok(builder.build())
 }
 
-/// Asks for a certificate with a fresh key, and waits for it.
-async fn ask(client: &Client, join: &Join, purpose: Purpose) -> Result<Pair, BootstrapError> {
-    let request = |source| BootstrapError::Request { source };
-    let key = KeyPair::generate().map_err(request)?;
-    let csr = parameters(join, purpose)
-        .serialize_request(&key)
-        .and_then(|r| r.pem())
-        .map_err(request)?;
-    let signer = purpose.signer();
-    let object = CertificateSigningRequest {
-        metadata: ObjectMeta {
-            generate_name: Some("csr-".to_owned()),
-            ..ObjectMeta::default()
-        },
-        spec: CertificateSigningRequestSpec {
-            request: ByteString(csr.into_bytes()),
-            signer_name: signer.to_owned(),
-            usages: Some(purpose.usages().map(str::to_owned).to_vec()),
-            ..CertificateSigningRequestSpec::default()
-        },
-        status: None,
-    };
-    let api: Api<CertificateSigningRequest> = Api::all(client.clone());
-    let created = api
-        .create(&PostParams::default(), &object)
-        .await
-        .map_err(|source| BootstrapError::Ask {
-            signer,
-            source: Box::new(source),
-        })?;
-    let unsigned = |message: String| BootstrapError::Unsigned { signer, message };
-    let name = created.metadata.name.unwrap_or_default();
-    let wait = await_condition(api, &name, Decided);
-    let decided = match tokio::time::timeout(SIGN_TIMEOUT, wait).await {
-        Ok(Ok(Some(object))) => object,
-        Ok(Ok(None)) => return Err(unsigned("the request was deleted".to_owned())),
-        Ok(Err(error)) => return Err(unsigned(chain(&error))),
-        Err(_) => {
-            return Err(unsigned(format!(
-                "still waiting after {} s",
-                SIGN_TIMEOUT.as_secs()
-            )));
-        }
-    };
-    let status = decided.status.unwrap_or_default();
-    match status.certificate {
-        Some(ByteString(bytes)) => {
-            let certificate = String::from_utf8(bytes).map_err(|e| unsigned(e.to_string()))?;
-            Ok(Pair {
-                certificate,
-                key: key.serialize_pem(),
-            })
-        }
-        None => {
-            let condition = status
-                .conditions
-                .into_iter()
-                .flatten()
-                .find(|c| refuses(&c.type_));
-            Err(unsigned(condition.map_or_else(
-                || "the request has no certificate".to_owned(),
-                |c| format!("{}: {}", c.type_, c.message.unwrap_or_default()),
-            )))
-        }
-    }
-}
-
-fn refuses(condition: &str) -> bool {
-    matches!(condition, "Denied" | "Failed")
-}
-
-/// The request is signed, or will never be.
-struct Decided;
-
-impl Condition<CertificateSigningRequest> for Decided {
-    fn matches_object(&self, object: Option<&CertificateSigningRequest>) -> bool {
-        object
-            .and_then(|o| o.status.as_ref())
-            .is_some_and(|status| {
-                status.certificate.is_some()
-                    || status
-                        .conditions
-                        .iter()
-                        .flatten()
-                        .any(|c| refuses(&c.type_))
-            })
-    }
-}
-
-fn parameters(join: &Join, purpose: Purpose) -> CertificateParams {
-    let mut parameters = CertificateParams::default();
-    let mut name = DistinguishedName::new();
-    name.push(DnType::OrganizationName, "system:nodes");
-    name.push(
-        DnType::CommonName,
-        format!("system:node:{}", join.node_name),
-    );
-    parameters.distinguished_name = name;
-    if purpose == Purpose::Serving {
-        let dns = join.node_name.clone().try_into().map(SanType::DnsName);
-        parameters.subject_alt_names = dns.into_iter().collect();
-        parameters
-            .subject_alt_names
-            .extend(join.node_ips.iter().map(|ip| SanType::IpAddress(*ip)));
-    }
-    parameters
-}
-
-/// When a certificate should be renewed, and when it must be.
-struct Due {
-    renew: SystemTime,
-    end: SystemTime,
-}
-
-fn due(certificate: &str) -> Option<Due> {
-    let der = CertificateDer::from_pem_slice(certificate.as_bytes()).ok()?;
-    let (_, parsed) = x509_parser::parse_x509_certificate(&der).ok()?;
-    let at = |time: x509_parser::time::ASN1Time| {
-        let seconds = u64::try_from(time.timestamp()).unwrap_or(0);
-        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
-    };
-    let (start, end) = (
-        at(parsed.validity().not_before),
-        at(parsed.validity().not_after),
-    );
-    let life = end.duration_since(start).ok()?;
-    Some(Due {
-        renew: start + life * 2 / 3,
-        end,
-    })
-}
-
-/// Whether the serving certificate is for the addresses that the node has now.
-fn names_fit(certificate: &str, join: &Join) -> bool {
-    let fits = || {
-        let der = CertificateDer::from_pem_slice(certificate.as_bytes()).ok()?;
-        let (_, parsed) = x509_parser::parse_x509_certificate(&der).ok()?;
-        let names = parsed.subject_alternative_name().ok()??;
-        let has = |ip: &IpAddr| {
-            let bytes = match ip {
-                IpAddr::V4(ip) => ip.octets().to_vec(),
-                IpAddr::V6(ip) => ip.octets().to_vec(),
-            };
-            names.value.general_names.iter().any(|n| {
-                matches!(n, x509_parser::extensions::GeneralName::IPAddress(found) if *found == bytes.as_slice())
-            })
-        };
-        Some(join.node_ips.iter().all(has))
-    };
-    fits().unwrap_or(false)
-}
-
-fn identity(pki: &Path, purpose: Purpose, pair: &Pair) -> Result<Identity, BootstrapError> {
-    Identity::from_pem(&pair.certificate, &pair.key).map_err(|source| BootstrapError::Identity {
-        path: pki.join(purpose.file()),
-        source,
-    })
-}
-
-fn read(path: &Path) -> Result<Option<String>, BootstrapError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(BootstrapError::File {
-            path: path.to_owned(),
-            source,
-        }),
-    }
-}
-
-/// Certificate and key are one file, so that they can only be replaced together.
-fn load(pki: &Path, purpose: Purpose) -> Result<Option<Pair>, BootstrapError> {
-    let text = read(&pki.join(purpose.file()).with_extension("pem"))?;
-    Ok(text.and_then(|text| {
-        let at = text.find("-----BEGIN PRIVATE KEY-----")?;
-        Some(Pair {
-            certificate: text[..at].to_owned(),
-            key: text[at..].to_owned(),
-        })
-    }))
-}
-
-fn store(pki: &Path, purpose: Purpose, pair: &Pair) -> Result<(), BootstrapError> {
-    let separator = if pair.certificate.ends_with('\n') {
-        ""
-    } else {
-        "\n"
-    };
-    keep(
-        &pki.join(purpose.file()).with_extension("pem"),
-        &format!("{}{separator}{}", pair.certificate, pair.key),
-    )
-}
-
-/// Writes a file that only root reads, whole or not at all.
-fn keep(path: &Path, content: &str) -> Result<(), BootstrapError> {
-    let fresh = path.with_extension("new");
-    let write = || {
-        let mut file = fs::OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .mode(0o600)
-            .open(&fresh)?;
-        file.write_all(content.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&fresh, path)
-    };
-    write().map_err(|source| BootstrapError::File {
-        path: path.to_owned(),
-        source,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -620,43 +362,5 @@ mod tests {
                 "{bad}"
             );
         }
-    }
-
-    #[test]
-    fn certificates_are_kept_together_with_their_key() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let key = KeyPair::generate().expect("a key");
-        let join = Join {
-            server: String::new(),
-            token: None,
-            node_name: "n".into(),
-            node_ips: vec![[10, 0, 0, 1].into()],
-            node_dir: dir.path().to_owned(),
-        };
-        let certificate = parameters(&join, Purpose::Serving)
-            .self_signed(&key)
-            .expect("a certificate")
-            .pem();
-        let pair = Pair {
-            certificate: certificate.clone(),
-            key: key.serialize_pem(),
-        };
-        store(dir.path(), Purpose::Serving, &pair).expect("stored");
-        let loaded = load(dir.path(), Purpose::Serving)
-            .expect("read")
-            .expect("there");
-        assert_eq!(
-            (loaded.certificate, loaded.key),
-            (pair.certificate, pair.key)
-        );
-        assert!(names_fit(&certificate, &join));
-        assert!(!names_fit(
-            &certificate,
-            &Join {
-                node_ips: vec![[10, 0, 0, 2].into()],
-                ..join
-            }
-        ));
-        assert!(due(&certificate).is_some_and(|d| d.renew < d.end));
     }
 }

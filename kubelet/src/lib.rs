@@ -29,14 +29,16 @@
 //!
 //! Absent on purpose: static pods, eviction, device plugins, volumes that need a driver.
 //!
-//! Reading order: [`run()`], `manager`, `worker`, `plan`, `act`, `start`, `status`; then `volumes`, `probe`, `server`,
+//! Reading order: [`run()`], `manager`, `worker`, `plan`, `act`, `start`, `done`, `status`, `cleanup`; then `volumes`, `probe`, `server`,
 //! `node`, [`bootstrap()`].
 
 mod act;
 mod bootstrap;
+mod cleanup;
 mod config;
 mod container_status;
 mod ctx;
+mod done;
 mod engine;
 mod env;
 mod events;

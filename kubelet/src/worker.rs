@@ -14,9 +14,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::act::Done;
 use crate::container_status::Facts;
 use crate::ctx::Ctx;
+use crate::done::Done;
 use crate::memory::{Memory, Observed};
 use crate::plan::plan;
 use crate::pod::{self, PodKey};
