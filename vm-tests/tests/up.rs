@@ -31,7 +31,7 @@ fn the_example_runs_with_its_limits_on_pure_cgroup_v2() -> anyhow::Result<()> {
     };
     let passed = machine::run(&kernel, &files, hardware)?;
     println!("{}", passed.join("\n"));
-    assert_eq!(passed.len(), 21, "{passed:#?}");
+    assert_eq!(passed.len(), 23, "{passed:#?}");
     Ok(())
 }
 
