@@ -19,8 +19,10 @@ mod gc;
 pub mod model;
 mod namespaces;
 mod node;
+mod pod_gc;
 pub mod queue;
 mod replicaset;
+mod tokens;
 
 use std::sync::Arc;
 
@@ -74,9 +76,13 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         Box::pin(gc::start(named("garbage-collector"))),
         Box::pin(namespaces::start(named("namespace-controller"))),
         Box::pin(node::ipam::start(named("cidrAllocator"))),
+        Box::pin(node::health::start(named("node-controller"))),
+        Box::pin(node::eviction::start(named("taint-eviction-controller"))),
+        Box::pin(pod_gc::start(named("pod-garbage-collector"))),
         Box::pin(defaults::start(named("serviceaccount-controller"))),
     ];
     tasks.spawn(certificates::run(named("certificate-controller")));
+    tasks.spawn(tokens::run(named("token-cleaner")));
     ctx.caches.follow(&client, &mut tasks, &stop);
     for controller in controllers {
         let caches = ctx.caches.clone();

@@ -71,6 +71,8 @@ pub enum IndexKey {
     Owner(Box<str>),
     /// The namespace of an object that has no controller.
     Orphan(Box<str>),
+    /// A pod that has ended.
+    Ended,
     /// The node that it is bound to.
     Node(Box<str>),
     /// A namespace and a label (or a pair of a selector) as `key=value`.

@@ -8,6 +8,7 @@ mod node;
 mod pod;
 mod selector;
 mod service;
+mod taint;
 mod template;
 mod workload;
 
@@ -22,6 +23,7 @@ pub use pod::{
 };
 pub use selector::Selector;
 pub use service::{ConfigMap, Service, ServiceAccount, ServicePort, ServiceSpec};
+pub use taint::{bears, tolerates};
 pub use template::{HASH_LABEL, Template};
 pub use workload::{Deployment, DeploymentSpec, LAST_APPLIED, ReplicaSet, ReplicaSetSpec};
 

@@ -222,6 +222,9 @@ impl Cached for Pod {
             None => add(IndexKey::Orphan(super::namespace(&self.metadata).into())),
         }
         add(IndexKey::Namespace(super::namespace(&self.metadata).into()));
+        if self.is_terminal() {
+            add(IndexKey::Ended);
+        }
         if let Some(node) = &self.spec.node_name {
             add(IndexKey::Node((&**node).into()));
         }

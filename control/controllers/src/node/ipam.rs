@@ -2,6 +2,7 @@
 //!
 //! What is given out stands in the nodes themselves, so nothing is lost with a restart: the first list says what is taken.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -24,28 +25,53 @@ enum SyncError {
     Write { node: Arc<str>, source: kube::Error },
 }
 
+/// The ranges, and what was dealt to nodes that do not show it yet.
+struct State {
+    ranges: Vec<Range>,
+    /// A node gets the same parts at the next try, whatever became of the first.
+    pending: HashMap<Arc<str>, Vec<String>>,
+}
+
+impl State {
+    fn give_back(&mut self, part: &str) {
+        self.ranges
+            .iter_mut()
+            .for_each(|range| range.give_back(part));
+    }
+}
+
 /// Registers for changes; the returned future works until stopped.
 pub(crate) fn start(ctx: Context) -> impl Future<Output = ()> {
     let queue = Arc::new(Queue::default());
-    let ranges: Vec<_> = ctx
+    let ranges = ctx
         .config
         .cluster_cidrs
         .iter()
         .map(|(address, prefix)| Range::new(*address, *prefix))
         .collect();
-    let ranges = Arc::new(Mutex::new(ranges));
-    let (keys, taken) = (queue.clone(), ranges.clone());
+    let state = Arc::new(Mutex::new(State {
+        ranges,
+        pending: HashMap::new(),
+    }));
+    let (keys, shared) = (queue.clone(), state.clone());
     ctx.caches.nodes.on_change(move |change| {
-        let mut ranges = taken.lock();
-        for range in ranges.iter_mut() {
-            match (change.new, change.old) {
-                (Some(node), _) => parts(node).for_each(|part| range.take(part)),
-                (None, Some(node)) => parts(node).for_each(|part| range.give_back(part)),
-                (None, None) => {}
+        let mut state = shared.lock();
+        match (change.old, change.new) {
+            (_, Some(node)) => parts(node)
+                .for_each(|part| state.ranges.iter_mut().for_each(|range| range.take(part))),
+            (Some(node), None) => {
+                let pending = state
+                    .pending
+                    .remove(model::name(&node.metadata))
+                    .unwrap_or_default();
+                parts(node).for_each(|part| state.give_back(part));
+                pending.iter().for_each(|part| state.give_back(part));
             }
+            (None, None) => {}
         }
         if let Some(node) = change.new
-            && node.spec.pod_cidr.is_none()
+            && (node.spec.pod_cidr.is_none()
+                || state.pending.contains_key(model::name(&node.metadata)))
         {
             keys.add(Key::of(&node.metadata));
         }
@@ -57,8 +83,8 @@ pub(crate) fn start(ctx: Context) -> impl Future<Output = ()> {
         let work = ctx.clone();
         queue
             .run("node-ipam", 8, ctx.stop.clone(), move |key| {
-                let (ctx, ranges) = (work.clone(), ranges.clone());
-                async move { sync(&ctx, &ranges, &key).await }
+                let (ctx, state) = (work.clone(), state.clone());
+                async move { sync(&ctx, &state, &key).await }
             })
             .await;
     }
@@ -72,16 +98,33 @@ fn parts(node: &Node) -> impl Iterator<Item = &str> {
         .map(String::as_str)
 }
 
-async fn sync(ctx: &Context, ranges: &Mutex<Vec<Range>>, key: &Key) -> Result<Next, SyncError> {
-    let Some(node) = ctx
+async fn sync(ctx: &Context, state: &Mutex<State>, key: &Key) -> Result<Next, SyncError> {
+    let known = ctx
         .caches
         .nodes
         .get(key)
-        .filter(|node| node.spec.pod_cidr.is_none() && !model::is_deleting(&node.metadata))
-    else {
+        .filter(|node| !model::is_deleting(&node.metadata));
+    let Some(node) = known else {
         return Ok(Next::OnChange);
     };
-    let Some(dealt) = deal(&mut ranges.lock()) else {
+    if let Some(shown) = &node.spec.pod_cidr {
+        // Somebody else may have been first: what was meant for the node is free again, unless it is what the node got.
+        let mut state = state.lock();
+        for part in state.pending.remove(&key.name).unwrap_or_default() {
+            if part != *shown && !node.spec.pod_cidrs.contains(&part) {
+                state.give_back(&part);
+            }
+        }
+        return Ok(Next::OnChange);
+    }
+    let dealt = {
+        let mut state = state.lock();
+        match state.pending.get(&key.name) {
+            Some(pending) => Some(pending.clone()),
+            None => deal(&mut state.ranges),
+        }
+    };
+    let Some(dealt) = dealt else {
         let message = format!("Node {} status is now: CIDRNotAvailable", key.name);
         ctx.recorder
             .record(&*node, Severity::Normal, "CIDRNotAvailable", message);
@@ -89,31 +132,19 @@ async fn sync(ctx: &Context, ranges: &Mutex<Vec<Range>>, key: &Key) -> Result<Ne
             node: key.name.clone(),
         });
     };
+    state.lock().pending.insert(key.name.clone(), dealt.clone());
     // Conditional on the version, so that nobody's earlier choice is overwritten.
     let body = json!({
         "metadata": {"uid": node.metadata.uid, "resourceVersion": node.metadata.resource_version},
         "spec": {"podCIDR": dealt.first(), "podCIDRs": dealt},
     });
-    let result = api::patch::<Node>(&ctx.client, "", &key.name, &body).await;
-    match result {
+    match api::patch::<Node>(&ctx.client, "", &key.name, &body).await {
+        Err(error) if api::is_not_found(&error) => Ok(Next::OnChange),
+        Err(source) => Err(SyncError::Write {
+            node: key.name.clone(),
+            source,
+        }),
         Ok(_) => Ok(Next::OnChange),
-        Err(source) => {
-            // Only a clear refusal gives the part back: otherwise the node may have it after all.
-            if matches!(source, kube::Error::Api(_)) {
-                let mut ranges = ranges.lock();
-                for part in &dealt {
-                    ranges.iter_mut().for_each(|range| range.give_back(part));
-                }
-            }
-            if api::is_not_found(&source) {
-                Ok(Next::OnChange)
-            } else {
-                Err(SyncError::Write {
-                    node: key.name.clone(),
-                    source,
-                })
-            }
-        }
     }
 }
 

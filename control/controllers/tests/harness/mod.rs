@@ -35,6 +35,11 @@ impl Drop for Cluster {
 impl Cluster {
     /// Starts everything.
     pub async fn start() -> Self {
+        Self::start_with_grace(Duration::from_secs(40)).await
+    }
+
+    /// Starts everything; nodes count as unreachable after `grace`.
+    pub async fn start_with_grace(grace: Duration) -> Self {
         // Another test of this process may have been first.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let dir = tempfile::tempdir().expect("a directory");
@@ -49,6 +54,7 @@ impl Cluster {
             ca_certificate_pem: pki.ca_cert_pem().to_owned(),
             ca_key_pem: Some(pki.ca_key_pem().to_owned()),
             cluster_cidrs: vec![(IpAddr::from([10, 42, 0, 0]), 16)],
+            node_grace: grace,
             ..knarr_controllers::Config::default()
         };
         let controllers = client(UserInfo::component("system:kube-controller-manager"));
@@ -129,6 +135,7 @@ impl Cluster {
         }
     }
 
+    #[allow(dead_code, reason = "not every test file has pods")]
     /// Plays the kubelet: pods that have a node become ready, pods that are deleted go.
     pub async fn kubelet_round(&self) {
         let api: Api<Pod> = Api::all(self.client.clone());
