@@ -15,7 +15,7 @@ use crate::api::{self, Delete};
 use crate::cache::{Cache, Change, IndexKey, Key};
 use crate::context::Context;
 use crate::events::Severity;
-use crate::expect::Expectations;
+use crate::expect::{Expectations, PATIENCE};
 use crate::model::{
     self, Deployment, HASH_LABEL, Pod, ReplicaSet, Selector, Written, controller_of,
     controller_reference,
@@ -141,7 +141,7 @@ impl Controller {
         let current = self.sets.fulfilled(key, caches.replica_sets.version())
             && self.own.fulfilled(key, caches.deployments.version());
         if !current {
-            return Ok(Next::OnChange);
+            return Ok(Next::After(PATIENCE));
         }
         if Selector(&deployment.spec.selector).is_empty() {
             let message =

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::api::{self, Delete};
 use crate::cache::{Cache, Change, IndexKey, Key};
 use crate::context::Context;
-use crate::expect::Expectations;
+use crate::expect::{Expectations, PATIENCE};
 use crate::model::{self, Pod, Service, Written, controller_reference, is_deleting};
 use crate::queue::{Next, Queue};
 use pods::{by_ports, families};
@@ -143,6 +143,7 @@ impl Controller {
             return Ok(Next::OnChange);
         }
         let pods = self.pods_of(key, &service);
+        let mut next = Next::OnChange;
         if self.slices.fulfilled(key, caches.endpoint_slices.version()) {
             self.write_slices(key, &service, &pods)
                 .await
@@ -150,6 +151,8 @@ impl Controller {
                     service: key.clone(),
                     source,
                 })?;
+        } else {
+            next = Next::After(PATIENCE);
         }
         if self.endpoints.fulfilled(key, caches.endpoints.version()) {
             self.write_endpoints(key, &service, &pods)
@@ -158,8 +161,10 @@ impl Controller {
                     service: key.clone(),
                     source,
                 })?;
+        } else {
+            next = Next::After(PATIENCE);
         }
-        Ok(Next::OnChange)
+        Ok(next)
     }
 
     /// The pods of a service, found by the rarest label of its selector.

@@ -16,7 +16,7 @@ use crate::api::{self, Delete};
 use crate::cache::{Change, IndexKey, Key};
 use crate::context::Context;
 use crate::events::Severity;
-use crate::expect::Expectations;
+use crate::expect::{Expectations, PATIENCE};
 use crate::model::{self, Pod, ReplicaSet, Selector, Written, controller_of, controller_reference};
 use crate::queue::{Next, Queue};
 use plan::{Action, Observed};
@@ -110,10 +110,11 @@ impl Controller {
             self.deleted.lock().remove(key);
             return Ok(Next::OnChange);
         };
-        if !self.expected.fulfilled(key, caches.pods.version())
-            || Selector(&set.spec.selector).is_empty()
-        {
+        if Selector(&set.spec.selector).is_empty() {
             return Ok(Next::OnChange);
+        }
+        if !self.expected.fulfilled(key, caches.pods.version()) {
+            return Ok(Next::After(PATIENCE));
         }
         let pods = self.pods_of(key, &set);
         let related = self.related(&set, &pods);
