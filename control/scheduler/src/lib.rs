@@ -4,7 +4,7 @@
 //! `decide` filters nodes until enough will do, scores those and takes the best; the pod counts as running there at once,
 //! and its binding is written while the next is decided. A pod for which no node will do waits for a change that can help it.
 //!
-//! Absent so far: preemption, volumes, other schedulers' plugins.
+//! Absent so far: preemption, volumes, other schedulers' plugins, image locality.
 
 mod affinity;
 mod bind;
