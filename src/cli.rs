@@ -8,7 +8,12 @@ use crate::config::Settings;
 
 /// Kubernetes in one small program, with its own container runtime and service proxy
 #[derive(Parser)]
-#[command(name = "knarr", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    name = "knarr",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
 pub struct Cli {
     /// What to do
     #[command(subcommand)]

@@ -122,7 +122,8 @@ impl fmt::Display for Mistakes {
             [one] => write!(f, "invalid configuration: {one}"),
             many => {
                 write!(f, "invalid configuration, {} mistakes:", many.len())?;
-                many.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))
+                many.iter()
+                    .try_for_each(|mistake| write!(f, "\n  {mistake}"))
             }
         }
     }
@@ -152,33 +153,80 @@ impl Config {
 
     fn check(settings: Settings, host_name: &str) -> Result<Self, Mistakes> {
         let mut mistakes = Vec::new();
-        let data_dir = absolute(&mut mistakes, "data-dir", settings.data_dir, "/var/lib/knarr");
+        let data_dir = absolute(
+            &mut mistakes,
+            "data-dir",
+            settings.data_dir,
+            "/var/lib/knarr",
+        );
         let run_dir = absolute(&mut mistakes, "run-dir", settings.run_dir, "/run/knarr");
         let log_dir = absolute(&mut mistakes, "log-dir", settings.log_dir, "/var/log");
-        let kubeconfig = settings.write_kubeconfig.unwrap_or_else(|| data_dir.join("admin.kubeconfig"));
-        let listen = parse(&mut mistakes, "listen", settings.listen, "0.0.0.0:6443", "an address and a port");
-        let cluster_cidr: Ipv4Net =
-            parse(&mut mistakes, "cluster-cidr", settings.cluster_cidr, "10.42.0.0/16", "an IPv4 network");
-        let service_cidr: Ipv4Net =
-            parse(&mut mistakes, "service-cidr", settings.service_cidr, "10.43.0.0/16", "an IPv4 network");
-        let default_dns = service_cidr.hosts().nth(9).map_or_else(String::new, |ip| ip.to_string());
-        let cluster_dns: IpAddr =
-            parse(&mut mistakes, "cluster-dns", settings.cluster_dns, &default_dns, "an address");
-        let node_ip = settings.node_ip.map(|text| parse(&mut mistakes, "node-ip", Some(text), "", "an address"));
-        let node_name = settings.node_name.unwrap_or_else(|| host_name.to_lowercase());
-        let cluster_domain = settings.cluster_domain.unwrap_or_else(|| "cluster.local".to_owned());
+        let kubeconfig = settings
+            .write_kubeconfig
+            .unwrap_or_else(|| data_dir.join("admin.kubeconfig"));
+        let listen = parse(
+            &mut mistakes,
+            "listen",
+            settings.listen,
+            "0.0.0.0:6443",
+            "an address and a port",
+        );
+        let cluster_cidr: Ipv4Net = parse(
+            &mut mistakes,
+            "cluster-cidr",
+            settings.cluster_cidr,
+            "10.42.0.0/16",
+            "an IPv4 network",
+        );
+        let service_cidr: Ipv4Net = parse(
+            &mut mistakes,
+            "service-cidr",
+            settings.service_cidr,
+            "10.43.0.0/16",
+            "an IPv4 network",
+        );
+        let default_dns = service_cidr
+            .hosts()
+            .nth(9)
+            .map_or_else(String::new, |ip| ip.to_string());
+        let cluster_dns: IpAddr = parse(
+            &mut mistakes,
+            "cluster-dns",
+            settings.cluster_dns,
+            &default_dns,
+            "an address",
+        );
+        let node_ip = settings
+            .node_ip
+            .map(|text| parse(&mut mistakes, "node-ip", Some(text), "", "an address"));
+        let node_name = settings
+            .node_name
+            .unwrap_or_else(|| host_name.to_lowercase());
+        let cluster_domain = settings
+            .cluster_domain
+            .unwrap_or_else(|| "cluster.local".to_owned());
 
         if cluster_cidr.prefix_len() > 24 {
-            mistakes.push(format!("cluster-cidr: {cluster_cidr} has no room for one node's /24"));
+            mistakes.push(format!(
+                "cluster-cidr: {cluster_cidr} has no room for one node's /24"
+            ));
         }
         if service_cidr.prefix_len() > 28 {
-            mistakes.push(format!("service-cidr: {service_cidr} is smaller than a /28"));
+            mistakes.push(format!(
+                "service-cidr: {service_cidr} is smaller than a /28"
+            ));
         }
-        if cluster_cidr.contains(&service_cidr.network()) || service_cidr.contains(&cluster_cidr.network()) {
-            mistakes.push(format!("cluster-cidr {cluster_cidr} and service-cidr {service_cidr} overlap"));
+        if cluster_cidr.contains(&service_cidr.network())
+            || service_cidr.contains(&cluster_cidr.network())
+        {
+            mistakes.push(format!(
+                "cluster-cidr {cluster_cidr} and service-cidr {service_cidr} overlap"
+            ));
         }
         let dns_inside = match cluster_dns {
-            IpAddr::V4(dns) => service_cidr.contains(&dns) && Some(dns) != service_cidr.hosts().next(),
+            IpAddr::V4(dns) => {
+                service_cidr.contains(&dns) && Some(dns) != service_cidr.hosts().next()
+            }
             IpAddr::V6(_) => false,
         };
         if !dns_inside {
@@ -186,7 +234,10 @@ impl Config {
                 "cluster-dns: {cluster_dns} is not a free address of service-cidr {service_cidr}"
             ));
         }
-        for (what, name) in [("node-name", &node_name), ("cluster-domain", &cluster_domain)] {
+        for (what, name) in [
+            ("node-name", &node_name),
+            ("cluster-domain", &cluster_domain),
+        ] {
             if !is_dns_subdomain(name) {
                 mistakes.push(format!(
                     "{what}: {name:?} is not a lowercase RFC 1123 subdomain (letters, digits, '-' and '.')"
@@ -216,13 +267,21 @@ impl Config {
 }
 
 fn parse_file(text: &str) -> Result<Settings, serde_saphyr::Error> {
-    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+    if text
+        .lines()
+        .all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'))
+    {
         return Ok(Settings::default());
     }
     serde_saphyr::from_str(text)
 }
 
-fn absolute(mistakes: &mut Vec<String>, name: &str, value: Option<PathBuf>, default: &str) -> PathBuf {
+fn absolute(
+    mistakes: &mut Vec<String>,
+    name: &str,
+    value: Option<PathBuf>,
+    default: &str,
+) -> PathBuf {
     let path = value.unwrap_or_else(|| default.into());
     match std::path::absolute(&path) {
         Ok(path) => path,
@@ -297,7 +356,10 @@ mod tests {
     fn nothing_given_is_the_documented_default() {
         let config = Config::load(Settings::default(), None, "Box-1").unwrap();
         assert_eq!(config.data_dir, Path::new("/var/lib/knarr"));
-        assert_eq!(config.kubeconfig, Path::new("/var/lib/knarr/admin.kubeconfig"));
+        assert_eq!(
+            config.kubeconfig,
+            Path::new("/var/lib/knarr/admin.kubeconfig")
+        );
         assert_eq!(config.listen, "0.0.0.0:6443".parse().unwrap());
         assert_eq!(config.cluster_dns, IpAddr::from([10, 43, 0, 10]));
         assert_eq!(config.node_name, "box-1");
@@ -308,8 +370,11 @@ mod tests {
     fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("knarr.yaml");
-        std::fs::write(&file, "# ours\nnode-name: from-file\nservice-cidr: 10.50.0.0/16\nkill-pods-on-exit: true\n")
-            .unwrap();
+        std::fs::write(
+            &file,
+            "# ours\nnode-name: from-file\nservice-cidr: 10.50.0.0/16\nkill-pods-on-exit: true\n",
+        )
+        .unwrap();
         let flags = flag(|s| s.node_name = Some("from-flag".into()));
         let config = Config::load(flags, Some(&file), "box").unwrap();
         assert_eq!(config.node_name, "from-flag");
@@ -326,7 +391,13 @@ mod tests {
             s.node_name = Some("Not_A_Name".into());
         });
         let text = Config::load(flags, None, "box").unwrap_err().to_string();
-        for part in ["4 mistakes", "listen: \"6443\"", "node-ip: \"nowhere\"", "overlap", "Not_A_Name"] {
+        for part in [
+            "4 mistakes",
+            "listen: \"6443\"",
+            "node-ip: \"nowhere\"",
+            "overlap",
+            "Not_A_Name",
+        ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
     }
@@ -336,7 +407,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("knarr.yaml");
         std::fs::write(&file, "cluster-cdir: 10.42.0.0/16\n").unwrap();
-        let text = Config::load(Settings::default(), Some(&file), "box").unwrap_err().to_string();
+        let text = Config::load(Settings::default(), Some(&file), "box")
+            .unwrap_err()
+            .to_string();
         assert!(text.contains("cluster-cdir"), "{text}");
     }
 

@@ -25,7 +25,9 @@ pub async fn execute(command: ImageCommand) -> anyhow::Result<()> {
 
 fn open(run: Run) -> anyhow::Result<ImageStore> {
     let config = crate::load(run)?;
-    Ok(ImageStore::open(StoreConfig::new(config.data_dir.join("images")))?)
+    Ok(ImageStore::open(StoreConfig::new(
+        config.data_dir.join("images"),
+    ))?)
 }
 
 fn import(store: &ImageStore, from: &str) -> anyhow::Result<()> {
@@ -42,7 +44,10 @@ fn import(store: &ImageStore, from: &str) -> anyhow::Result<()> {
 
 async fn pull(store: &ImageStore, reference: &str) -> anyhow::Result<()> {
     let reference = Reference::from_str(reference)?;
-    let image = store.pull(&reference, &Auth::Anonymous).await.with_context(|| format!("pull {}", reference.name()))?;
+    let image = store
+        .pull(&reference, &Auth::Anonymous)
+        .await
+        .with_context(|| format!("pull {}", reference.name()))?;
     print_names(&image);
     Ok(())
 }
@@ -60,10 +65,26 @@ fn list(store: &ImageStore) -> anyhow::Result<()> {
     let mut rows = vec![["IMAGE".to_owned(), "ID".to_owned(), "SIZE".to_owned()]];
     for image in store.list()? {
         let id = image.id.to_string();
-        let short = id.trim_start_matches("sha256:").chars().take(12).collect::<String>();
-        let names = if image.tags.is_empty() { image.digests.clone() } else { image.tags.clone() };
-        let names = if names.is_empty() { vec!["<none>".to_owned()] } else { names };
-        rows.extend(names.into_iter().map(|name| [name, short.clone(), size(image.size)]));
+        let short = id
+            .trim_start_matches("sha256:")
+            .chars()
+            .take(12)
+            .collect::<String>();
+        let names = if image.tags.is_empty() {
+            image.digests.clone()
+        } else {
+            image.tags.clone()
+        };
+        let names = if names.is_empty() {
+            vec!["<none>".to_owned()]
+        } else {
+            names
+        };
+        rows.extend(
+            names
+                .into_iter()
+                .map(|name| [name, short.clone(), size(image.size)]),
+        );
     }
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
     let (name, id) = (width(0), width(1));
@@ -78,7 +99,11 @@ fn size(bytes: u64) -> String {
     let mut value = bytes as f64;
     for unit in ["B", "kB", "MB", "GB"] {
         if value < 1000.0 {
-            return if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") };
+            return if unit == "B" {
+                format!("{bytes} B")
+            } else {
+                format!("{value:.1} {unit}")
+            };
         }
         value /= 1000.0;
     }

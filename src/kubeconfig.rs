@@ -12,8 +12,12 @@ use crate::config::Config;
 /// If there is no kubeconfig (no server has run here yet), or it is not whole.
 pub async fn admin_client(config: &Config) -> anyhow::Result<(kube::Client, String)> {
     let path = &config.kubeconfig;
-    let kubeconfig = Kubeconfig::read_from(path)
-        .with_context(|| format!("read {}: has `knarr up` or `knarr server` run here?", path.display()))?;
+    let kubeconfig = Kubeconfig::read_from(path).with_context(|| {
+        format!(
+            "read {}: has `knarr up` or `knarr server` run here?",
+            path.display()
+        )
+    })?;
     let options = KubeConfigOptions::default();
     let client_config = kube::Config::from_custom_kubeconfig(kubeconfig, &options)
         .await
@@ -35,8 +39,12 @@ pub async fn admin_client(config: &Config) -> anyhow::Result<(kube::Client, Stri
 /// If it cannot be read.
 pub fn print(config: &Config) -> anyhow::Result<()> {
     let path = &config.kubeconfig;
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("read {}: has `knarr up` or `knarr server` run here?", path.display()))?;
+    let text = std::fs::read_to_string(path).with_context(|| {
+        format!(
+            "read {}: has `knarr up` or `knarr server` run here?",
+            path.display()
+        )
+    })?;
     print!("{text}");
     Ok(())
 }

@@ -34,7 +34,10 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Up(run) => daemon(&load(run)?, run::Role::Up),
         Command::Server(run) => daemon(&load(run)?, run::Role::Server),
         Command::Node(node) => {
-            let join = node::Join { server: node.server, token: node.token };
+            let join = node::Join {
+                server: node.server,
+                token: node.token,
+            };
             daemon(&load(node.run)?, run::Role::Node(join))
         }
         Command::Image(args) => short(image::execute(args.command)),
@@ -43,7 +46,11 @@ fn execute(command: Command) -> anyhow::Result<()> {
         },
         Command::Kubeconfig(run) => kubeconfig::print(&load(run)?),
         Command::Version => {
-            println!("knarr {} (Kubernetes {})", env!("CARGO_PKG_VERSION"), knarr_api::VERSION);
+            println!(
+                "knarr {} (Kubernetes {})",
+                env!("CARGO_PKG_VERSION"),
+                knarr_api::VERSION
+            );
             Ok(())
         }
         Command::Completion { shell } => {
@@ -54,14 +61,22 @@ fn execute(command: Command) -> anyhow::Result<()> {
 }
 
 fn load(run: cli::Run) -> anyhow::Result<Config> {
-    let host_name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("read the host's name")?;
-    Ok(Config::load(run.settings, run.config.as_deref(), host_name.trim())?)
+    let host_name =
+        std::fs::read_to_string("/proc/sys/kernel/hostname").context("read the host's name")?;
+    Ok(Config::load(
+        run.settings,
+        run.config.as_deref(),
+        host_name.trim(),
+    )?)
 }
 
 /// A long-running role: several threads, logs on stderr.
 fn daemon(config: &Config, role: run::Role) -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_env("KNARR_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
     tls();
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8)))
@@ -83,7 +98,10 @@ fn short(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
 
 /// Chooses ring for all of rustls, before anything speaks TLS.
 fn tls() {
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
+    if rustls::crypto::ring::default_provider()
+        .install_default()
+        .is_err()
+    {
         tracing::debug!("a TLS provider is installed already");
     }
 }

@@ -64,7 +64,9 @@ pub async fn join(config: &Config, join: Join) -> anyhow::Result<Identity> {
 pub async fn start(config: &Config, identity: Identity, parts: &mut Parts) -> anyhow::Result<()> {
     let node_ip = address(config)?;
     let engine = EngineConfig::new(config.data_dir.clone(), config.run_dir.clone(), shim()?);
-    let engine = Engine::open(engine).await.context("open the container engine")?;
+    let engine = Engine::open(engine)
+        .await
+        .context("open the container engine")?;
     let client = identity.client;
 
     let mut kubelet = KubeletConfig::new(
@@ -86,7 +88,11 @@ pub async fn start(config: &Config, identity: Identity, parts: &mut Parts) -> an
         parts.spawn("kubelet", async move {
             knarr_kubelet::run(kubelet, client, engine, stop).await?;
             // Without pods nothing needs their bridge.
-            if clean { knarr_network::cleanup("knarr0").await.context("remove the pod network")? }
+            if clean {
+                knarr_network::cleanup("knarr0")
+                    .await
+                    .context("remove the pod network")?
+            }
             anyhow::Ok(())
         });
     }
@@ -107,7 +113,11 @@ pub async fn start(config: &Config, identity: Identity, parts: &mut Parts) -> an
         parts.spawn("service proxy", async move {
             knarr_proxy::run(feed, proxy, stop).await?;
             // Pods that go on running keep their services; without pods nothing needs the rules.
-            if clean { knarr_proxy::cleanup().await } else { Ok(()) }
+            if clean {
+                knarr_proxy::cleanup().await
+            } else {
+                Ok(())
+            }
         });
     }
     let mut dns = knarr_dns::DnsConfig::new(config.cluster_dns, config.cluster_domain.clone());
@@ -117,11 +127,20 @@ pub async fn start(config: &Config, identity: Identity, parts: &mut Parts) -> an
         parts.spawn("DNS", async move {
             let address = dns.address;
             knarr_dns::run(feed, dns, stop).await?;
-            if clean { knarr_dns::cleanup(address).await } else { Ok(()) }
+            if clean {
+                knarr_dns::cleanup(address).await
+            } else {
+                Ok(())
+            }
         });
     }
-    let route = knarr_route::RouteConfig { node_name: config.node_name.clone() };
-    parts.spawn("route keeper", knarr_route::run(client, route, parts.stop_token()));
+    let route = knarr_route::RouteConfig {
+        node_name: config.node_name.clone(),
+    };
+    parts.spawn(
+        "route keeper",
+        knarr_route::run(client, route, parts.stop_token()),
+    );
     if let Some(renew) = identity.renew {
         let stop = parts.stop_token();
         parts.spawn("certificate renewal", async move {
@@ -138,7 +157,10 @@ fn shim() -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe().context("find this program")?;
     let shim = own.with_file_name("knarr-shim");
     if !shim.exists() {
-        bail!("{} is missing: knarr-shim belongs beside knarr", shim.display());
+        bail!(
+            "{} is missing: knarr-shim belongs beside knarr",
+            shim.display()
+        );
     }
     Ok(shim)
 }
@@ -167,7 +189,11 @@ pub fn address(config: &Config) -> anyhow::Result<IpAddr> {
     for interface in interfaces {
         let up = interface.flags.contains(InterfaceFlags::IFF_UP)
             && !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK);
-        let address = interface.address.as_ref().and_then(|address| address.as_sockaddr_in()).map(|a| a.ip());
+        let address = interface
+            .address
+            .as_ref()
+            .and_then(|address| address.as_sockaddr_in())
+            .map(|a| a.ip());
         if let Some(address) = address
             && up
             && !config.cluster_cidr.contains(&address)

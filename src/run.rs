@@ -32,7 +32,10 @@ pub struct Parts {
 
 impl Parts {
     fn new() -> Self {
-        Self { tasks: JoinSet::new(), stop: CancellationToken::new() }
+        Self {
+            tasks: JoinSet::new(),
+            stop: CancellationToken::new(),
+        }
     }
 
     /// The token whose cancellation ends a part.
@@ -41,11 +44,15 @@ impl Parts {
     }
 
     /// Adds a part.
-    pub fn spawn<E>(&mut self, name: &'static str, part: impl Future<Output = Result<(), E>> + Send + 'static)
-    where
+    pub fn spawn<E>(
+        &mut self,
+        name: &'static str,
+        part: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) where
         E: Into<anyhow::Error> + Send + 'static,
     {
-        self.tasks.spawn(async move { (name, part.await.map_err(Into::into)) });
+        self.tasks
+            .spawn(async move { (name, part.await.map_err(Into::into)) });
     }
 
     /// Waits for a signal or the end of a part, then ends all.

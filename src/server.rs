@@ -30,13 +30,22 @@ pub async fn start(config: &Config, parts: &mut Parts) -> anyhow::Result<Server>
     let dir = config.data_dir.join("server");
     std::fs::create_dir_all(dir.join("db")).with_context(|| format!("create {}", dir.display()))?;
     let node_ip = crate::node::address(config)?;
-    let advertise_ip = if config.listen.ip().is_unspecified() { node_ip } else { config.listen.ip() };
+    let advertise_ip = if config.listen.ip().is_unspecified() {
+        node_ip
+    } else {
+        config.listen.ip()
+    };
 
-    let listener =
-        TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
-    let port = listener.local_addr().context("ask for our own port")?.port();
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("listen on {}", config.listen))?;
+    let port = listener
+        .local_addr()
+        .context("ask for our own port")?
+        .port();
     let pki = Pki::open(&dir.join("tls")).context("open the cluster's keys")?;
-    let store = RedbStore::open(&dir.join("db").join("state.redb")).context("open the cluster's store")?;
+    let store =
+        RedbStore::open(&dir.join("db").join("state.redb")).context("open the cluster's store")?;
     let api_config = ApiServerConfig {
         advertise: SocketAddr::new(advertise_ip, port),
         hosts: vec![config.node_name.clone(), node_ip.to_string()],
@@ -44,7 +53,9 @@ pub async fn start(config: &Config, parts: &mut Parts) -> anyhow::Result<Server>
         cluster_domain: config.cluster_domain.clone(),
         ..ApiServerConfig::default()
     };
-    let api = ApiServer::open(api_config, Arc::new(store), &pki).await.context("open the API server")?;
+    let api = ApiServer::open(api_config, Arc::new(store), &pki)
+        .await
+        .context("open the API server")?;
     write_kubeconfig(config, &pki, port)?;
     {
         let (api, stop) = (api.clone(), parts.stop_token());
@@ -62,13 +73,20 @@ pub async fn start(config: &Config, parts: &mut Parts) -> anyhow::Result<Server>
     let controllers = knarr_controllers::Config {
         ca_certificate_pem: pki.ca_cert_pem().to_owned(),
         ca_key_pem: Some(pki.ca_key_pem().to_owned()),
-        cluster_cidrs: vec![(config.cluster_cidr.network().into(), config.cluster_cidr.prefix_len())],
+        cluster_cidrs: vec![(
+            config.cluster_cidr.network().into(),
+            config.cluster_cidr.prefix_len(),
+        )],
         node_grace: Duration::from_secs(40),
         ..knarr_controllers::Config::default()
     };
     parts.spawn(
         "controllers",
-        knarr_controllers::run(client("system:kube-controller-manager"), controllers, parts.stop_token()),
+        knarr_controllers::run(
+            client("system:kube-controller-manager"),
+            controllers,
+            parts.stop_token(),
+        ),
     );
     tracing::info!(address = %config.listen, kubeconfig = %config.kubeconfig.display(), "the API server is ready");
     Ok(Server { api, pki, node_ip })
@@ -88,11 +106,19 @@ impl Server {
             groups: groups.clone(),
             hosts: vec![config.node_name.clone(), self.node_ip.to_string()],
         };
-        let serving = self.pki.identity("kubelet", &serving).context("issue the node's certificate")?;
+        let serving = self
+            .pki
+            .identity("kubelet", &serving)
+            .context("issue the node's certificate")?;
         let serving = knarr_kubelet::Identity::from_pem(&serving.cert_pem, &serving.key_pem)
             .context("use the node's certificate")?;
         let client = kube::Client::new(self.api.local(UserInfo::new(name, groups)), "default");
-        Ok(Identity { client, ca_cert_pem: self.pki.ca_cert_pem().to_owned(), serving, renew: None })
+        Ok(Identity {
+            client,
+            ca_cert_pem: self.pki.ca_cert_pem().to_owned(),
+            serving,
+            renew: None,
+        })
     }
 }
 
@@ -101,14 +127,22 @@ fn write_kubeconfig(config: &Config, pki: &Pki, port: u16) -> anyhow::Result<()>
         user: "kubernetes-admin".to_owned(),
         groups: vec!["system:masters".to_owned()],
     };
-    let admin = pki.identity("admin", &admin).context("issue the administrator's certificate")?;
+    let admin = pki
+        .identity("admin", &admin)
+        .context("issue the administrator's certificate")?;
     let host = match config.listen.ip() {
         ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
         IpAddr::V6(ip) => format!("[{ip}]"),
         IpAddr::V4(ip) => ip.to_string(),
     };
     let server = format!("https://{host}:{port}");
-    let text = pki::kubeconfig("knarr", &server, pki.ca_cert_pem(), "kubernetes-admin", &admin);
+    let text = pki::kubeconfig(
+        "knarr",
+        &server,
+        pki.ca_cert_pem(),
+        "kubernetes-admin",
+        &admin,
+    );
     if let Some(parent) = config.kubeconfig.parent() {
         std::fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
     }

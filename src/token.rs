@@ -18,8 +18,12 @@ use crate::kubeconfig;
 pub async fn create(config: &Config, ttl: &str) -> anyhow::Result<()> {
     let ttl = parse_ttl(ttl)?;
     let (client, ca_cert_pem) = kubeconfig::admin_client(config).await?;
-    let hash = knarr_api::pki::ca_hash(&ca_cert_pem)
-        .with_context(|| format!("the CA in {} is no certificate", config.kubeconfig.display()))?;
+    let hash = knarr_api::pki::ca_hash(&ca_cert_pem).with_context(|| {
+        format!(
+            "the CA in {} is no certificate",
+            config.kubeconfig.display()
+        )
+    })?;
     let (id, secret) = (random(6), random(16));
     let mut data = json!({
         "token-id": id,
@@ -50,7 +54,9 @@ pub async fn create(config: &Config, ttl: &str) -> anyhow::Result<()> {
 fn random(length: usize) -> String {
     const ALPHABET: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789";
     let mut rng = rand::rng();
-    (0..length).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())])).collect()
+    (0..length)
+        .map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())]))
+        .collect()
 }
 
 /// `90s`, `30m`, `24h`, `7d`; `0` for no end.
@@ -83,7 +89,16 @@ mod tests {
     fn a_ttl_has_a_unit() {
         assert_eq!(parse_ttl("24h").unwrap(), Some(Duration::from_secs(86400)));
         assert_eq!(parse_ttl("0").unwrap(), None);
-        for bad in ["", "5", "h", "-1h", "1y", "0s", "99999999999999999999h", "9999999999999999d"] {
+        for bad in [
+            "",
+            "5",
+            "h",
+            "-1h",
+            "1y",
+            "0s",
+            "99999999999999999999h",
+            "9999999999999999d",
+        ] {
             assert!(parse_ttl(bad).is_err(), "{bad}");
         }
     }
@@ -92,6 +107,11 @@ mod tests {
     fn a_token_is_of_the_form_that_bootstrap_tokens_have() {
         let token = random(16);
         assert_eq!(token.len(), 16);
-        assert!(token.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit()), "{token}");
+        assert!(
+            token
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit()),
+            "{token}"
+        );
     }
 }

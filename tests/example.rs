@@ -192,7 +192,8 @@ fn both_kubectls_print_what_they_print_on_any_cluster() {
             let described = run(&["describe", what]);
             assert!(described.contains("Name:"), "{described}");
         }
-        let described = run(&["describe", "pod", "-l", "app=hello"]);
+        let one = run(&["get", "pods", "-l", "app=hello", "-o", "name"]);
+        let described = run(&["describe", one.lines().next().expect("a pod")]);
         for event in ["Scheduled", "Pulled", "Created", "Started"] {
             assert!(described.contains(event), "{event} is not in\n{described}");
         }
@@ -240,8 +241,6 @@ fn both_kubectls_print_what_they_print_on_any_cluster() {
             "once",
             "--image=knarr.local/hello:v1",
             "--restart=Never",
-            "--",
-            "/hello-server",
         ]);
         run(&["wait", "pod/once", "--for=condition=Ready", "--timeout=60s"]);
         run(&[

@@ -163,12 +163,25 @@ fn a_server_and_a_node_on_two_machines_run_pods_that_reach_services() {
     .unwrap();
     for machine in [&server, &worker] {
         wait_until("all four pods to answer", || {
+            let routes = format!(
+                "{}
+{}",
+                server.sh_ok("ip route"),
+                worker.sh_ok("ip route")
+            );
             let script = format!(
                 "for i in $(seq 60); do curl --silent --fail --max-time 5 http://{address}/ || exit 1; done | sort -u | wc -l"
             );
             let output = machine.sh(&script);
             let count = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-            if count == "4" { Ok(()) } else { Err(count) }
+            if count == "4" {
+                Ok(())
+            } else {
+                Err(format!(
+                    "{count}
+{routes}"
+                ))
+            }
         });
     }
     // The API server reaches the kubelet of the other machine.

@@ -39,12 +39,15 @@ mkdir -p /var/log/pods /var/log/containers /var/lib/knarr /run/knarr
 mount --bind "$dir/log" /var/log
 mount --bind "$dir/data" /var/lib/knarr
 echo ready
+# PID 1 is the parent of every orphan; ignoring SIGCHLD lets the kernel take leave of them.
+trap '' CHLD
 exec cat
 "#;
 
 /// A simulated machine.
 pub struct Machine {
     name: String,
+    address: String,
     dir: tempfile::TempDir,
     unshare: Child,
     /// Closing it ends the machine.
@@ -101,6 +104,7 @@ impl Machine {
             .expect("unshare has one child");
         Self {
             name: name.to_owned(),
+            address: address.to_owned(),
             dir,
             unshare,
             _lifeline: lifeline,
@@ -109,19 +113,9 @@ impl Machine {
         }
     }
 
-    /// The machine's host name.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// A directory that the machine and the test share, under the same path.
     pub fn dir(&self) -> &Path {
         self.dir.path()
-    }
-
-    /// The host's process id of the machine's PID 1.
-    pub fn init(&self) -> u32 {
-        self.init
     }
 
     /// The machine's cgroups, one for each hierarchy of the host.
@@ -163,40 +157,25 @@ impl Machine {
         String::from_utf8(output.stdout).expect("UTF-8")
     }
 
-    /// Joins the `wire` ends of two machines' `eth0` with a cable, so that they share a network.
+    /// Puts two machines on one network: a cable between their `eth0`.
     pub fn connect(&self, other: &Self) {
-        // A veth pair between the two namespaces, bridged with each machine's own wire end.
-        self.sh_ok(
-            "ip link add sw0 type bridge && ip link set sw0 up && ip link set wire0 master sw0",
-        );
-        other.sh_ok(
-            "ip link add sw0 type bridge && ip link set sw0 up && ip link set wire0 master sw0",
-        );
+        for machine in [self, other] {
+            machine.sh_ok("ip link delete eth0");
+        }
         let status = Command::new("nsenter")
+            .args(["--target", &self.init.to_string(), "--net", "--"])
             .args([
-                "--target",
-                &self.init.to_string(),
-                "--net",
-                "--",
-                "ip",
-                "link",
-                "add",
-                "cable0",
+                "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0",
             ])
-            .args([
-                "type",
-                "veth",
-                "peer",
-                "name",
-                "cable0",
-                "netns",
-                &other.init.to_string(),
-            ])
+            .args(["netns", &other.init.to_string()])
             .status()
             .expect("run nsenter");
         assert!(status.success(), "connect {} and {}", self.name, other.name);
         for machine in [self, other] {
-            machine.sh_ok("ip link set cable0 master sw0 && ip link set cable0 up");
+            machine.sh_ok(&format!(
+                "ip address add {} dev eth0 && ip link set eth0 up",
+                machine.address
+            ));
         }
     }
 }

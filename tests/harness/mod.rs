@@ -9,7 +9,7 @@ pub use cluster::{Cluster, Kubectl, busybox_image, hello_image, program};
 pub use machine::Machine;
 
 /// How long a test waits for anything at the most.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Tries until it succeeds; after [`DEADLINE`] panics with the last reason.
 pub fn wait_until<T>(what: &str, mut attempt: impl FnMut() -> Result<T, String>) -> T {

@@ -12,7 +12,6 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose,
 };
-use serde_json::json;
 use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
 
@@ -236,7 +235,7 @@ pub fn certificate_pem(der: &[u8]) -> String {
     pem
 }
 
-/// A kubeconfig file for one cluster and one user with a client certificate.
+/// A kubeconfig file for one cluster and one user with a client certificate. The names are ours and plain.
 pub fn kubeconfig(
     cluster: &str,
     server: &str,
@@ -246,21 +245,16 @@ pub fn kubeconfig(
 ) -> String {
     use base64::Engine as _;
     let encode = |pem: &str| base64::engine::general_purpose::STANDARD.encode(pem);
-    let config = json!({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{ "name": cluster, "cluster": {
-            "server": server,
-            "certificate-authority-data": encode(ca_cert_pem),
-        }}],
-        "users": [{ "name": user, "user": {
-            "client-certificate-data": encode(&identity.cert_pem),
-            "client-key-data": encode(&identity.key_pem),
-        }}],
-        "contexts": [{ "name": cluster, "context": { "cluster": cluster, "user": user } }],
-        "current-context": cluster,
-    });
-    serde_saphyr::to_string(&config).expect("a JSON value always has a YAML form")
+    // A template, because readers with simple means (sed, an editor) want each value on one line.
+    format!(
+        "apiVersion: v1\nkind: Config\nclusters:\n- name: {cluster}\n  cluster:\n    server: {server}\n    \
+         certificate-authority-data: {ca}\nusers:\n- name: {user}\n  user:\n    client-certificate-data: {certificate}\n    \
+         client-key-data: {key}\ncontexts:\n- name: {cluster}\n  context:\n    cluster: {cluster}\n    user: {user}\n\
+         current-context: {cluster}\n",
+        ca = encode(ca_cert_pem),
+        certificate = encode(&identity.cert_pem),
+        key = encode(&identity.key_pem),
+    )
 }
 
 /// Writes a file in one step, so that a reader or a crash never meets half of it.

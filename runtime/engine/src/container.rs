@@ -36,7 +36,11 @@ impl Engine {
     ) -> Result<ContainerId, EngineError> {
         let sandbox = self.sandbox(sandbox_id)?;
         if sandbox.record.lock().stopped {
-            return Err(EngineError::State { what: "sandbox", id: sandbox_id.0.clone(), state: "stopped" });
+            return Err(EngineError::State {
+                what: "sandbox",
+                id: sandbox_id.0.clone(),
+                state: "stopped",
+            });
         }
         let id = ContainerId(new_id());
         let container = Arc::new(Container {
@@ -56,12 +60,18 @@ impl Engine {
             busy: tokio::sync::Mutex::new(()),
         });
         self.inner.save_container(&container)?;
-        let made = self.make_container(&id, &container, sandbox_id, config).await;
+        let made = self
+            .make_container(&id, &container, sandbox_id, config)
+            .await;
         if let Err(error) = made {
             self.inner.containers.lock().insert(id.clone(), container);
             if let Err(undo) = self.remove_container(&id).await {
                 let undo = &undo as &dyn std::error::Error;
-                tracing::error!(undo, container = id.0, "a container that failed could not be removed");
+                tracing::error!(
+                    undo,
+                    container = id.0,
+                    "a container that failed could not be removed"
+                );
             }
             return Err(error);
         }
@@ -92,37 +102,52 @@ impl Engine {
         };
         let inner = self.inner.clone();
         let key = id.0.clone();
-        let (image_digest_ref, stop_signal) = blocking(move || -> Result<_, EngineError> {
-            let image = inner
-                .images
-                .resolve(&config.image_id)?
-                .ok_or_else(|| EngineError::NotFound { what: "image", id: config.image_id.clone() })?;
-            let rootfs = inner
-                .images
-                .prepare(&key, &image.id, &dir)
-                .map_err(|source| EngineError::Snapshot { id: key.clone(), source })?;
-            let of_image = image.config.config().clone().unwrap_or_default();
-            let user = of_image.user().clone().unwrap_or_default();
-            let identity = user::resolve(&rootfs.path, &user, &config.security)?;
-            let spec = spec::build(&Input {
-                id: &key,
-                sandbox: &sandbox,
-                container: &config,
-                image: &image.config,
-                identity: &identity,
-                rootfs: &rootfs.path,
-                surroundings: &surroundings,
-            })?;
-            record::write(&dir, "config.json", &spec)?;
-            if let Some(parent) = log.parent() {
-                std::fs::create_dir_all(parent)
-                    .map_err(|source| EngineError::System { what: format!("create {}", parent.display()), source })?;
-            }
-            let name = image.digests.first().cloned().unwrap_or_else(|| image.id.to_string());
-            let signal = config.stop_signal.clone().or_else(|| of_image.stop_signal().clone());
-            Ok((name, parse_signal(signal.as_deref())))
-        })
-        .await?;
+        let (image_digest_ref, stop_signal) =
+            blocking(move || -> Result<_, EngineError> {
+                let image = inner.images.resolve(&config.image_id)?.ok_or_else(|| {
+                    EngineError::NotFound {
+                        what: "image",
+                        id: config.image_id.clone(),
+                    }
+                })?;
+                let rootfs = inner
+                    .images
+                    .prepare(&key, &image.id, &dir)
+                    .map_err(|source| EngineError::Snapshot {
+                        id: key.clone(),
+                        source,
+                    })?;
+                let of_image = image.config.config().clone().unwrap_or_default();
+                let user = of_image.user().clone().unwrap_or_default();
+                let identity = user::resolve(&rootfs.path, &user, &config.security)?;
+                let spec = spec::build(&Input {
+                    id: &key,
+                    sandbox: &sandbox,
+                    container: &config,
+                    image: &image.config,
+                    identity: &identity,
+                    rootfs: &rootfs.path,
+                    surroundings: &surroundings,
+                })?;
+                record::write(&dir, "config.json", &spec)?;
+                if let Some(parent) = log.parent() {
+                    std::fs::create_dir_all(parent).map_err(|source| EngineError::System {
+                        what: format!("create {}", parent.display()),
+                        source,
+                    })?;
+                }
+                let name = image
+                    .digests
+                    .first()
+                    .cloned()
+                    .unwrap_or_else(|| image.id.to_string());
+                let signal = config
+                    .stop_signal
+                    .clone()
+                    .or_else(|| of_image.stop_signal().clone());
+                Ok((name, parse_signal(signal.as_deref())))
+            })
+            .await?;
         let Reply::Created { pid } = shim.call(Call::Create(create)).await? else {
             return Err(ShimError::Answer.into());
         };
@@ -152,25 +177,43 @@ impl Engine {
             (record.sandbox_id.clone(), state)
         };
         if let Some(state) = state {
-            return Err(EngineError::State { what: "container", id: id.0.clone(), state });
+            return Err(EngineError::State {
+                what: "container",
+                id: id.0.clone(),
+                state,
+            });
         }
         let shim = self.shim_of(&sandbox_id)?;
         container.record.lock().started_at = Some(SystemTime::now());
         // Written first: a container that runs must not look like one that was never started.
         self.inner.save_container(&container)?;
-        if let Err(error) = shim.call(Call::Start { container: id.0.clone() }).await {
+        if let Err(error) = shim
+            .call(Call::Start {
+                container: id.0.clone(),
+            })
+            .await
+        {
             let message = match &error {
                 ShimError::Refused(failure) => failure.message.clone(),
                 other => other.to_string(),
             };
             self.inner.ended(
                 id,
-                End { at: SystemTime::now(), code: 128, reason: "StartError".to_owned(), message },
+                End {
+                    at: SystemTime::now(),
+                    code: 128,
+                    reason: "StartError".to_owned(),
+                    message,
+                },
             );
             return Err(error.into());
         }
         let pod_uid = self.inner.pod_uid(&sandbox_id);
-        let _ = self.inner.events.send(Event::ContainerStarted { sandbox_id, container_id: id.clone(), pod_uid });
+        let _ = self.inner.events.send(Event::ContainerStarted {
+            sandbox_id,
+            container_id: id.clone(),
+            pod_uid,
+        });
         Ok(())
     }
 
@@ -179,11 +222,19 @@ impl Engine {
     /// # Errors
     ///
     /// `NotFound`, or the kernel does not let it die.
-    pub async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), EngineError> {
+    pub async fn stop_container(
+        &self,
+        id: &ContainerId,
+        grace: Duration,
+    ) -> Result<(), EngineError> {
         let container = self.container(id)?;
         let (sandbox_id, signal, running) = {
             let record = container.record.lock();
-            (record.sandbox_id.clone(), record.stop_signal, record.created && record.end.is_none())
+            (
+                record.sandbox_id.clone(),
+                record.stop_signal,
+                record.created && record.end.is_none(),
+            )
         };
         if !running {
             return Ok(());
@@ -197,14 +248,21 @@ impl Engine {
         if started && !grace.is_zero() {
             self.signal(&shim, id, signal, false).await?;
             // Dropping the wait midway loses nothing: the channel keeps its value.
-            if tokio::time::timeout(grace, ended.wait_for(|ended| *ended)).await.is_ok() {
+            if tokio::time::timeout(grace, ended.wait_for(|ended| *ended))
+                .await
+                .is_ok()
+            {
                 return Ok(());
             }
         }
         self.signal(&shim, id, Signal::SIGKILL as i32, true).await?;
         match tokio::time::timeout(KILL_PATIENCE, ended.wait_for(|ended| *ended)).await {
             Ok(_) => Ok(()),
-            Err(_) => Err(EngineError::State { what: "container", id: id.0.clone(), state: "not dying of SIGKILL" }),
+            Err(_) => Err(EngineError::State {
+                what: "container",
+                id: id.0.clone(),
+                state: "not dying of SIGKILL",
+            }),
         }
     }
 
@@ -215,7 +273,14 @@ impl Engine {
         signal: i32,
         all: bool,
     ) -> Result<(), EngineError> {
-        match shim.call(Call::Signal { container: id.0.clone(), signal, all }).await {
+        match shim
+            .call(Call::Signal {
+                container: id.0.clone(),
+                signal,
+                all,
+            })
+            .await
+        {
             Ok(_) => Ok(()),
             Err(ShimError::Refused(failure)) if failure.not_found => {
                 self.inner.ended(id, unknown_end());
@@ -233,12 +298,19 @@ impl Engine {
     ///
     /// What could not be removed; its record stays, so that it can be tried again.
     pub async fn remove_container(&self, id: &ContainerId) -> Result<(), EngineError> {
-        let Ok(container) = self.container(id) else { return Ok(()) };
+        let Ok(container) = self.container(id) else {
+            return Ok(());
+        };
         let _busy = container.busy.lock().await;
         self.stop_container(id, Duration::ZERO).await?;
         let sandbox_id = container.record.lock().sandbox_id.clone();
         let deleted = match self.shim_of(&sandbox_id) {
-            Ok(shim) => match shim.call(Call::Delete { container: id.0.clone() }).await {
+            Ok(shim) => match shim
+                .call(Call::Delete {
+                    container: id.0.clone(),
+                })
+                .await
+            {
                 Ok(_) => true,
                 Err(ShimError::Refused(failure)) if failure.not_found => false,
                 Err(ShimError::Gone) => false,
@@ -255,7 +327,10 @@ impl Engine {
             inner
                 .images
                 .remove_snapshot(&key)
-                .map_err(|source| EngineError::Snapshot { id: key.clone(), source })
+                .map_err(|source| EngineError::Snapshot {
+                    id: key.clone(),
+                    source,
+                })
         })
         .await?;
         record::remove(&self.inner.container_dir(id))?;
@@ -271,14 +346,21 @@ impl Engine {
         let exit = blocking(move || {
             if let Err(error) = delete_state(&oci, &key) {
                 let error = &error as &dyn std::error::Error;
-                tracing::error!(error, container = key, "what is left of a container could not be killed");
+                tracing::error!(
+                    error,
+                    container = key,
+                    "what is left of a container could not be killed"
+                );
             }
             read_exit(&dir)
         })
         .await;
-        let is_made = self.container(id).is_ok_and(|container| container.record.lock().created);
+        let is_made = self
+            .container(id)
+            .is_ok_and(|container| container.record.lock().created);
         if is_made || exit.is_some() {
-            self.inner.ended(id, exit.as_ref().map_or_else(unknown_end, end_of));
+            self.inner
+                .ended(id, exit.as_ref().map_or_else(unknown_end, end_of));
         }
     }
 
@@ -301,7 +383,13 @@ impl Engine {
 
     fn cgroup_of(&self, container: &Container) -> Result<String, EngineError> {
         let record = container.record.lock();
-        let parent = self.sandbox(&record.sandbox_id)?.record.lock().config.cgroup_parent.clone();
+        let parent = self
+            .sandbox(&record.sandbox_id)?
+            .record
+            .lock()
+            .config
+            .cgroup_parent
+            .clone();
         Ok(format!("{}/{}", parent.trim_end_matches('/'), record.id.0))
     }
 
@@ -328,8 +416,12 @@ impl Engine {
     async fn cgroup_stats(&self, path: String) -> Result<Stats, EngineError> {
         let inner = self.inner.clone();
         blocking(move || {
-            let failed = |source| EngineError::Cgroup { path: path.clone(), source };
-            let group = knarr_oci::cgroup::Group::open(&inner.cgroups, Path::new(&path)).map_err(failed)?;
+            let failed = |source| EngineError::Cgroup {
+                path: path.clone(),
+                source,
+            };
+            let group =
+                knarr_oci::cgroup::Group::open(&inner.cgroups, Path::new(&path)).map_err(failed)?;
             Ok(stats(&group.stats().map_err(failed)?))
         })
         .await
@@ -342,22 +434,34 @@ impl Engine {
     /// If the container is not running or the file cannot be opened.
     pub async fn reopen_log(&self, id: &ContainerId) -> Result<(), EngineError> {
         let sandbox_id = self.container(id)?.record.lock().sandbox_id.clone();
-        self.shim_of(&sandbox_id)?.call(Call::ReopenLog { container: id.0.clone() }).await?;
+        self.shim_of(&sandbox_id)?
+            .call(Call::ReopenLog {
+                container: id.0.clone(),
+            })
+            .await?;
         Ok(())
     }
 }
 
 /// Removes what the runtime knows of a container, killing what runs; nothing there is fine.
 pub(crate) fn delete_state(oci_dir: &Path, id: &str) -> Result<(), EngineError> {
-    let Ok(parsed) = OciId::parse(id) else { return Ok(()) };
+    let Ok(parsed) = OciId::parse(id) else {
+        return Ok(());
+    };
     let runtime = Runtime::new(oci_dir.to_owned(), RuntimeOptions::default());
-    let failures = runtime.delete(&parsed, true).map_err(|error| EngineError::System {
-        what: format!("remove what is left of container {id}"),
-        source: std::io::Error::other(error),
-    })?;
+    let failures = runtime
+        .delete(&parsed, true)
+        .map_err(|error| EngineError::System {
+            what: format!("remove what is left of container {id}"),
+            source: std::io::Error::other(error),
+        })?;
     for failure in failures {
         let error = &failure as &dyn std::error::Error;
-        tracing::warn!(error, container = id, "a hook failed after the container ended");
+        tracing::warn!(
+            error,
+            container = id,
+            "a hook failed after the container ended"
+        );
     }
     Ok(())
 }
@@ -371,13 +475,26 @@ pub(crate) fn read_exit(bundle: &Path) -> Option<Exit> {
 
 /// A signal by name or number, as images write it; SIGTERM where there is none or it does not exist.
 fn parse_signal(text: Option<&str>) -> i32 {
-    let Some(text) = text.filter(|text| !text.is_empty()) else { return Signal::SIGTERM as i32 };
+    let Some(text) = text.filter(|text| !text.is_empty()) else {
+        return Signal::SIGTERM as i32;
+    };
     if let Ok(number) = text.parse::<i32>() {
-        return if (1..=64).contains(&number) { number } else { Signal::SIGTERM as i32 };
+        return if (1..=64).contains(&number) {
+            number
+        } else {
+            Signal::SIGTERM as i32
+        };
     }
     let upper = text.to_uppercase();
-    let name = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
-    if let Some(offset) = name.strip_prefix("SIGRTMIN+").and_then(|offset| offset.parse::<i32>().ok()) {
+    let name = if upper.starts_with("SIG") {
+        upper
+    } else {
+        format!("SIG{upper}")
+    };
+    if let Some(offset) = name
+        .strip_prefix("SIGRTMIN+")
+        .and_then(|offset| offset.parse::<i32>().ok())
+    {
         return 34 + offset.clamp(0, 30);
     }
     Signal::from_str(&name).map_or(Signal::SIGTERM as i32, |signal| signal as i32)

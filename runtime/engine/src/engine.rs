@@ -19,7 +19,9 @@ use crate::images::Pulls;
 use crate::pins::RunDir;
 use crate::record::{self, ContainerRecord, End, SandboxRecord};
 use crate::shim::{Notice, Shim};
-use crate::types::{ContainerId, ContainerState, ContainerStatus, Event, SandboxId, SandboxState, SandboxStatus};
+use crate::types::{
+    ContainerId, ContainerState, ContainerStatus, Event, SandboxId, SandboxState, SandboxStatus,
+};
 
 /// Events that a slow listener may fall behind; it then lists anew.
 const EVENTS: usize = 4096;
@@ -40,7 +42,12 @@ pub struct EngineConfig {
 impl EngineConfig {
     /// The defaults, in these directories.
     pub fn new(data_dir: PathBuf, run_dir: PathBuf, shim: PathBuf) -> Self {
-        Self { data_dir, run_dir, shim, rotation: Rotation::default() }
+        Self {
+            data_dir,
+            run_dir,
+            shim,
+            rotation: Rotation::default(),
+        }
     }
 }
 
@@ -87,12 +94,22 @@ impl Engine {
     ///
     /// If its directories cannot be read or written.
     pub async fn open(config: EngineConfig) -> Result<Self, EngineError> {
-        for dir in [config.data_dir.join("sandboxes"), config.data_dir.join("containers"), config.run_dir.join("sandboxes"), config.run_dir.join("oci")] {
-            std::fs::create_dir_all(&dir)
-                .map_err(|source| EngineError::System { what: format!("create {}", dir.display()), source })?;
+        for dir in [
+            config.data_dir.join("sandboxes"),
+            config.data_dir.join("containers"),
+            config.run_dir.join("sandboxes"),
+            config.run_dir.join("oci"),
+        ] {
+            std::fs::create_dir_all(&dir).map_err(|source| EngineError::System {
+                what: format!("create {}", dir.display()),
+                source,
+            })?;
         }
         let images = ImageStore::open(StoreConfig::new(config.data_dir.join("images")))?;
-        let cgroups = Layout::detect().map_err(|source| EngineError::Cgroup { path: "/".into(), source })?;
+        let cgroups = Layout::detect().map_err(|source| EngineError::Cgroup {
+            path: "/".into(),
+            source,
+        })?;
         let (notices, heard) = mpsc::unbounded_channel();
         let engine = Self {
             inner: Arc::new(Inner {
@@ -121,7 +138,13 @@ impl Engine {
     pub async fn configure_network(&self, config: NetworkConfig) -> Result<(), EngineError> {
         let mut slot = self.inner.network.write().await;
         let network = Network::open(config).await?;
-        let keep = self.inner.sandboxes.lock().keys().map(|id| id.0.clone()).collect();
+        let keep = self
+            .inner
+            .sandboxes
+            .lock()
+            .keys()
+            .map(|id| id.0.clone())
+            .collect();
         if let Err(error) = network.gc(&keep).await {
             let error = &error as &dyn std::error::Error;
             tracing::error!(error, "networks of pods that are gone could not be removed");
@@ -142,23 +165,36 @@ impl Engine {
 
     pub(crate) fn sandbox(&self, id: &SandboxId) -> Result<Arc<Sandbox>, EngineError> {
         let found = self.inner.sandboxes.lock().get(id).cloned();
-        found.ok_or_else(|| EngineError::NotFound { what: "sandbox", id: id.0.clone() })
+        found.ok_or_else(|| EngineError::NotFound {
+            what: "sandbox",
+            id: id.0.clone(),
+        })
     }
 
     pub(crate) fn container(&self, id: &ContainerId) -> Result<Arc<Container>, EngineError> {
         let found = self.inner.containers.lock().get(id).cloned();
-        found.ok_or_else(|| EngineError::NotFound { what: "container", id: id.0.clone() })
+        found.ok_or_else(|| EngineError::NotFound {
+            what: "container",
+            id: id.0.clone(),
+        })
     }
 
     /// The shim that a container lives under.
     pub(crate) fn shim_of(&self, sandbox: &SandboxId) -> Result<Arc<Shim>, EngineError> {
         let shim = self.sandbox(sandbox)?.shim.lock().clone();
-        shim.ok_or_else(|| EngineError::State { what: "sandbox", id: sandbox.0.clone(), state: "not ready" })
+        shim.ok_or_else(|| EngineError::State {
+            what: "sandbox",
+            id: sandbox.0.clone(),
+            state: "not ready",
+        })
     }
 
     pub(crate) fn containers_of(&self, sandbox: &SandboxId) -> Vec<Arc<Container>> {
         let all = self.inner.containers.lock();
-        all.values().filter(|container| container.record.lock().sandbox_id == *sandbox).cloned().collect()
+        all.values()
+            .filter(|container| container.record.lock().sandbox_id == *sandbox)
+            .cloned()
+            .collect()
     }
 
     /// What a sandbox is now.
@@ -189,7 +225,9 @@ impl Engine {
     /// All containers, by id.
     pub async fn list_containers(&self) -> Vec<ContainerStatus> {
         let all: Vec<_> = self.inner.containers.lock().values().cloned().collect();
-        all.iter().map(|container| self.status_of(&container.record.lock())).collect()
+        all.iter()
+            .map(|container| self.status_of(&container.record.lock()))
+            .collect()
     }
 
     fn status_of(&self, record: &ContainerRecord) -> ContainerStatus {
@@ -231,7 +269,11 @@ impl Sandbox {
         SandboxStatus {
             id: record.id.clone(),
             config: record.config.clone(),
-            state: if ready { SandboxState::Ready } else { SandboxState::NotReady },
+            state: if ready {
+                SandboxState::Ready
+            } else {
+                SandboxState::NotReady
+            },
             created_at: record.created_at,
             ips: record.ips.clone(),
         }
@@ -257,17 +299,27 @@ impl Inner {
 
     pub(crate) fn save_sandbox(&self, sandbox: &Sandbox) -> Result<(), EngineError> {
         let record = sandbox.record.lock();
-        Ok(record::write(&self.sandbox_dir(&record.id), "sandbox.json", &*record)?)
+        Ok(record::write(
+            &self.sandbox_dir(&record.id),
+            "sandbox.json",
+            &*record,
+        )?)
     }
 
     pub(crate) fn save_container(&self, container: &Container) -> Result<(), EngineError> {
         let record = container.record.lock();
-        Ok(record::write(&self.container_dir(&record.id), "container.json", &*record)?)
+        Ok(record::write(
+            &self.container_dir(&record.id),
+            "container.json",
+            &*record,
+        )?)
     }
 
     /// Takes note that a container ended; only the first end counts.
     pub(crate) fn ended(&self, id: &ContainerId, end: End) {
-        let Some(container) = self.containers.lock().get(id).cloned() else { return };
+        let Some(container) = self.containers.lock().get(id).cloned() else {
+            return;
+        };
         let sandbox_id = {
             let mut record = container.record.lock();
             if record.end.is_some() {
@@ -279,17 +331,27 @@ impl Inner {
         if let Err(error) = self.save_container(&container) {
             // The shim's own record of the exit is still there for the next start.
             let error = &error as &dyn std::error::Error;
-            tracing::error!(error, container = id.0, "the end of a container could not be written down");
+            tracing::error!(
+                error,
+                container = id.0,
+                "the end of a container could not be written down"
+            );
         }
         container.ended.send_replace(true);
         let pod_uid = self.pod_uid(&sandbox_id);
         // Nobody listening is fine: who comes later lists.
-        let _ = self.events.send(Event::ContainerExited { sandbox_id, container_id: id.clone(), pod_uid });
+        let _ = self.events.send(Event::ContainerExited {
+            sandbox_id,
+            container_id: id.clone(),
+            pod_uid,
+        });
     }
 
     pub(crate) fn pod_uid(&self, sandbox: &SandboxId) -> String {
         let sandbox = self.sandboxes.lock().get(sandbox).cloned();
-        sandbox.map(|sandbox| sandbox.record.lock().config.uid.clone()).unwrap_or_default()
+        sandbox
+            .map(|sandbox| sandbox.record.lock().config.uid.clone())
+            .unwrap_or_default()
     }
 }
 
@@ -302,7 +364,12 @@ pub(crate) fn end_of(exit: &Exit) -> End {
     } else {
         "Error"
     };
-    End { at: exit.at, code: exit.code, reason: reason.to_owned(), message: String::new() }
+    End {
+        at: exit.at,
+        code: exit.code,
+        reason: reason.to_owned(),
+        message: String::new(),
+    }
 }
 
 /// How a container ended that nobody saw end.
@@ -323,7 +390,10 @@ pub(crate) fn new_id() -> String {
 }
 
 /// Passes on what the shims tell.
-async fn hear(inner: std::sync::Weak<Inner>, mut notices: mpsc::UnboundedReceiver<(SandboxId, Notice)>) {
+async fn hear(
+    inner: std::sync::Weak<Inner>,
+    mut notices: mpsc::UnboundedReceiver<(SandboxId, Notice)>,
+) {
     while let Some((sandbox_id, notice)) = notices.recv().await {
         let Some(inner) = inner.upgrade() else { return };
         match notice {

@@ -30,7 +30,11 @@ impl Engine {
     /// # Errors
     ///
     /// The name is none, or what the registry or the disk says.
-    pub async fn pull_image(&self, name: &str, auth: Option<RegistryAuth>) -> Result<ImageStatus, EngineError> {
+    pub async fn pull_image(
+        &self,
+        name: &str,
+        auth: Option<RegistryAuth>,
+    ) -> Result<ImageStatus, EngineError> {
         let reference = Reference::from_str(name)?;
         let pull = self.inner.pulls.of(&reference.name());
         let _one = pull.lock().await;
@@ -39,7 +43,10 @@ impl Engine {
             None => Auth::Anonymous,
         };
         let image = self.inner.images.pull(&reference, &auth).await;
-        Ok(status(&image.map_err(|source| EngineError::Pull { reference: name.to_owned(), source: Box::new(source) })?))
+        Ok(status(&image.map_err(|source| EngineError::Pull {
+            reference: name.to_owned(),
+            source: Box::new(source),
+        })?))
     }
 
     /// An image by name or id; `None` if it is not here.
@@ -50,7 +57,10 @@ impl Engine {
     pub async fn image_status(&self, name: &str) -> Result<Option<ImageStatus>, EngineError> {
         let images = self.inner.images.clone();
         let name = name.to_owned();
-        Ok(blocking(move || images.resolve(&name)).await?.as_ref().map(status))
+        Ok(blocking(move || images.resolve(&name))
+            .await?
+            .as_ref()
+            .map(status))
     }
 
     /// All images.
@@ -60,7 +70,11 @@ impl Engine {
     /// The store cannot be read.
     pub async fn list_images(&self) -> Result<Vec<ImageStatus>, EngineError> {
         let images = self.inner.images.clone();
-        Ok(blocking(move || images.list()).await?.iter().map(status).collect())
+        Ok(blocking(move || images.list())
+            .await?
+            .iter()
+            .map(status)
+            .collect())
     }
 
     /// Removes an image by name or id; one that is not here is fine.
@@ -72,14 +86,19 @@ impl Engine {
         let images = self.inner.images.clone();
         let name = name.to_owned();
         match blocking(move || images.remove(&name)).await {
-            Ok(Removed::Untagged(_) | Removed::Deleted(_)) | Err(knarr_image::RemoveError::NotFound { .. }) => Ok(()),
+            Ok(Removed::Untagged(_) | Removed::Deleted(_))
+            | Err(knarr_image::RemoveError::NotFound { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
 }
 
 fn status(image: &Image) -> ImageStatus {
-    let user = image.config.config().as_ref().and_then(|config| config.user().clone());
+    let user = image
+        .config
+        .config()
+        .as_ref()
+        .and_then(|config| config.user().clone());
     ImageStatus {
         id: image.id.to_string(),
         repo_tags: image.tags.clone(),

@@ -24,7 +24,11 @@ pub struct PinError {
 
 fn failed<E: Into<io::Error>>(what: &'static str, path: &Path) -> impl FnOnce(E) -> PinError {
     let path = path.to_owned();
-    move |source| PinError { what, path, source: source.into() }
+    move |source| PinError {
+        what,
+        path,
+        source: source.into(),
+    }
 }
 
 /// The paths in a sandbox's run directory.
@@ -62,14 +66,19 @@ impl RunDir {
 
     /// What the containers of this sandbox get.
     pub fn surroundings(&self, config: &SandboxConfig) -> Surroundings {
-        let pod = |mode: NamespaceMode, path: PathBuf| (mode != NamespaceMode::Node).then_some(path);
+        let pod =
+            |mode: NamespaceMode, path: PathBuf| (mode != NamespaceMode::Node).then_some(path);
         let namespaces = config.namespaces;
         Surroundings {
             network: pod(namespaces.network, self.netns()),
             ipc: pod(namespaces.ipc, self.ipc()),
             // The host name belongs to the network, as in every other runtime.
             uts: pod(namespaces.network, self.uts()),
-            shm: if namespaces.ipc == NamespaceMode::Node { "/dev/shm".into() } else { self.shm() },
+            shm: if namespaces.ipc == NamespaceMode::Node {
+                "/dev/shm".into()
+            } else {
+                self.shm()
+            },
             resolv_conf: config.dns.as_ref().map(|_| self.resolv_conf()),
             hostname: (!config.hostname.is_empty()).then(|| self.hostname()),
         }
@@ -88,7 +97,8 @@ impl RunDir {
             let shm = self.shm();
             fs::create_dir_all(&shm).map_err(failed("create", &shm))?;
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-            mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(SHM)).map_err(failed("mount", &shm))?;
+            mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(SHM))
+                .map_err(failed("mount", &shm))?;
         }
         let mut flags = CloneFlags::empty();
         let mut pins = Vec::new();
@@ -109,7 +119,9 @@ impl RunDir {
             .name("pin".to_owned())
             .spawn(move || pin(flags, &pins, &hostname))
             .map_err(failed("start a thread for", &self.0))?;
-        thread.join().map_err(|_| failed("pin the namespaces of", &run_dir)(io::Error::other("the thread panicked")))?
+        thread.join().map_err(|_| {
+            failed("pin the namespaces of", &run_dir)(io::Error::other("the thread panicked"))
+        })?
     }
 
     /// Takes all mounts of the sandbox away; what is not there is fine.
@@ -136,8 +148,14 @@ fn pin(flags: CloneFlags, pins: &[(&str, PathBuf)], hostname: &str) -> Result<()
     }
     for (kind, path) in pins {
         fs::File::create(path).map_err(failed("create", path))?;
-        mount(Some(&own.join(kind)), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-            .map_err(failed("pin a namespace on", path))?;
+        mount(
+            Some(&own.join(kind)),
+            path,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )
+        .map_err(failed("pin a namespace on", path))?;
     }
     Ok(())
 }
@@ -169,7 +187,10 @@ mod tests {
     fn resolv_conf_is_what_the_kubelet_writes() {
         let dns = DnsConfig {
             servers: vec!["10.43.0.10".into()],
-            searches: vec!["default.svc.cluster.local".into(), "svc.cluster.local".into()],
+            searches: vec![
+                "default.svc.cluster.local".into(),
+                "svc.cluster.local".into(),
+            ],
             options: vec!["ndots:5".into()],
         };
         assert_eq!(

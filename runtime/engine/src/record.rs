@@ -95,15 +95,28 @@ pub fn write(dir: &Path, name: &str, record: &impl Serialize) -> Result<(), Reco
 }
 
 /// All records of this name, one per directory below `dir`; a directory without one, left by a crash, comes without.
-pub fn read_all<T: DeserializeOwned>(dir: &Path, name: &str) -> Result<Vec<(PathBuf, Option<T>)>, RecordError> {
+pub fn read_all<T: DeserializeOwned>(
+    dir: &Path,
+    name: &str,
+) -> Result<Vec<(PathBuf, Option<T>)>, RecordError> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(source) => return Err(RecordError { what: "list", path: dir.to_owned(), source }),
+        Err(source) => {
+            return Err(RecordError {
+                what: "list",
+                path: dir.to_owned(),
+                source,
+            });
+        }
     };
     let mut all = Vec::new();
     for entry in entries {
-        let entry = entry.map_err(|source| RecordError { what: "list", path: dir.to_owned(), source })?;
+        let entry = entry.map_err(|source| RecordError {
+            what: "list",
+            path: dir.to_owned(),
+            source,
+        })?;
         let path = entry.path().join(name);
         let record = match fs::read(&path) {
             Ok(bytes) => match serde_json::from_slice(&bytes) {
@@ -114,7 +127,13 @@ pub fn read_all<T: DeserializeOwned>(dir: &Path, name: &str) -> Result<Vec<(Path
                 }
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(source) => return Err(RecordError { what: "read", path, source }),
+            Err(source) => {
+                return Err(RecordError {
+                    what: "read",
+                    path,
+                    source,
+                });
+            }
         };
         all.push((entry.path(), record));
     }
@@ -125,7 +144,11 @@ pub fn read_all<T: DeserializeOwned>(dir: &Path, name: &str) -> Result<Vec<(Path
 pub fn remove(dir: &Path) -> Result<(), RecordError> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(RecordError { what: "remove", path: dir.to_owned(), source }),
+        Err(source) => Err(RecordError {
+            what: "remove",
+            path: dir.to_owned(),
+            source,
+        }),
         Ok(()) => Ok(()),
     }
 }

@@ -15,7 +15,13 @@ use crate::types::{ContainerId, SandboxId};
 impl Engine {
     pub(crate) async fn restore(&self) -> Result<(), EngineError> {
         self.load()?;
-        let sandboxes: Vec<_> = self.inner.sandboxes.lock().iter().map(|(id, s)| (id.clone(), s.clone())).collect();
+        let sandboxes: Vec<_> = self
+            .inner
+            .sandboxes
+            .lock()
+            .iter()
+            .map(|(id, s)| (id.clone(), s.clone()))
+            .collect();
         for (id, sandbox) in &sandboxes {
             self.reconnect(id, sandbox).await;
         }
@@ -23,7 +29,11 @@ impl Engine {
             let complete = sandbox.record.lock().complete;
             if !complete && let Err(error) = self.remove_sandbox(id).await {
                 let error = &error as &dyn std::error::Error;
-                tracing::error!(error, sandbox = id.0, "a half made sandbox could not be removed");
+                tracing::error!(
+                    error,
+                    sandbox = id.0,
+                    "a half made sandbox could not be removed"
+                );
             }
         }
         self.remove_strays()
@@ -31,7 +41,9 @@ impl Engine {
 
     fn load(&self) -> Result<(), EngineError> {
         let data = &self.inner.config.data_dir;
-        for (path, record) in record::read_all::<SandboxRecord>(&data.join("sandboxes"), "sandbox.json")? {
+        for (path, record) in
+            record::read_all::<SandboxRecord>(&data.join("sandboxes"), "sandbox.json")?
+        {
             let Some(record) = record else {
                 record::remove(&path)?;
                 continue;
@@ -41,17 +53,29 @@ impl Engine {
                 busy: tokio::sync::Mutex::new(()),
                 record: Mutex::new(record.clone()),
             };
-            self.inner.sandboxes.lock().insert(record.id, Arc::new(sandbox));
+            self.inner
+                .sandboxes
+                .lock()
+                .insert(record.id, Arc::new(sandbox));
         }
-        for (path, record) in record::read_all::<ContainerRecord>(&data.join("containers"), "container.json")? {
-            let known = record.filter(|record| self.inner.sandboxes.lock().contains_key(&record.sandbox_id));
+        for (path, record) in
+            record::read_all::<ContainerRecord>(&data.join("containers"), "container.json")?
+        {
+            let known = record
+                .filter(|record| self.inner.sandboxes.lock().contains_key(&record.sandbox_id));
             let Some(record) = known else {
-                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let name = path
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned();
                 delete_state(&self.inner.oci_dir(), &name)?;
-                self.inner
-                    .images
-                    .remove_snapshot(&name)
-                    .map_err(|source| EngineError::Snapshot { id: name.clone(), source })?;
+                self.inner.images.remove_snapshot(&name).map_err(|source| {
+                    EngineError::Snapshot {
+                        id: name.clone(),
+                        source,
+                    }
+                })?;
                 record::remove(&path)?;
                 continue;
             };
@@ -60,7 +84,10 @@ impl Engine {
                 busy: tokio::sync::Mutex::new(()),
                 record: Mutex::new(record.clone()),
             };
-            self.inner.containers.lock().insert(record.id, Arc::new(container));
+            self.inner
+                .containers
+                .lock()
+                .insert(record.id, Arc::new(container));
         }
         Ok(())
     }
@@ -101,10 +128,20 @@ impl Engine {
                 self.inner.ended(&id, end_of(exit));
             }
         }
-        let known: Vec<ContainerId> =
-            self.containers_of(id).iter().map(|container| container.record.lock().id.clone()).collect();
-        for stray in listed.iter().filter(|one| !known.contains(&ContainerId(one.id.clone()))) {
-            tracing::error!(container = stray.id, sandbox = id.0, "the shim has a container without a record");
+        let known: Vec<ContainerId> = self
+            .containers_of(id)
+            .iter()
+            .map(|container| container.record.lock().id.clone())
+            .collect();
+        for stray in listed
+            .iter()
+            .filter(|one| !known.contains(&ContainerId(one.id.clone())))
+        {
+            tracing::error!(
+                container = stray.id,
+                sandbox = id.0,
+                "the shim has a container without a record"
+            );
         }
     }
 
@@ -113,7 +150,8 @@ impl Engine {
         let created = container.record.lock().created;
         let exit = read_exit(&self.inner.container_dir(id));
         if created || exit.is_some() {
-            self.inner.ended(id, exit.as_ref().map_or_else(unknown_end, end_of));
+            self.inner
+                .ended(id, exit.as_ref().map_or_else(unknown_end, end_of));
             return;
         }
         container.record.lock().created = true;
@@ -122,21 +160,35 @@ impl Engine {
 
     /// Snapshots and run directories without a record.
     fn remove_strays(&self) -> Result<(), EngineError> {
-        let snapshots = self.inner.images.snapshots().map_err(|error| EngineError::System {
-            what: "list the snapshots".to_owned(),
-            source: std::io::Error::other(error),
-        })?;
+        let snapshots = self
+            .inner
+            .images
+            .snapshots()
+            .map_err(|error| EngineError::System {
+                what: "list the snapshots".to_owned(),
+                source: std::io::Error::other(error),
+            })?;
         for snapshot in snapshots {
-            if !self.inner.containers.lock().contains_key(&ContainerId(snapshot.key.clone())) {
+            if !self
+                .inner
+                .containers
+                .lock()
+                .contains_key(&ContainerId(snapshot.key.clone()))
+            {
                 self.inner
                     .images
                     .remove_snapshot(&snapshot.key)
-                    .map_err(|source| EngineError::Snapshot { id: snapshot.key.clone(), source })?;
+                    .map_err(|source| EngineError::Snapshot {
+                        id: snapshot.key.clone(),
+                        source,
+                    })?;
             }
         }
         let run = self.inner.config.run_dir.join("sandboxes");
-        let entries = std::fs::read_dir(&run)
-            .map_err(|source| EngineError::System { what: format!("list {}", run.display()), source })?;
+        let entries = std::fs::read_dir(&run).map_err(|source| EngineError::System {
+            what: format!("list {}", run.display()),
+            source,
+        })?;
         for entry in entries.flatten() {
             let id = SandboxId(entry.file_name().to_string_lossy().into_owned());
             if !self.inner.sandboxes.lock().contains_key(&id) {

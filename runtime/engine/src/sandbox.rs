@@ -26,10 +26,16 @@ impl Engine {
     pub async fn run_sandbox(&self, config: SandboxConfig) -> Result<SandboxId, EngineError> {
         let namespaces = config.namespaces;
         if namespaces.pid == NamespaceMode::Pod {
-            return Err(SpecError::Unsupported { what: "a PID namespace shared by the pod (shareProcessNamespace)" }.into());
+            return Err(SpecError::Unsupported {
+                what: "a PID namespace shared by the pod (shareProcessNamespace)",
+            }
+            .into());
         }
         if namespaces.user == NamespaceMode::Pod {
-            return Err(SpecError::Unsupported { what: "a user namespace of the pod's own (hostUsers: false)" }.into());
+            return Err(SpecError::Unsupported {
+                what: "a user namespace of the pod's own (hostUsers: false)",
+            }
+            .into());
         }
         let id = SandboxId(new_id());
         let sandbox = Arc::new(Sandbox {
@@ -46,7 +52,10 @@ impl Engine {
         });
         let busy = sandbox.busy.lock().await;
         self.inner.save_sandbox(&sandbox)?;
-        self.inner.sandboxes.lock().insert(id.clone(), sandbox.clone());
+        self.inner
+            .sandboxes
+            .lock()
+            .insert(id.clone(), sandbox.clone());
         let made = self.make_sandbox(&id, &sandbox, config).await;
         drop(busy);
         match made {
@@ -55,25 +64,48 @@ impl Engine {
                 if let Err(undo) = self.remove_sandbox(&id).await {
                     // Its record stays, so the kubelet's cleaning or the next start tries again.
                     let undo = &undo as &dyn std::error::Error;
-                    tracing::error!(undo, sandbox = id.0, "a sandbox that failed could not be removed");
+                    tracing::error!(
+                        undo,
+                        sandbox = id.0,
+                        "a sandbox that failed could not be removed"
+                    );
                 }
                 Err(error)
             }
         }
     }
 
-    async fn make_sandbox(&self, id: &SandboxId, sandbox: &Sandbox, config: SandboxConfig) -> Result<(), EngineError> {
+    async fn make_sandbox(
+        &self,
+        id: &SandboxId,
+        sandbox: &Sandbox,
+        config: SandboxConfig,
+    ) -> Result<(), EngineError> {
         let run_dir = self.inner.run_dir(id);
-        let system = |what: &str, source| EngineError::System { what: what.to_owned(), source };
-        std::fs::create_dir_all(&run_dir.0).map_err(|source| system("create the sandbox's directory", source))?;
-        std::fs::create_dir_all(&config.log_directory).map_err(|source| system("create the log directory", source))?;
+        let system = |what: &str, source| EngineError::System {
+            what: what.to_owned(),
+            source,
+        };
+        std::fs::create_dir_all(&run_dir.0)
+            .map_err(|source| system("create the sandbox's directory", source))?;
+        std::fs::create_dir_all(&config.log_directory)
+            .map_err(|source| system("create the log directory", source))?;
 
         // The shim starts up while the namespaces and the network are made.
-        shim::start(&self.inner.config.shim, &run_dir.socket(), &self.inner.oci_dir(), &run_dir.shim_log())?;
+        shim::start(
+            &self.inner.config.shim,
+            &run_dir.socket(),
+            &self.inner.oci_dir(),
+            &run_dir.shim_log(),
+        )?;
         let cgroups = self.set_cgroup(&config.cgroup_parent, config.resources.clone());
         let pins = {
             let (run_dir, config) = (run_dir.clone(), config.clone());
-            async move { blocking(move || run_dir.make(&config)).await.map_err(EngineError::from) }
+            async move {
+                blocking(move || run_dir.make(&config))
+                    .await
+                    .map_err(EngineError::from)
+            }
         };
         let network = self.attach_network(id, &run_dir, &config);
         let socket = run_dir.socket();
@@ -101,7 +133,13 @@ impl Engine {
         if config.namespaces.network == NamespaceMode::Node {
             return Ok(Vec::new());
         }
-        let network = self.inner.network.read().await.clone().ok_or(EngineError::NetworkNotReady)?;
+        let network = self
+            .inner
+            .network
+            .read()
+            .await
+            .clone()
+            .ok_or(EngineError::NetworkNotReady)?;
         let ports: Vec<PortMapping> = config
             .port_mappings
             .iter()
@@ -117,7 +155,12 @@ impl Engine {
             })
             .collect();
         let attached = network.attach(&id.0, &run_dir.netns(), &ports).await;
-        Ok(attached.map_err(|source| EngineError::Attach { id: id.0.clone(), source })?.ips)
+        Ok(attached
+            .map_err(|source| EngineError::Attach {
+                id: id.0.clone(),
+                source,
+            })?
+            .ips)
     }
 
     /// Stops a sandbox: kills what runs in it and takes its network away. Stopping twice is fine.
@@ -131,7 +174,11 @@ impl Engine {
         self.stop_made_sandbox(id, &sandbox).await
     }
 
-    async fn stop_made_sandbox(&self, id: &SandboxId, sandbox: &Sandbox) -> Result<(), EngineError> {
+    async fn stop_made_sandbox(
+        &self,
+        id: &SandboxId,
+        sandbox: &Sandbox,
+    ) -> Result<(), EngineError> {
         let was_stopped = std::mem::replace(&mut sandbox.record.lock().stopped, true);
         self.inner.save_sandbox(sandbox)?;
         for container in self.containers_of(id) {
@@ -140,12 +187,21 @@ impl Engine {
         }
         let host_network = sandbox.record.lock().config.namespaces.network == NamespaceMode::Node;
         if !host_network && let Some(network) = self.inner.network.read().await.clone() {
-            network.detach(&id.0).await.map_err(|source| EngineError::Detach { id: id.0.clone(), source })?;
+            network
+                .detach(&id.0)
+                .await
+                .map_err(|source| EngineError::Detach {
+                    id: id.0.clone(),
+                    source,
+                })?;
         }
         if !was_stopped {
             let pod_uid = sandbox.record.lock().config.uid.clone();
             // Nobody listening is fine.
-            let _ = self.inner.events.send(Event::SandboxStopped { sandbox_id: id.clone(), pod_uid });
+            let _ = self.inner.events.send(Event::SandboxStopped {
+                sandbox_id: id.clone(),
+                pod_uid,
+            });
         }
         Ok(())
     }
@@ -156,7 +212,9 @@ impl Engine {
     ///
     /// What could not be removed; its record stays, so that it can be tried again.
     pub async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), EngineError> {
-        let Ok(sandbox) = self.sandbox(id) else { return Ok(()) };
+        let Ok(sandbox) = self.sandbox(id) else {
+            return Ok(());
+        };
         let _busy = sandbox.busy.lock().await;
         self.stop_made_sandbox(id, &sandbox).await?;
         for container in self.containers_of(id) {
@@ -176,7 +234,10 @@ impl Engine {
         blocking(move || -> Result<(), EngineError> {
             run_dir.unmount()?;
             if !cgroup.is_empty() {
-                let failed = |source| EngineError::Cgroup { path: cgroup.clone(), source };
+                let failed = |source| EngineError::Cgroup {
+                    path: cgroup.clone(),
+                    source,
+                };
                 let group = Group::open(&inner.cgroups, Path::new(&cgroup)).map_err(failed)?;
                 // All of it is ours to remove, though an earlier start of this program may have made it.
                 let mut record = group.record().clone();
@@ -214,7 +275,9 @@ impl Engine {
 
     /// A sandbox's shim ended though nobody told it to.
     pub(crate) async fn lost_shim(&self, id: &SandboxId) {
-        let Ok(sandbox) = self.sandbox(id) else { return };
+        let Ok(sandbox) = self.sandbox(id) else {
+            return;
+        };
         // Whoever removes the sandbox has taken the shim out already.
         if sandbox.shim.lock().take().is_none() {
             return;
@@ -225,7 +288,10 @@ impl Engine {
             self.end_abandoned(&id).await;
         }
         let pod_uid = sandbox.record.lock().config.uid.clone();
-        let _ = self.inner.events.send(Event::SandboxStopped { sandbox_id: id.clone(), pod_uid });
+        let _ = self.inner.events.send(Event::SandboxStopped {
+            sandbox_id: id.clone(),
+            pod_uid,
+        });
     }
 }
 

@@ -59,7 +59,11 @@ pub struct SessionReader(Arc<Stream>);
 pub struct SessionWriter(Arc<Stream>);
 
 impl AsyncRead for SessionReader {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         loop {
             let mut guard = ready!(self.0.0.poll_read_ready(cx))?;
             let unfilled = buf.initialize_unfilled();
@@ -69,7 +73,9 @@ impl AsyncRead for SessionReader {
                     return Poll::Ready(Ok(()));
                 }
                 // A terminal says EIO once its last other end is closed.
-                Ok(Err(error)) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
+                Ok(Err(error))
+                    if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) =>
+                {
                     return Poll::Ready(Ok(()));
                 }
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -81,7 +87,11 @@ impl AsyncRead for SessionReader {
 }
 
 impl AsyncWrite for SessionWriter {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         loop {
             let mut guard = ready!(self.0.0.poll_write_ready(cx))?;
             match guard.try_io(|fd| Ok(rustix::io::write(fd.as_fd(), bytes)?)) {
@@ -133,13 +143,22 @@ impl Session {
     /// If the terminal is gone.
     pub async fn resize(&self, size: TerminalSize) -> Result<(), EngineError> {
         match (&self.terminal, &self.exec) {
-            (Some(terminal), _) => {
-                knarr_oci::sys::set_window_size(terminal.0.get_ref().as_fd(), size.height, size.width)
-                    .map_err(|source| EngineError::System { what: "resize the terminal".into(), source })
-            }
+            (Some(terminal), _) => knarr_oci::sys::set_window_size(
+                terminal.0.get_ref().as_fd(),
+                size.height,
+                size.width,
+            )
+            .map_err(|source| EngineError::System {
+                what: "resize the terminal".into(),
+                source,
+            }),
             (None, Some(_)) => Ok(()),
             (None, None) => {
-                let call = Call::Resize { container: self.container.0.clone(), width: size.width, height: size.height };
+                let call = Call::Resize {
+                    container: self.container.0.clone(),
+                    width: size.width,
+                    height: size.height,
+                };
                 match self.shim.call(call).await {
                     Ok(_) | Err(ShimError::Refused(_)) => Ok(()),
                     Err(error) => Err(error.into()),
@@ -160,7 +179,10 @@ impl Session {
             End::Container(ended) => {
                 // The sender lives as long as the container; its end means that it was removed.
                 let _ = ended.wait_for(|ended| *ended).await;
-                self.engine.container_status(&self.container).await?.exit_code
+                self.engine
+                    .container_status(&self.container)
+                    .await?
+                    .exit_code
             }
         };
         self.end = End::Known(code);
@@ -173,9 +195,18 @@ impl Session {
     ///
     /// If the shim is gone.
     pub async fn kill(&self) -> Result<(), EngineError> {
-        let Some(exec) = &self.exec else { return Ok(()) };
+        let Some(exec) = &self.exec else {
+            return Ok(());
+        };
         let signal = nix::sys::signal::Signal::SIGKILL as i32;
-        match self.shim.call(Call::SignalExec { exec: exec.clone(), signal }).await {
+        match self
+            .shim
+            .call(Call::SignalExec {
+                exec: exec.clone(),
+                signal,
+            })
+            .await
+        {
             Ok(_) | Err(ShimError::Refused(_)) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -188,14 +219,25 @@ impl Engine {
     /// # Errors
     ///
     /// `NotFound`, `State` if it does not run, or the command cannot be executed.
-    pub async fn exec(&self, id: &ContainerId, request: ExecRequest) -> Result<Session, EngineError> {
+    pub async fn exec(
+        &self,
+        id: &ContainerId,
+        request: ExecRequest,
+    ) -> Result<Session, EngineError> {
         let container = self.container(id)?;
         let (sandbox_id, running) = {
             let record = container.record.lock();
-            (record.sandbox_id.clone(), record.started_at.is_some() && record.end.is_none())
+            (
+                record.sandbox_id.clone(),
+                record.started_at.is_some() && record.end.is_none(),
+            )
         };
         if !running {
-            return Err(EngineError::State { what: "container", id: id.0.clone(), state: "not running" });
+            return Err(EngineError::State {
+                what: "container",
+                id: id.0.clone(),
+                state: "not running",
+            });
         }
         let shim = self.shim_of(&sandbox_id)?;
         let exec = new_id();
@@ -207,11 +249,16 @@ impl Engine {
             process: process.clone(),
             terminal: request.tty,
         };
-        let started = if request.tty { self.exec_terminal(&shim, call, &request).await } else { self.exec_pipes(&shim, call, &request).await };
+        let started = if request.tty {
+            self.exec_terminal(&shim, call, &request).await
+        } else {
+            self.exec_pipes(&shim, call, &request).await
+        };
         if let Err(error) = std::fs::remove_file(&process) {
             tracing::warn!(%error, path = %process.display(), "the description of an exec is left behind");
         }
-        let (stdin, stdout, stderr, terminal) = started.inspect_err(|_| shim.forget_process(&exec))?;
+        let (stdin, stdout, stderr, terminal) =
+            started.inspect_err(|_| shim.forget_process(&exec))?;
         Ok(Session {
             stdin,
             stdout,
@@ -226,21 +273,33 @@ impl Engine {
     }
 
     /// The OCI process of an exec: the container's own, with another command.
-    async fn write_process(&self, id: &ContainerId, exec: &str, request: &ExecRequest) -> Result<PathBuf, EngineError> {
+    async fn write_process(
+        &self,
+        id: &ContainerId,
+        exec: &str,
+        request: &ExecRequest,
+    ) -> Result<PathBuf, EngineError> {
         let dir = self.inner.container_dir(id);
         let name = format!("exec-{exec}.json");
         let path = dir.join(&name);
         let request = request.clone();
         blocking(move || {
             let config = dir.join("config.json");
-            let failed = |source: io::Error| EngineError::System { what: format!("read {}", config.display()), source };
+            let failed = |source: io::Error| EngineError::System {
+                what: format!("read {}", config.display()),
+                source,
+            };
             let text = std::fs::read(&config).map_err(failed)?;
-            let spec: serde_json::Value = serde_json::from_slice(&text).map_err(|error| failed(error.into()))?;
+            let spec: serde_json::Value =
+                serde_json::from_slice(&text).map_err(|error| failed(error.into()))?;
             let mut process = spec["process"].clone();
             process["args"] = json!(request.command);
             process["terminal"] = request.tty.into();
-            if request.tty && let Some(env) = process["env"].as_array_mut()
-                && !env.iter().any(|one| one.as_str().is_some_and(|text| text.starts_with("TERM=")))
+            if request.tty
+                && let Some(env) = process["env"].as_array_mut()
+                && !env
+                    .iter()
+                    .any(|one| one.as_str().is_some_and(|text| text.starts_with("TERM=")))
             {
                 env.push("TERM=xterm".into());
             }
@@ -250,7 +309,12 @@ impl Engine {
         .await
     }
 
-    async fn exec_terminal(&self, shim: &Shim, call: Call, request: &ExecRequest) -> Result<Streams, EngineError> {
+    async fn exec_terminal(
+        &self,
+        shim: &Shim,
+        call: Call,
+        request: &ExecRequest,
+    ) -> Result<Streams, EngineError> {
         let (reply, fds) = shim.call_with(call, &[]).await?;
         let (Reply::Process { .. }, Ok([master])) = (reply, <[OwnedFd; 1]>::try_from(fds)) else {
             return Err(ShimError::Answer.into());
@@ -261,13 +325,21 @@ impl Engine {
         Ok((stdin, stdout, None, Some(terminal)))
     }
 
-    async fn exec_pipes(&self, shim: &Shim, call: Call, request: &ExecRequest) -> Result<Streams, EngineError> {
+    async fn exec_pipes(
+        &self,
+        shim: &Shim,
+        call: Call,
+        request: &ExecRequest,
+    ) -> Result<Streams, EngineError> {
         let null = || {
             use rustix::fs::{Mode, OFlags};
             rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         };
         let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC);
-        let system = |error: rustix::io::Errno| EngineError::System { what: "make a pipe".into(), source: error.into() };
+        let system = |error: rustix::io::Errno| EngineError::System {
+            what: "make a pipe".into(),
+            source: error.into(),
+        };
         let (stdin_child, stdin) = if request.stdin {
             let (child, ours) = pipe().map_err(system)?;
             (child, Some(ours))
@@ -284,12 +356,25 @@ impl Engine {
         };
         let (stdout_child, stdout) = output(request.stdout)?;
         let (stderr_child, stderr) = output(request.stderr)?;
-        let fds: [BorrowedFd<'_>; 3] = [stdin_child.as_fd(), stdout_child.as_fd(), stderr_child.as_fd()];
+        let fds: [BorrowedFd<'_>; 3] = [
+            stdin_child.as_fd(),
+            stdout_child.as_fd(),
+            stderr_child.as_fd(),
+        ];
         shim.call_with(call, &fds).await?;
         Ok((
-            stdin.map(stream).transpose()?.map(|stream| SessionWriter(Arc::new(stream))),
-            stdout.map(stream).transpose()?.map(|stream| SessionReader(Arc::new(stream))),
-            stderr.map(stream).transpose()?.map(|stream| SessionReader(Arc::new(stream))),
+            stdin
+                .map(stream)
+                .transpose()?
+                .map(|stream| SessionWriter(Arc::new(stream))),
+            stdout
+                .map(stream)
+                .transpose()?
+                .map(|stream| SessionReader(Arc::new(stream))),
+            stderr
+                .map(stream)
+                .transpose()?
+                .map(|stream| SessionReader(Arc::new(stream))),
             None,
         ))
     }
@@ -305,12 +390,22 @@ impl Engine {
         command: Vec<String>,
         timeout: Option<Duration>,
     ) -> Result<ExecOutput, EngineError> {
-        let request = ExecRequest { command: command.clone(), stdout: true, stderr: true, ..Default::default() };
+        let request = ExecRequest {
+            command: command.clone(),
+            stdout: true,
+            stderr: true,
+            ..Default::default()
+        };
         let mut session = self.exec(id, request).await?;
         let (stdout, stderr) = (session.stdout.take(), session.stderr.take());
         let run = async {
-            let (code, stdout, stderr) = tokio::join!(session.wait(), read_up_to(stdout), read_up_to(stderr));
-            Ok(ExecOutput { exit_code: code?, stdout: stdout?, stderr: stderr? })
+            let (code, stdout, stderr) =
+                tokio::join!(session.wait(), read_up_to(stdout), read_up_to(stderr));
+            Ok(ExecOutput {
+                exit_code: code?,
+                stdout: stdout?,
+                stderr: stderr?,
+            })
         };
         let outcome = match timeout {
             None => Some(run.await),
@@ -331,30 +426,57 @@ impl Engine {
     /// # Errors
     ///
     /// `NotFound`, or `State` if it does not run.
-    pub async fn attach(&self, id: &ContainerId, request: ExecRequest) -> Result<Session, EngineError> {
+    pub async fn attach(
+        &self,
+        id: &ContainerId,
+        request: ExecRequest,
+    ) -> Result<Session, EngineError> {
         let container = self.container(id)?;
         let (sandbox_id, running) = {
             let record = container.record.lock();
-            (record.sandbox_id.clone(), record.started_at.is_some() && record.end.is_none())
+            (
+                record.sandbox_id.clone(),
+                record.started_at.is_some() && record.end.is_none(),
+            )
         };
         if !running {
-            return Err(EngineError::State { what: "container", id: id.0.clone(), state: "not running" });
+            return Err(EngineError::State {
+                what: "container",
+                id: id.0.clone(),
+                state: "not running",
+            });
         }
         let ended = container.ended.subscribe();
         let shim = self.shim_of(&sandbox_id)?;
         let pair = || {
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
-                .map_err(|error| EngineError::System { what: "make a pair of sockets".into(), source: error.into() })
+            rustix::net::socketpair(
+                AddressFamily::UNIX,
+                SocketType::STREAM,
+                SocketFlags::CLOEXEC,
+                None,
+            )
+            .map_err(|error| EngineError::System {
+                what: "make a pair of sockets".into(),
+                source: error.into(),
+            })
         };
         let ((stdout, stdout_shim), (stderr, stderr_shim)) = (pair()?, pair()?);
-        let call = Call::Attach { container: id.0.clone() };
-        let (_, mut fds) = shim.call_with(call, &[stdout_shim.as_fd(), stderr_shim.as_fd()]).await?;
+        let call = Call::Attach {
+            container: id.0.clone(),
+        };
+        let (_, mut fds) = shim
+            .call_with(call, &[stdout_shim.as_fd(), stderr_shim.as_fd()])
+            .await?;
         let stdin = match fds.pop() {
             Some(fd) if request.stdin => Some(SessionWriter(Arc::new(stream(fd)?))),
             _ => None,
         };
         let reader = |fd, wanted: bool| -> Result<Option<SessionReader>, EngineError> {
-            if wanted { Ok(Some(SessionReader(Arc::new(stream(fd)?)))) } else { Ok(None) }
+            if wanted {
+                Ok(Some(SessionReader(Arc::new(stream(fd)?))))
+            } else {
+                Ok(None)
+            }
         };
         Ok(Session {
             stdin,
@@ -376,7 +498,11 @@ impl Engine {
     /// `NotFound`, or the shim is gone.
     pub async fn close_stdin(&self, id: &ContainerId) -> Result<(), EngineError> {
         let sandbox_id = self.container(id)?.record.lock().sandbox_id.clone();
-        self.shim_of(&sandbox_id)?.call(Call::CloseStdin { container: id.0.clone() }).await?;
+        self.shim_of(&sandbox_id)?
+            .call(Call::CloseStdin {
+                container: id.0.clone(),
+            })
+            .await?;
         Ok(())
     }
 
@@ -389,7 +515,10 @@ impl Engine {
         let sandbox = self.sandbox(id)?;
         let host = sandbox.record.lock().config.namespaces.network == NamespaceMode::Node;
         let netns = self.inner.run_dir(id).netns();
-        let failed = move |source| EngineError::System { what: format!("connect to port {port} of the pod"), source };
+        let failed = move |source| EngineError::System {
+            what: format!("connect to port {port} of the pod"),
+            source,
+        };
         let connect = move || {
             let addresses = [("127.0.0.1", port), ("::1", port)];
             let mut last = io::Error::from(io::ErrorKind::ConnectionRefused);
@@ -404,7 +533,9 @@ impl Engine {
         let stream = if host {
             blocking(connect).await
         } else {
-            knarr_network::run_in(&netns, connect).await.map_err(|error| failed(io::Error::other(error)))?
+            knarr_network::run_in(&netns, connect)
+                .await
+                .map_err(|error| failed(io::Error::other(error)))?
         };
         let stream = stream.map_err(&failed)?;
         stream.set_nonblocking(true).map_err(&failed)?;
@@ -412,20 +543,35 @@ impl Engine {
     }
 }
 
-type Streams = (Option<SessionWriter>, Option<SessionReader>, Option<SessionReader>, Option<Arc<Stream>>);
+type Streams = (
+    Option<SessionWriter>,
+    Option<SessionReader>,
+    Option<SessionReader>,
+    Option<Arc<Stream>>,
+);
 
 fn stream(fd: OwnedFd) -> Result<Stream, EngineError> {
-    Stream::new(fd).map_err(|source| EngineError::System { what: "watch a stream".into(), source })
+    Stream::new(fd).map_err(|source| EngineError::System {
+        what: "watch a stream".into(),
+        source,
+    })
 }
 
 async fn read_up_to(reader: Option<SessionReader>) -> Result<Vec<u8>, EngineError> {
-    let Some(reader) = reader else { return Ok(Vec::new()) };
-    let failed = |source| EngineError::System { what: "read a command's output".into(), source };
+    let Some(reader) = reader else {
+        return Ok(Vec::new());
+    };
+    let failed = |source| EngineError::System {
+        what: "read a command's output".into(),
+        source,
+    };
     let mut limited = reader.take(MAX_OUTPUT);
     let mut bytes = Vec::new();
     limited.read_to_end(&mut bytes).await.map_err(failed)?;
     // What is over the limit is read and dropped, so that the command does not hang on a full pipe.
     let mut rest = limited.into_inner();
-    tokio::io::copy(&mut rest, &mut tokio::io::sink()).await.map_err(failed)?;
+    tokio::io::copy(&mut rest, &mut tokio::io::sink())
+        .await
+        .map_err(failed)?;
     Ok(bytes)
 }

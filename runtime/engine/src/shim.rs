@@ -5,10 +5,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use knarr_shim::protocol::{self, Call, Exit, Failure, MAX_MESSAGE, Message, Reply, Request, VERSION};
+use knarr_shim::protocol::{
+    self, Call, Exit, Failure, MAX_MESSAGE, Message, Reply, Request, VERSION,
+};
 use knarr_shim::socket;
 use parking_lot::Mutex;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -81,13 +83,25 @@ pub struct Shim {
 ///
 /// If the socket cannot be made or the program cannot be started.
 pub fn start(program: &Path, socket: &Path, state: &Path, log: &Path) -> Result<(), ShimError> {
-    let failed = |source: io::Error| ShimError::Start { program: program.to_owned(), source };
+    let failed = |source: io::Error| ShimError::Start {
+        program: program.to_owned(),
+        source,
+    };
     let address = short_address(socket).map_err(failed)?;
-    let listener = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-        .map_err(|error| failed(error.into()))?;
+    let listener = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(|error| failed(error.into()))?;
     rustix::net::bind(&listener, &address).map_err(|error| failed(error.into()))?;
     rustix::net::listen(&listener, 4).map_err(|error| failed(error.into()))?;
-    let log = std::fs::File::options().create(true).append(true).open(log).map_err(failed)?;
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .map_err(failed)?;
     let mut child = tokio::process::Command::new(program)
         .arg(state)
         .env_clear()
@@ -118,15 +132,27 @@ impl Shim {
         name: N,
         notices: mpsc::UnboundedSender<(N, Notice)>,
     ) -> Result<Arc<Self>, ShimError> {
-        let failed = |source: io::Error| ShimError::Connect { socket: socket.to_owned(), source };
+        let failed = |source: io::Error| ShimError::Connect {
+            socket: socket.to_owned(),
+            source,
+        };
         let address = short_address(socket).map_err(failed)?;
-        let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
-            .map_err(|error| failed(error.into()))?;
+        let fd = rustix::net::socket_with(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            None,
+        )
+        .map_err(|error| failed(error.into()))?;
         rustix::net::connect(&fd, &address).map_err(|error| failed(error.into()))?;
         let shim = Arc::new(Self {
             socket: crate::sys::watch(fd).map_err(failed)?,
             next: AtomicU64::new(0),
-            waiting: Mutex::new(Waiting { replies: HashMap::new(), processes: HashMap::new(), gone: false }),
+            waiting: Mutex::new(Waiting {
+                replies: HashMap::new(),
+                processes: HashMap::new(),
+                gone: false,
+            }),
         });
         tokio::spawn(listen(shim.clone(), name, notices));
         match shim.call(Call::Hello { version: VERSION }).await? {
@@ -159,10 +185,13 @@ impl Shim {
             }
             waiting.replies.insert(number, sender);
         }
-        let packet = serde_json::to_vec(&Request { number, call }).expect("our own requests always serialise");
+        let packet = serde_json::to_vec(&Request { number, call })
+            .expect("our own requests always serialise");
         let sent = self
             .socket
-            .async_io(tokio::io::Interest::WRITABLE, |fd| socket::send(fd.as_fd(), &packet, fds))
+            .async_io(tokio::io::Interest::WRITABLE, |fd| {
+                socket::send(fd.as_fd(), &packet, fds)
+            })
             .await;
         if let Err(source) = sent {
             self.waiting.lock().replies.remove(&number);
@@ -186,7 +215,10 @@ impl Shim {
     /// The end of an exec's process; to be asked for before the exec, so that none is missed.
     pub fn process_end(&self, exec: &str) -> oneshot::Receiver<i32> {
         let (sender, receiver) = oneshot::channel();
-        self.waiting.lock().processes.insert(exec.to_owned(), sender);
+        self.waiting
+            .lock()
+            .processes
+            .insert(exec.to_owned(), sender);
         receiver
     }
 
@@ -201,7 +233,8 @@ impl Shim {
                 let sender = self.waiting.lock().replies.remove(&number);
                 if let Some(sender) = sender {
                     // A caller that has gone away needs no answer.
-                    let _ = sender.send(result.map(|reply| (reply, fds)).map_err(ShimError::Refused));
+                    let _ =
+                        sender.send(result.map(|reply| (reply, fds)).map_err(ShimError::Refused));
                 }
                 None
             }
@@ -223,7 +256,9 @@ async fn listen<N: Clone>(shim: Arc<Shim>, name: N, notices: mpsc::UnboundedSend
     loop {
         let received = shim
             .socket
-            .async_io(tokio::io::Interest::READABLE, |fd| socket::receive(fd.as_fd(), &mut buffer))
+            .async_io(tokio::io::Interest::READABLE, |fd| {
+                socket::receive(fd.as_fd(), &mut buffer)
+            })
             .await;
         let notice = match received {
             Ok((length, fds)) if length > 0 => match serde_json::from_slice(&buffer[..length]) {

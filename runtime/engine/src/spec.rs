@@ -15,26 +15,88 @@ use crate::user::Identity;
 
 /// The capabilities of a container that asks for none. Source: containerd, `defaultUnixCaps`.
 const CAPABILITIES: [&str; 14] = [
-    "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
-    "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
 ];
 
 /// All capabilities of Linux 5.9 and newer. Source: capabilities(7).
 const ALL_CAPABILITIES: [&str; 41] = [
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
-    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
-    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
-    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
-    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
     "CHECKPOINT_RESTORE",
 ];
 
 const MASKED: [&str; 11] = [
-    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-    "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/firmware",
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/firmware",
 ];
 
-const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const READONLY: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -181,7 +243,10 @@ fn process(input: &Input<'_>) -> Result<Value, SpecError> {
     Ok(process)
 }
 
-fn arguments(container: &ContainerConfig, image: &oci_spec::image::Config) -> Result<Vec<String>, SpecError> {
+fn arguments(
+    container: &ContainerConfig,
+    image: &oci_spec::image::Config,
+) -> Result<Vec<String>, SpecError> {
     let mut args = container.command.clone();
     if args.is_empty() {
         args = image.entrypoint().clone().unwrap_or_default();
@@ -190,16 +255,21 @@ fn arguments(container: &ContainerConfig, image: &oci_spec::image::Config) -> Re
         }
     }
     args.extend(container.args.iter().cloned());
-    if args.is_empty() { Err(SpecError::NoCommand) } else { Ok(args) }
+    if args.is_empty() {
+        Err(SpecError::NoCommand)
+    } else {
+        Ok(args)
+    }
 }
 
 /// The image's variables, then the pod's; a later one of the same name replaces an earlier one in its place.
 fn environment(container: &ContainerConfig, image: &[String], input: &Input<'_>) -> Vec<String> {
     let mut variables: Vec<(String, String)> = Vec::new();
-    let mut set = |name: &str, value: &str| match variables.iter_mut().find(|(known, _)| known == name) {
-        Some((_, known)) => value.clone_into(known),
-        None => variables.push((name.to_owned(), value.to_owned())),
-    };
+    let mut set =
+        |name: &str, value: &str| match variables.iter_mut().find(|(known, _)| known == name) {
+            Some((_, known)) => value.clone_into(known),
+            None => variables.push((name.to_owned(), value.to_owned())),
+        };
     for text in std::iter::once(DEFAULT_PATH).chain(image.iter().map(String::as_str)) {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
         set(name, value);
@@ -216,13 +286,19 @@ fn environment(container: &ContainerConfig, image: &[String], input: &Input<'_>)
     if !variables.iter().any(|(name, _)| name == "HOME") {
         variables.push(("HOME".to_owned(), input.identity.home.clone()));
     }
-    variables.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+    variables
+        .into_iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect()
 }
 
 fn capabilities(container: &ContainerConfig) -> Result<Vec<String>, SpecError> {
     let security = &container.security;
     if security.privileged {
-        return Ok(ALL_CAPABILITIES.iter().map(|name| format!("CAP_{name}")).collect());
+        return Ok(ALL_CAPABILITIES
+            .iter()
+            .map(|name| format!("CAP_{name}"))
+            .collect());
     }
     let known = |name: &String| -> Result<Vec<&'static str>, SpecError> {
         let upper = name.to_uppercase();
@@ -231,12 +307,21 @@ fn capabilities(container: &ContainerConfig) -> Result<Vec<String>, SpecError> {
             return Ok(ALL_CAPABILITIES.to_vec());
         }
         let found = ALL_CAPABILITIES.iter().find(|one| **one == short);
-        found.map(|one| vec![*one]).ok_or_else(|| SpecError::Capability { name: name.clone() })
+        found
+            .map(|one| vec![*one])
+            .ok_or_else(|| SpecError::Capability { name: name.clone() })
     };
     let list = |names: &[String]| -> Result<Vec<&'static str>, SpecError> {
-        Ok(names.iter().map(known).collect::<Result<Vec<_>, _>>()?.concat())
+        Ok(names
+            .iter()
+            .map(known)
+            .collect::<Result<Vec<_>, _>>()?
+            .concat())
     };
-    let (add, drop) = (list(&security.add_capabilities)?, list(&security.drop_capabilities)?);
+    let (add, drop) = (
+        list(&security.add_capabilities)?,
+        list(&security.drop_capabilities)?,
+    );
     let all = |names: &[String]| names.iter().any(|name| name.eq_ignore_ascii_case("ALL"));
     // "ALL" is taken first, so that single names can be taken out or put back. Source: containerd, WithCapabilities.
     let mut set: Vec<&str> = CAPABILITIES.to_vec();
@@ -247,7 +332,10 @@ fn capabilities(container: &ContainerConfig) -> Result<Vec<String>, SpecError> {
         set.clear();
     }
     if !all(&security.add_capabilities) {
-        set.extend(add.into_iter().filter(|name| !CAPABILITIES.contains(name) || all(&security.drop_capabilities)));
+        set.extend(
+            add.into_iter()
+                .filter(|name| !CAPABILITIES.contains(name) || all(&security.drop_capabilities)),
+        );
     }
     if !all(&security.drop_capabilities) {
         set.retain(|name| !drop.contains(name));
@@ -260,9 +348,11 @@ fn namespaces(sandbox: &SandboxConfig, surroundings: &Surroundings) -> Vec<Value
     if sandbox.namespaces.pid == NamespaceMode::Container {
         list.push(json!({ "type": "pid" }));
     }
-    for (kind, pin) in
-        [("network", &surroundings.network), ("ipc", &surroundings.ipc), ("uts", &surroundings.uts)]
-    {
+    for (kind, pin) in [
+        ("network", &surroundings.network),
+        ("ipc", &surroundings.ipc),
+        ("uts", &surroundings.uts),
+    ] {
         if let Some(path) = pin {
             list.push(json!({ "type": kind, "path": path }));
         }
@@ -273,31 +363,82 @@ fn namespaces(sandbox: &SandboxConfig, surroundings: &Surroundings) -> Vec<Value
 fn mounts(input: &Input<'_>) -> Vec<Value> {
     let privileged = input.container.security.privileged;
     let access = if privileged { "rw" } else { "ro" };
-    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({
-        "destination": destination, "type": kind, "source": source, "options": options,
-    });
-    let bind = |destination: &str, source: &Path, options: &[&str]| json!({
-        "destination": destination, "type": "bind", "source": source, "options": options,
-    });
+    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| {
+        json!({
+            "destination": destination, "type": kind, "source": source, "options": options,
+        })
+    };
+    let bind = |destination: &str, source: &Path, options: &[&str]| {
+        json!({
+            "destination": destination, "type": "bind", "source": source, "options": options,
+        })
+    };
     let mut list = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
-        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
-        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access]),
-        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", access]),
-        bind("/dev/shm", &input.surroundings.shm, &["rbind", "rprivate", "rw", "nosuid", "noexec", "nodev"]),
+        mount(
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
+        ),
+        mount(
+            "/dev/mqueue",
+            "mqueue",
+            "mqueue",
+            &["nosuid", "noexec", "nodev"],
+        ),
+        mount(
+            "/sys",
+            "sysfs",
+            "sysfs",
+            &["nosuid", "noexec", "nodev", access],
+        ),
+        mount(
+            "/sys/fs/cgroup",
+            "cgroup",
+            "cgroup",
+            &["nosuid", "noexec", "nodev", "relatime", access],
+        ),
+        bind(
+            "/dev/shm",
+            &input.surroundings.shm,
+            &["rbind", "rprivate", "rw", "nosuid", "noexec", "nodev"],
+        ),
     ];
     // Read-only roots may not hide that these two are the pod's; a mount of the pod's own at the same place wins.
-    let of_pod = [("/etc/resolv.conf", &input.surroundings.resolv_conf), ("/etc/hostname", &input.surroundings.hostname)];
+    let of_pod = [
+        ("/etc/resolv.conf", &input.surroundings.resolv_conf),
+        ("/etc/hostname", &input.surroundings.hostname),
+    ];
     let own = |destination: &str| {
-        input.container.mounts.iter().any(|mount| mount.container_path == Path::new(destination))
+        input
+            .container
+            .mounts
+            .iter()
+            .any(|mount| mount.container_path == Path::new(destination))
     };
     for (destination, source) in of_pod {
         if let Some(source) = source
             && !own(destination)
         {
-            let access = if input.container.security.readonly_rootfs { "ro" } else { "rw" };
+            let access = if input.container.security.readonly_rootfs {
+                "ro"
+            } else {
+                "rw"
+            };
             list.push(bind(destination, source, &["rbind", "rprivate", access]));
         }
     }
@@ -332,15 +473,24 @@ fn seccomp(profile: &SeccompProfile, capabilities: &[String]) -> Result<Option<V
         SeccompProfile::Unconfined => Ok(None),
         SeccompProfile::RuntimeDefault => {
             // A capability that the specification's types do not know unlocks no system call either.
-            let allowed: Vec<_> =
-                capabilities.iter().filter_map(|name| serde_json::from_value(json!(name)).ok()).collect();
+            let allowed: Vec<_> = capabilities
+                .iter()
+                .filter_map(|name| serde_json::from_value(json!(name)).ok())
+                .collect();
             let profile = knarr_oci::seccomp::default_profile(&allowed);
-            Ok(Some(serde_json::to_value(profile).expect("a profile always serialises")))
+            Ok(Some(
+                serde_json::to_value(profile).expect("a profile always serialises"),
+            ))
         }
         SeccompProfile::Localhost(path) => {
-            let failed = |source: std::io::Error| SpecError::Seccomp { path: path.clone(), source };
+            let failed = |source: std::io::Error| SpecError::Seccomp {
+                path: path.clone(),
+                source,
+            };
             let text = std::fs::read(path).map_err(failed)?;
-            serde_json::from_slice(&text).map(Some).map_err(|error| failed(error.into()))
+            serde_json::from_slice(&text)
+                .map(Some)
+                .map_err(|error| failed(error.into()))
         }
     }
 }
@@ -378,8 +528,12 @@ fn devices(container: &ContainerConfig) -> Result<Vec<Value>, SpecError> {
 
 /// The device nodes right below `/dev`, without those that every container has of its own.
 fn host_devices() -> Vec<PathBuf> {
-    let own = ["console", "null", "zero", "full", "random", "urandom", "tty", "ptmx"];
-    let Ok(entries) = std::fs::read_dir("/dev") else { return Vec::new() };
+    let own = [
+        "console", "null", "zero", "full", "random", "urandom", "tty", "ptmx",
+    ];
+    let Ok(entries) = std::fs::read_dir("/dev") else {
+        return Vec::new();
+    };
     entries
         .flatten()
         .filter(|entry| !own.iter().any(|name| entry.file_name() == *name))
@@ -407,14 +561,20 @@ impl Node {
 
 fn node(path: &Path) -> Result<Node, SpecError> {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
-    let failed = |source: std::io::Error| SpecError::Device { path: path.to_owned(), source };
+    let failed = |source: std::io::Error| SpecError::Device {
+        path: path.to_owned(),
+        source,
+    };
     let metadata = std::fs::metadata(path).map_err(failed)?;
     let kind = if metadata.file_type().is_char_device() {
         "c"
     } else if metadata.file_type().is_block_device() {
         "b"
     } else {
-        return Err(failed(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a device node")));
+        return Err(failed(std::io::Error::new(
+            std::io::ErrorKind::InvalidInput,
+            "not a device node",
+        )));
     };
     Ok(Node {
         kind,
@@ -437,8 +597,22 @@ pub fn resources(of: &LinuxResources, devices: Vec<Value>) -> Value {
     set("cpu", "period", of.cpu_period.map(Into::into));
     set("cpu", "quota", of.cpu_quota.map(Into::into));
     set("cpu", "shares", of.cpu_shares.map(Into::into));
-    set("cpu", "cpus", of.cpuset_cpus.clone().filter(|cpus| !cpus.is_empty()).map(Into::into));
-    set("cpu", "mems", of.cpuset_mems.clone().filter(|mems| !mems.is_empty()).map(Into::into));
+    set(
+        "cpu",
+        "cpus",
+        of.cpuset_cpus
+            .clone()
+            .filter(|cpus| !cpus.is_empty())
+            .map(Into::into),
+    );
+    set(
+        "cpu",
+        "mems",
+        of.cpuset_mems
+            .clone()
+            .filter(|mems| !mems.is_empty())
+            .map(Into::into),
+    );
     set("memory", "limit", of.memory_limit.map(Into::into));
     set("memory", "swap", of.memory_swap_limit.map(Into::into));
     set("pids", "limit", of.pids_limit.map(Into::into));
@@ -473,13 +647,20 @@ mod tests {
 
     fn built(container: &ContainerConfig, image: &str) -> Result<Value, SpecError> {
         let image: ImageConfiguration = serde_json::from_str(image).unwrap();
-        let sandbox = SandboxConfig { hostname: "pod".into(), cgroup_parent: "kubepods/pod1".into(), ..Default::default() };
+        let sandbox = SandboxConfig {
+            hostname: "pod".into(),
+            cgroup_parent: "kubepods/pod1".into(),
+            ..Default::default()
+        };
         build(&Input {
             id: "c1",
             sandbox: &sandbox,
             container,
             image: &image,
-            identity: &Identity { home: "/root".into(), ..Default::default() },
+            identity: &Identity {
+                home: "/root".into(),
+                ..Default::default()
+            },
             rootfs: Path::new("/rootfs"),
             surroundings: &surroundings(),
         })
@@ -502,15 +683,25 @@ mod tests {
         assert_eq!(args(&[], &["x"]), json!(["/entry", "x"]));
         assert_eq!(args(&["/c"], &[]), json!(["/c"]));
         assert_eq!(args(&["/c"], &["x"]), json!(["/c", "x"]));
-        let empty = r#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#;
-        assert!(matches!(built(&ContainerConfig::default(), empty), Err(SpecError::NoCommand)));
+        let empty =
+            r#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#;
+        assert!(matches!(
+            built(&ContainerConfig::default(), empty),
+            Err(SpecError::NoCommand)
+        ));
     }
 
     #[test]
     fn the_pods_environment_wins_over_the_images() {
-        let container = ContainerConfig { env: vec![("A".into(), "pod".into())], ..Default::default() };
+        let container = ContainerConfig {
+            env: vec![("A".into(), "pod".into())],
+            ..Default::default()
+        };
         let spec = built(&container, IMAGE).unwrap();
-        assert_eq!(spec["process"]["env"], json!(["PATH=/bin", "A=pod", "HOSTNAME=pod", "HOME=/root"]));
+        assert_eq!(
+            spec["process"]["env"],
+            json!(["PATH=/bin", "A=pod", "HOSTNAME=pod", "HOME=/root"])
+        );
         assert_eq!(spec["process"]["cwd"], "/work");
     }
 
@@ -518,34 +709,78 @@ mod tests {
     fn capabilities_are_added_and_dropped() {
         let of = |add: &[&str], drop: &[&str]| {
             let list = |names: &[&str]| names.iter().map(|s| (*s).to_owned()).collect();
-            let security =
-                SecurityContext { add_capabilities: list(add), drop_capabilities: list(drop), ..Default::default() };
-            capabilities(&ContainerConfig { security, ..Default::default() })
+            let security = SecurityContext {
+                add_capabilities: list(add),
+                drop_capabilities: list(drop),
+                ..Default::default()
+            };
+            capabilities(&ContainerConfig {
+                security,
+                ..Default::default()
+            })
         };
         assert_eq!(of(&[], &[]).unwrap().len(), 14);
         assert_eq!(of(&[], &["ALL"]).unwrap(), Vec::<String>::new());
-        assert_eq!(of(&["NET_BIND_SERVICE"], &["ALL"]).unwrap(), ["CAP_NET_BIND_SERVICE"]);
+        assert_eq!(
+            of(&["NET_BIND_SERVICE"], &["ALL"]).unwrap(),
+            ["CAP_NET_BIND_SERVICE"]
+        );
         assert_eq!(of(&["ALL"], &["SYS_ADMIN"]).unwrap().len(), 40);
-        assert!(of(&["sys_time"], &[]).unwrap().contains(&"CAP_SYS_TIME".to_owned()));
-        assert!(matches!(of(&["NONSENSE"], &[]), Err(SpecError::Capability { .. })));
+        assert!(
+            of(&["sys_time"], &[])
+                .unwrap()
+                .contains(&"CAP_SYS_TIME".to_owned())
+        );
+        assert!(matches!(
+            of(&["NONSENSE"], &[]),
+            Err(SpecError::Capability { .. })
+        ));
     }
 
     #[test]
     fn a_mount_of_the_pods_replaces_a_default_one() {
-        let mount = Mount { host_path: "/host".into(), container_path: "/dev/shm".into(), ..Default::default() };
-        let spec = built(&ContainerConfig { mounts: vec![mount], ..Default::default() }, IMAGE).unwrap();
-        let shm: Vec<_> =
-            spec["mounts"].as_array().unwrap().iter().filter(|m| m["destination"] == "/dev/shm").collect();
+        let mount = Mount {
+            host_path: "/host".into(),
+            container_path: "/dev/shm".into(),
+            ..Default::default()
+        };
+        let spec = built(
+            &ContainerConfig {
+                mounts: vec![mount],
+                ..Default::default()
+            },
+            IMAGE,
+        )
+        .unwrap();
+        let shm: Vec<_> = spec["mounts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|m| m["destination"] == "/dev/shm")
+            .collect();
         assert_eq!(shm.len(), 1);
         assert_eq!(shm[0]["source"], "/host");
     }
 
     #[test]
     fn a_privileged_container_is_not_confined() {
-        let security = SecurityContext { privileged: true, ..Default::default() };
-        let spec = built(&ContainerConfig { security, ..Default::default() }, IMAGE).unwrap();
+        let security = SecurityContext {
+            privileged: true,
+            ..Default::default()
+        };
+        let spec = built(
+            &ContainerConfig {
+                security,
+                ..Default::default()
+            },
+            IMAGE,
+        )
+        .unwrap();
         assert_eq!(spec["linux"].get("maskedPaths"), None);
         assert_eq!(spec["linux"].get("seccomp"), None);
-        assert_eq!(spec["linux"]["resources"]["devices"], json!([{ "allow": true, "access": "rwm" }]));
+        assert_eq!(
+            spec["linux"]["resources"]["devices"],
+            json!([{ "allow": true, "access": "rwm" }])
+        );
     }
 }

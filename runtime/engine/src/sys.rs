@@ -1,6 +1,9 @@
 //! The one unsafe call of this crate.
 
-#![expect(unsafe_code, reason = "tokio asks its caller to vouch for the descriptor")]
+#![expect(
+    unsafe_code,
+    reason = "tokio asks its caller to vouch for the descriptor"
+)]
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -6,8 +6,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use knarr_engine::types::{
-    ContainerConfig, ContainerId, ContainerState, ContainerStatus, LinuxResources, NamespaceMode, Namespaces,
-    SandboxConfig, SandboxId, SandboxState, SecurityContext, TerminalSize,
+    ContainerConfig, ContainerId, ContainerState, ContainerStatus, LinuxResources, NamespaceMode,
+    Namespaces, SandboxConfig, SandboxId, SandboxState, SecurityContext, TerminalSize,
 };
 use knarr_engine::{Engine, EngineConfig, EngineError, ExecRequest, NetworkConfig};
 use nix::mount::{MsFlags, mount};
@@ -20,10 +20,27 @@ const IMAGE: &str = "knarr.local/busybox:1";
 /// Runs a test on a thread in namespaces of its own, with an engine that has the image.
 fn in_machine<F: Future<Output = ()>>(test: impl FnOnce(Machine) -> F + Send + 'static) {
     std::thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_FS).expect("must run as root");
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
-        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_FS)
+            .expect("must run as root");
+        mount(
+            None::<&str>,
+            "/",
+            None::<&str>,
+            MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+            None::<&str>,
+        )
+        .unwrap();
+        assert!(
+            Command::new("ip")
+                .args(["link", "set", "lo", "up"])
+                .status()
+                .unwrap()
+                .success()
+        );
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         runtime.block_on(async { test(Machine::new().await).await });
     })
     .join()
@@ -39,17 +56,40 @@ struct Machine {
 impl Machine {
     async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let group = format!("knarr-engine-{}-{}", std::process::id(), dir.path().file_name().unwrap().to_string_lossy().trim_start_matches('.'));
+        let group = format!(
+            "knarr-engine-{}-{}",
+            std::process::id(),
+            dir.path()
+                .file_name()
+                .unwrap()
+                .to_string_lossy()
+                .trim_start_matches('.')
+        );
         let engine = open(dir.path()).await;
         let archive = dir.path().join("busybox.tar");
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/harness/busybox-image");
-        assert!(Command::new(script).arg(&archive).status().unwrap().success());
+        let script = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../tests/harness/busybox-image"
+        );
+        assert!(
+            Command::new(script)
+                .arg(&archive)
+                .status()
+                .unwrap()
+                .success()
+        );
         engine.image_store().import_path(&archive, None).unwrap();
-        Self { dir, group, engine: Some(engine) }
+        Self {
+            dir,
+            group,
+            engine: Some(engine),
+        }
     }
 
     fn engine(&self) -> &Engine {
-        self.engine.as_ref().expect("taken only while it is replaced")
+        self.engine
+            .as_ref()
+            .expect("taken only while it is replaced")
     }
 
     /// As after a crash of the program: another engine takes over.
@@ -78,8 +118,15 @@ impl Machine {
     }
 
     async fn start(&self, sandbox: &SandboxId, config: ContainerConfig) -> ContainerId {
-        let container = self.engine().create_container(sandbox, config).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
-        self.engine().start_container(&container).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+        let container = self
+            .engine()
+            .create_container(sandbox, config)
+            .await
+            .unwrap_or_else(|e| panic!("{}", chain(&e)));
+        self.engine()
+            .start_container(&container)
+            .await
+            .unwrap_or_else(|e| panic!("{}", chain(&e)));
         container
     }
 
@@ -103,21 +150,32 @@ impl Machine {
     /// Removes all sandboxes and checks that nothing is left.
     async fn finish(self) {
         for sandbox in self.engine().list_sandboxes().await {
-            self.engine().remove_sandbox(&sandbox.id).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+            self.engine()
+                .remove_sandbox(&sandbox.id)
+                .await
+                .unwrap_or_else(|e| panic!("{}", chain(&e)));
         }
         let dir = self.dir.path();
         let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
-        let left: Vec<_> = mounts.lines().filter(|line| line.contains(dir.to_str().unwrap())).collect();
+        let left: Vec<_> = mounts
+            .lines()
+            .filter(|line| line.contains(dir.to_str().unwrap()))
+            .collect();
         assert!(left.is_empty(), "mounts are left: {left:#?}");
         for below in ["data/sandboxes", "data/containers", "run/sandboxes"] {
-            let names: Vec<_> = std::fs::read_dir(dir.join(below)).unwrap().flatten().map(|e| e.path()).collect();
+            let names: Vec<_> = std::fs::read_dir(dir.join(below))
+                .unwrap()
+                .flatten()
+                .map(|e| e.path())
+                .collect();
             assert!(names.is_empty(), "left: {names:?}");
         }
         for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
             let group = hierarchy.path().join(&self.group);
             if group.exists() {
                 // The parent of the pods' groups stands for the kubelet's QoS group: not the engine's to remove.
-                std::fs::remove_dir(&group).unwrap_or_else(|error| panic!("{}: {error}", group.display()));
+                std::fs::remove_dir(&group)
+                    .unwrap_or_else(|error| panic!("{}: {error}", group.display()));
             }
         }
     }
@@ -125,13 +183,18 @@ impl Machine {
 
 async fn open(dir: &Path) -> Engine {
     let config = EngineConfig::new(dir.join("data"), dir.join("run"), shim());
-    let engine = Engine::open(config).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let engine = Engine::open(config)
+        .await
+        .unwrap_or_else(|error| panic!("{}", chain(&error)));
     let network = NetworkConfig::new(
         "10.42.7.0/24".parse().unwrap(),
         "10.42.0.0/16".parse().unwrap(),
         dir.join("data/network"),
     );
-    engine.configure_network(network).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    engine
+        .configure_network(network)
+        .await
+        .unwrap_or_else(|error| panic!("{}", chain(&error)));
     engine
 }
 
@@ -139,7 +202,11 @@ async fn open(dir: &Path) -> Engine {
 fn shim() -> PathBuf {
     let own = std::env::current_exe().unwrap();
     let shim = own.parent().unwrap().parent().unwrap().join("knarr-shim");
-    assert!(shim.exists(), "{} is missing: cargo build -p knarr-shim", shim.display());
+    assert!(
+        shim.exists(),
+        "{} is missing: cargo build -p knarr-shim",
+        shim.display()
+    );
     shim
 }
 
@@ -167,8 +234,12 @@ fn shell(script: &str) -> ContainerConfig {
 #[test]
 fn a_container_runs_in_its_pod_writes_its_log_and_ends_with_its_code() {
     in_machine(|machine| async move {
-        let (sandbox, container) =
-            machine.run("first", "hostname; ip -4 -o addr show eth0; echo bad >&2; cat /etc/hostname; exit 3").await;
+        let (sandbox, container) = machine
+            .run(
+                "first",
+                "hostname; ip -4 -o addr show eth0; echo bad >&2; cat /etc/hostname; exit 3",
+            )
+            .await;
         let status = machine.exited(&container).await;
         assert_eq!((status.exit_code, status.reason.as_str()), (3, "Error"));
         let ip = machine.engine().sandbox_status(&sandbox).await.unwrap().ips[0];
@@ -177,7 +248,15 @@ fn a_container_runs_in_its_pod_writes_its_log_and_ends_with_its_code() {
         assert!(log.contains(" stderr F bad\n"), "{log}");
         assert!(log.contains(&ip.to_string()), "{ip} is not in {log}");
         machine.engine().stop_sandbox(&sandbox).await.unwrap();
-        assert_eq!(machine.engine().sandbox_status(&sandbox).await.unwrap().state, SandboxState::NotReady);
+        assert_eq!(
+            machine
+                .engine()
+                .sandbox_status(&sandbox)
+                .await
+                .unwrap()
+                .state,
+            SandboxState::NotReady
+        );
         machine.finish().await;
     });
 }
@@ -185,15 +264,34 @@ fn a_container_runs_in_its_pod_writes_its_log_and_ends_with_its_code() {
 #[test]
 fn a_stubborn_container_is_killed_after_its_grace_period_and_a_polite_one_is_not() {
     in_machine(|machine| async move {
-        let (_, polite) = machine.run("polite", "trap 'exit 7' TERM; while :; do sleep 0.05; done").await;
-        let (_, stubborn) = machine.run("stubborn", "trap '' TERM; while :; do sleep 0.05; done").await;
+        let (_, polite) = machine
+            .run("polite", "trap 'exit 7' TERM; while :; do sleep 0.05; done")
+            .await;
+        let (_, stubborn) = machine
+            .run("stubborn", "trap '' TERM; while :; do sleep 0.05; done")
+            .await;
         // The trap is set once the shell runs its loop.
-        machine.engine().exec_sync(&polite, vec!["true".into()], None).await.unwrap();
-        machine.engine().stop_container(&polite, DEADLINE).await.unwrap();
+        machine
+            .engine()
+            .exec_sync(&polite, vec!["true".into()], None)
+            .await
+            .unwrap();
+        machine
+            .engine()
+            .stop_container(&polite, DEADLINE)
+            .await
+            .unwrap();
         let status = machine.exited(&polite).await;
-        assert!(status.exit_code == 7 || status.exit_code == 143, "{status:?}");
+        assert!(
+            status.exit_code == 7 || status.exit_code == 143,
+            "{status:?}"
+        );
         let start = Instant::now();
-        machine.engine().stop_container(&stubborn, Duration::from_millis(300)).await.unwrap();
+        machine
+            .engine()
+            .stop_container(&stubborn, Duration::from_millis(300))
+            .await
+            .unwrap();
         assert!(start.elapsed() >= Duration::from_millis(300));
         assert_eq!(machine.exited(&stubborn).await.exit_code, 137);
         machine.finish().await;
@@ -205,36 +303,94 @@ fn commands_run_inside_with_and_without_a_terminal() {
     in_machine(|machine| async move {
         let (_, container) = machine.run("exec", "exec sleep 1000").await;
         let run = |script: &str| {
-            machine.engine().exec_sync(&container, vec!["sh".into(), "-c".into(), script.into()], Some(DEADLINE))
+            machine.engine().exec_sync(
+                &container,
+                vec!["sh".into(), "-c".into(), script.into()],
+                Some(DEADLINE),
+            )
         };
         let output = run("echo out; echo err >&2; exit 4").await.unwrap();
-        assert_eq!((output.exit_code, &output.stdout[..], &output.stderr[..]), (4, &b"out\n"[..], &b"err\n"[..]));
-        let absent = machine.engine().exec_sync(&container, vec!["absent".into()], None).await.unwrap_err();
-        assert!(chain(&absent).contains("executable file not found"), "{}", chain(&absent));
+        assert_eq!(
+            (output.exit_code, &output.stdout[..], &output.stderr[..]),
+            (4, &b"out\n"[..], &b"err\n"[..])
+        );
+        let absent = machine
+            .engine()
+            .exec_sync(&container, vec!["absent".into()], None)
+            .await
+            .unwrap_err();
+        assert!(
+            chain(&absent).contains("executable file not found"),
+            "{}",
+            chain(&absent)
+        );
         let slow = machine
             .engine()
-            .exec_sync(&container, vec!["sleep".into(), "1000".into()], Some(Duration::from_millis(100)))
+            .exec_sync(
+                &container,
+                vec!["sleep".into(), "1000".into()],
+                Some(Duration::from_millis(100)),
+            )
             .await
             .unwrap_err();
         assert!(matches!(slow, EngineError::Timeout { .. }), "{slow:?}");
 
-        let request = ExecRequest { command: vec!["cat".into()], stdin: true, stdout: true, ..Default::default() };
+        let request = ExecRequest {
+            command: vec!["cat".into()],
+            stdin: true,
+            stdout: true,
+            ..Default::default()
+        };
         let mut cat = machine.engine().exec(&container, request).await.unwrap();
         let mut stdin = cat.stdin.take().unwrap();
         stdin.write_all(b"through").await.unwrap();
         drop(stdin);
         let mut text = String::new();
-        cat.stdout.take().unwrap().read_to_string(&mut text).await.unwrap();
+        cat.stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut text)
+            .await
+            .unwrap();
         assert_eq!((text.as_str(), cat.wait().await.unwrap()), ("through", 0));
 
-        let command = ["sh", "-c", "tty; stty size; read line; stty size"].map(String::from).to_vec();
-        let request = ExecRequest { command, tty: true, stdin: true, stdout: true, ..Default::default() };
+        let command = ["sh", "-c", "tty; stty size; read line; stty size"]
+            .map(String::from)
+            .to_vec();
+        let request = ExecRequest {
+            command,
+            tty: true,
+            stdin: true,
+            stdout: true,
+            ..Default::default()
+        };
         let mut terminal = machine.engine().exec(&container, request).await.unwrap();
-        terminal.resize(TerminalSize { width: 90, height: 33 }).await.unwrap();
-        terminal.stdin.as_mut().unwrap().write_all(b"\n").await.unwrap();
+        terminal
+            .resize(TerminalSize {
+                width: 90,
+                height: 33,
+            })
+            .await
+            .unwrap();
+        terminal
+            .stdin
+            .as_mut()
+            .unwrap()
+            .write_all(b"\n")
+            .await
+            .unwrap();
         let mut text = String::new();
-        terminal.stdout.take().unwrap().read_to_string(&mut text).await.unwrap();
-        assert!(text.contains("/dev/pts/") && text.contains("33 90"), "{text}");
+        terminal
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut text)
+            .await
+            .unwrap();
+        assert!(
+            text.contains("/dev/pts/") && text.contains("33 90"),
+            "{text}"
+        );
         assert_eq!(terminal.wait().await.unwrap(), 0);
         machine.finish().await;
     });
@@ -243,23 +399,50 @@ fn commands_run_inside_with_and_without_a_terminal() {
 #[test]
 fn a_mistake_in_a_container_is_told_and_leaves_nothing() {
     in_machine(|machine| async move {
-        let sandbox = machine.engine().run_sandbox(machine.sandbox("mistakes")).await.unwrap();
+        let sandbox = machine
+            .engine()
+            .run_sandbox(machine.sandbox("mistakes"))
+            .await
+            .unwrap();
         let create = |config| machine.engine().create_container(&sandbox, config);
-        let error = create(ContainerConfig { image_id: "absent:1".into(), ..shell("true") }).await.unwrap_err();
+        let error = create(ContainerConfig {
+            image_id: "absent:1".into(),
+            ..shell("true")
+        })
+        .await
+        .unwrap_err();
         assert!(error.is_not_found(), "{error:?}");
-        let security = SecurityContext { add_capabilities: vec!["NONSENSE".into()], ..Default::default() };
-        let error = create(ContainerConfig { security, ..shell("true") }).await.unwrap_err();
+        let security = SecurityContext {
+            add_capabilities: vec!["NONSENSE".into()],
+            ..Default::default()
+        };
+        let error = create(ContainerConfig {
+            security,
+            ..shell("true")
+        })
+        .await
+        .unwrap_err();
         assert!(chain(&error).contains("NONSENSE"), "{}", chain(&error));
 
         // A command that is not there: the runtime says so at create or at start.
-        let missing = ContainerConfig { command: vec!["/absent".into()], ..shell("true") };
+        let missing = ContainerConfig {
+            command: vec!["/absent".into()],
+            ..shell("true")
+        };
         match create(missing).await {
             Err(error) => assert!(chain(&error).contains("/absent"), "{}", chain(&error)),
             Ok(container) => {
-                let error = machine.engine().start_container(&container).await.unwrap_err();
+                let error = machine
+                    .engine()
+                    .start_container(&container)
+                    .await
+                    .unwrap_err();
                 assert!(chain(&error).contains("/absent"), "{}", chain(&error));
                 let status = machine.exited(&container).await;
-                assert_eq!((status.exit_code, status.reason.as_str()), (128, "StartError"));
+                assert_eq!(
+                    (status.exit_code, status.reason.as_str()),
+                    (128, "StartError")
+                );
             }
         }
         machine.finish().await;
@@ -269,11 +452,29 @@ fn a_mistake_in_a_container_is_told_and_leaves_nothing() {
 #[test]
 fn too_much_memory_is_an_oom_kill() {
     in_machine(|machine| async move {
-        let sandbox = machine.engine().run_sandbox(machine.sandbox("oom")).await.unwrap();
-        let resources = LinuxResources { memory_limit: Some(16 << 20), ..Default::default() };
-        let container = machine.start(&sandbox, ContainerConfig { resources, ..shell("tail /dev/zero") }).await;
+        let sandbox = machine
+            .engine()
+            .run_sandbox(machine.sandbox("oom"))
+            .await
+            .unwrap();
+        let resources = LinuxResources {
+            memory_limit: Some(16 << 20),
+            ..Default::default()
+        };
+        let container = machine
+            .start(
+                &sandbox,
+                ContainerConfig {
+                    resources,
+                    ..shell("tail /dev/zero")
+                },
+            )
+            .await;
         let status = machine.exited(&container).await;
-        assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"));
+        assert_eq!(
+            (status.exit_code, status.reason.as_str()),
+            (137, "OOMKilled")
+        );
         machine.finish().await;
     });
 }
@@ -282,14 +483,27 @@ fn too_much_memory_is_an_oom_kill() {
 fn another_engine_takes_up_what_runs_and_hears_of_what_ended() {
     in_machine(|mut machine| async move {
         let (_, runs) = machine.run("runs", "exec sleep 1000").await;
-        let (_, ends) = machine.run("ends", "until [ -e /tmp/go ]; do sleep 0.02; done; exit 5").await;
+        let (_, ends) = machine
+            .run("ends", "until [ -e /tmp/go ]; do sleep 0.02; done; exit 5")
+            .await;
         let before = machine.engine().container_status(&runs).await.unwrap();
-        machine.engine().exec_sync(&ends, vec!["touch".into(), "/tmp/go".into()], None).await.unwrap();
+        machine
+            .engine()
+            .exec_sync(&ends, vec!["touch".into(), "/tmp/go".into()], None)
+            .await
+            .unwrap();
         machine.exited(&ends).await;
         machine.reopen().await;
-        assert_eq!(machine.engine().container_status(&runs).await.unwrap(), before);
+        assert_eq!(
+            machine.engine().container_status(&runs).await.unwrap(),
+            before
+        );
         assert_eq!(machine.exited(&ends).await.exit_code, 5);
-        let output = machine.engine().exec_sync(&runs, vec!["echo".into(), "here".into()], None).await.unwrap();
+        let output = machine
+            .engine()
+            .exec_sync(&runs, vec!["echo".into(), "here".into()], None)
+            .await
+            .unwrap();
         assert_eq!(output.stdout, b"here\n");
         machine.finish().await;
     });
@@ -299,13 +513,42 @@ fn another_engine_takes_up_what_runs_and_hears_of_what_ended() {
 fn a_shim_that_dies_takes_its_containers_along_and_leaves_nothing() {
     in_machine(|machine| async move {
         let (sandbox, container) = machine.run("shim", "exec sleep 1000").await;
-        let pid = machine.engine().container_status(&container).await.unwrap().pid.unwrap();
+        let pid = machine
+            .engine()
+            .container_status(&container)
+            .await
+            .unwrap()
+            .pid
+            .unwrap();
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        let shim: i32 = stat.rsplit(')').next().unwrap().split_whitespace().nth(1).unwrap().parse().unwrap();
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), nix::sys::signal::Signal::SIGKILL).unwrap();
+        let shim: i32 = stat
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse()
+            .unwrap();
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(shim),
+            nix::sys::signal::Signal::SIGKILL,
+        )
+        .unwrap();
         let status = machine.exited(&container).await;
-        assert_eq!((status.exit_code, status.reason.as_str()), (137, "ContainerStatusUnknown"));
-        assert_eq!(machine.engine().sandbox_status(&sandbox).await.unwrap().state, SandboxState::NotReady);
+        assert_eq!(
+            (status.exit_code, status.reason.as_str()),
+            (137, "ContainerStatusUnknown")
+        );
+        assert_eq!(
+            machine
+                .engine()
+                .sandbox_status(&sandbox)
+                .await
+                .unwrap()
+                .state,
+            SandboxState::NotReady
+        );
         machine.finish().await;
     });
 }
@@ -313,10 +556,19 @@ fn a_shim_that_dies_takes_its_containers_along_and_leaves_nothing() {
 #[test]
 fn a_pod_on_the_hosts_network_has_the_hosts_name_and_links() {
     in_machine(|machine| async move {
-        let namespaces = Namespaces { network: NamespaceMode::Node, ..Default::default() };
-        let config = SandboxConfig { namespaces, hostname: String::new(), ..machine.sandbox("host") };
+        let namespaces = Namespaces {
+            network: NamespaceMode::Node,
+            ..Default::default()
+        };
+        let config = SandboxConfig {
+            namespaces,
+            hostname: String::new(),
+            ..machine.sandbox("host")
+        };
         let sandbox = machine.engine().run_sandbox(config).await.unwrap();
-        let container = machine.start(&sandbox, shell("ls /sys/class/net /proc/sys/net/ipv4/conf")).await;
+        let container = machine
+            .start(&sandbox, shell("ls /sys/class/net /proc/sys/net/ipv4/conf"))
+            .await;
         machine.exited(&container).await;
         let log = machine.log(&container).await;
         assert!(log.contains("knarr0"), "{log}");

@@ -73,7 +73,9 @@ impl Container {
     pub fn pump(&mut self, stream: Stream) -> Left {
         let mut buffer = [0; CHUNK];
         for _ in 0..CHUNKS {
-            let Some(source) = self.source(stream) else { return Left::Ended };
+            let Some(source) = self.source(stream) else {
+                return Left::Ended;
+            };
             match rustix::io::read(source, &mut buffer) {
                 Ok(0) => return self.ended(stream),
                 // A terminal says EIO once its last other end is closed.
@@ -82,7 +84,10 @@ impl Container {
                 Err(Errno::AGAIN) => return Left::Open,
                 Err(Errno::INTR) => {}
                 Err(error) => {
-                    eprintln!("knarr-shim: read the output of {}: {error}", self.what.container);
+                    eprintln!(
+                        "knarr-shim: read the output of {}: {error}",
+                        self.what.container
+                    );
                     return self.ended(stream);
                 }
             }
@@ -101,8 +106,12 @@ impl Container {
                 Stream::Stderr => &attached.stderr,
             };
             // A client that does not keep up is dropped: its buffer is the socket's, never ours.
-            rustix::net::send(socket, bytes, rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT)
-                .is_ok_and(|sent| sent == bytes.len())
+            rustix::net::send(
+                socket,
+                bytes,
+                rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT,
+            )
+            .is_ok_and(|sent| sent == bytes.len())
         });
     }
 

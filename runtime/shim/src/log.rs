@@ -50,7 +50,14 @@ impl Log {
     pub fn open(path: &Path, rotation: Rotation) -> io::Result<Self> {
         let file = append(path)?;
         let size = file.metadata()?.len();
-        Ok(Self { path: path.to_owned(), file, size, rotation, pending: [Vec::new(), Vec::new()], record: Vec::new() })
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            size,
+            rotation,
+            pending: [Vec::new(), Vec::new()],
+            record: Vec::new(),
+        })
     }
 
     /// Opens the file anew under the same path.
@@ -103,7 +110,12 @@ impl Log {
             return Ok(());
         }
         self.record.clear();
-        write!(self.record, "{} {} F ", timestamp(SystemTime::now()), stream.name())?;
+        write!(
+            self.record,
+            "{} {} F ",
+            timestamp(SystemTime::now()),
+            stream.name()
+        )?;
         self.record.append(&mut self.pending[stream as usize]);
         self.record.push(b'\n');
         self.flush()
@@ -117,7 +129,11 @@ impl Log {
         self.size += self.record.len() as u64;
         // A burst must not pin its memory.
         self.record.shrink_to(2 * MAX_TEXT);
-        if self.size >= self.rotation.max_size { self.rotate() } else { Ok(()) }
+        if self.size >= self.rotation.max_size {
+            self.rotate()
+        } else {
+            Ok(())
+        }
     }
 
     /// Moves the file to `<path>.<time>`, as the kubelet names rotated logs, and removes the oldest ones.
@@ -126,7 +142,9 @@ impl Log {
         rotated.push(format!(".{}", compact(SystemTime::now())));
         fs::rename(&self.path, &rotated)?;
         self.reopen()?;
-        let (Some(dir), Some(name)) = (self.path.parent(), self.path.file_name()) else { return Ok(()) };
+        let (Some(dir), Some(name)) = (self.path.parent(), self.path.file_name()) else {
+            return Ok(());
+        };
         let prefix = format!("{}.", name.to_string_lossy());
         let mut old: Vec<PathBuf> = fs::read_dir(dir)?
             .flatten()
@@ -160,14 +178,29 @@ fn civil(at: SystemTime) -> ([u64; 6], u32) {
     let days = seconds / 86400 + 719_468;
     let era = days / 146_097;
     let day_of_era = days % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let month = if shifted < 10 {
+        shifted + 3
+    } else {
+        shifted - 9
+    };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
     let second = seconds % 86400;
-    ([year, month, day, second / 3600, second / 60 % 60, second % 60], since.subsec_nanos())
+    (
+        [
+            year,
+            month,
+            day,
+            second / 3600,
+            second / 60 % 60,
+            second % 60,
+        ],
+        since.subsec_nanos(),
+    )
 }
 
 /// RFC 3339 with nine digits of nanoseconds, in UTC.
@@ -189,7 +222,9 @@ mod tests {
 
     fn texts(path: &Path) -> Vec<String> {
         let text = fs::read_to_string(path).unwrap();
-        text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
+        text.lines()
+            .map(|line| line.split_once(' ').unwrap().1.to_owned())
+            .collect()
     }
 
     #[test]
@@ -202,7 +237,16 @@ mod tests {
         log.take(Stream::Stdout, b"o\n\nlast").unwrap();
         log.finish(Stream::Stdout).unwrap();
         log.finish(Stream::Stderr).unwrap();
-        assert_eq!(texts(&path), ["stdout F one", "stderr F bad", "stdout F two", "stdout F ", "stdout F last"]);
+        assert_eq!(
+            texts(&path),
+            [
+                "stdout F one",
+                "stderr F bad",
+                "stdout F two",
+                "stdout F ",
+                "stdout F last"
+            ]
+        );
     }
 
     #[test]
@@ -223,9 +267,17 @@ mod tests {
     fn a_full_file_is_rotated_and_the_oldest_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("0.log");
-        let mut log = Log::open(&path, Rotation { max_size: 100, max_files: 3 }).unwrap();
+        let mut log = Log::open(
+            &path,
+            Rotation {
+                max_size: 100,
+                max_files: 3,
+            },
+        )
+        .unwrap();
         for n in 0..20 {
-            log.take(Stream::Stdout, format!("line {n} of the log\n").as_bytes()).unwrap();
+            log.take(Stream::Stdout, format!("line {n} of the log\n").as_bytes())
+                .unwrap();
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
     }

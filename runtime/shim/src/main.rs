@@ -6,7 +6,9 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     let (Some(state), None) = (args.next(), args.next()) else {
-        eprintln!("usage: knarr-shim OCI-STATE-DIR (started by knarr, with a listening socket as standard input)");
+        eprintln!(
+            "usage: knarr-shim OCI-STATE-DIR (started by knarr, with a listening socket as standard input)"
+        );
         return ExitCode::from(2);
     };
     // A container's process is a copy of this one until it executes its own program: see knarr_oci::protect.

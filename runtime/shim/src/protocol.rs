@@ -133,7 +133,10 @@ pub struct Rotation {
 
 impl Default for Rotation {
     fn default() -> Self {
-        Self { max_size: 10 << 20, max_files: 5 }
+        Self {
+            max_size: 10 << 20,
+            max_files: 5,
+        }
     }
 }
 

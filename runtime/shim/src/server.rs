@@ -37,7 +37,10 @@ pub struct ServeError {
 }
 
 fn failed<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> ServeError {
-    move |source| ServeError { what, source: source.into() }
+    move |source| ServeError {
+        what,
+        source: source.into(),
+    }
 }
 
 /// What an event of the epoll set is about; packed into its 64 bits.
@@ -113,8 +116,10 @@ pub fn serve(state: PathBuf) -> Result<(), ServeError> {
     // The engine's terminal and its signals are not the pod's business.
     nix::unistd::setsid().map_err(failed("start a session"))?;
     let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(failed("make an epoll set"))?;
-    epoll::add(&epoll, &listener, Source::Listener.pack(), EventFlags::IN).map_err(failed("watch the listener"))?;
-    epoll::add(&epoll, &children, Source::Children.pack(), EventFlags::IN).map_err(failed("watch the children"))?;
+    epoll::add(&epoll, &listener, Source::Listener.pack(), EventFlags::IN)
+        .map_err(failed("watch the listener"))?;
+    epoll::add(&epoll, &children, Source::Children.pack(), EventFlags::IN)
+        .map_err(failed("watch the children"))?;
     let mut server = Server {
         epoll,
         listener,
@@ -164,10 +169,21 @@ impl Server {
             Err(error) => return eprintln!("knarr-shim: accept: {error}"),
         };
         let number = self.number();
-        if let Err(error) = epoll::add(&self.epoll, &socket, Source::Client(number).pack(), EventFlags::IN) {
+        if let Err(error) = epoll::add(
+            &self.epoll,
+            &socket,
+            Source::Client(number).pack(),
+            EventFlags::IN,
+        ) {
             return eprintln!("knarr-shim: watch a connection: {error}");
         }
-        self.clients.insert(number, Client { socket, waiting: VecDeque::new() });
+        self.clients.insert(
+            number,
+            Client {
+                socket,
+                waiting: VecDeque::new(),
+            },
+        );
     }
 
     fn serve_client(&mut self, number: u32, flags: EventFlags) {
@@ -178,7 +194,9 @@ impl Server {
             return;
         }
         let mut buffer = vec![0; MAX_MESSAGE];
-        let Some(client) = self.clients.get(&number) else { return };
+        let Some(client) = self.clients.get(&number) else {
+            return;
+        };
         let (length, fds) = match socket::receive(&client.socket, &mut buffer) {
             Ok((0, _)) => return self.hang_up(number),
             Ok(received) => received,
@@ -191,7 +209,14 @@ impl Server {
                     Ok((reply, fds)) => (Ok(reply), fds),
                     Err(failure) => (Err(failure), Vec::new()),
                 };
-                self.send(number, &Message::Reply { number: request.number, result }, fds);
+                self.send(
+                    number,
+                    &Message::Reply {
+                        number: request.number,
+                        result,
+                    },
+                    fds,
+                );
             }
             Err(error) => {
                 eprintln!("knarr-shim: a request that makes no sense: {error}");
@@ -207,7 +232,9 @@ impl Server {
 
     fn send(&mut self, number: u32, message: &Message, fds: Vec<OwnedFd>) {
         let packet = serde_json::to_vec(message).expect("our own messages always serialise");
-        let Some(client) = self.clients.get_mut(&number) else { return };
+        let Some(client) = self.clients.get_mut(&number) else {
+            return;
+        };
         client.waiting.push_back((packet, fds));
         if client.waiting.len() > BACKLOG {
             return self.hang_up(number);
@@ -216,7 +243,9 @@ impl Server {
     }
 
     fn flush(&mut self, number: u32) {
-        let Some(client) = self.clients.get_mut(&number) else { return };
+        let Some(client) = self.clients.get_mut(&number) else {
+            return;
+        };
         while let Some((packet, fds)) = client.waiting.front() {
             let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
             match socket::send(&client.socket, packet, &borrowed) {
@@ -227,9 +256,19 @@ impl Server {
                 Err(_) => return self.hang_up(number),
             }
         }
-        let interest =
-            if client.waiting.is_empty() { EventFlags::IN } else { EventFlags::IN | EventFlags::OUT };
-        if epoll::modify(&self.epoll, &client.socket, Source::Client(number).pack(), interest).is_err() {
+        let interest = if client.waiting.is_empty() {
+            EventFlags::IN
+        } else {
+            EventFlags::IN | EventFlags::OUT
+        };
+        if epoll::modify(
+            &self.epoll,
+            &client.socket,
+            Source::Client(number).pack(),
+            interest,
+        )
+        .is_err()
+        {
             self.hang_up(number);
         }
     }
@@ -241,7 +280,9 @@ impl Server {
     }
 
     fn pump(&mut self, number: u32, stream: Stream) {
-        let Some(container) = self.containers.get_mut(&number) else { return };
+        let Some(container) = self.containers.get_mut(&number) else {
+            return;
+        };
         if container.pump(stream) == Left::Ended
             && stream == Stream::Stdout
             && let Some(terminal) = &container.terminal
@@ -262,28 +303,62 @@ impl Server {
                 Ok(_) => continue,
             };
             if let Some(exec) = self.execs.remove(&pid.as_raw()) {
-                self.send(exec.client, &Message::ProcessExited { exec: exec.name, code }, Vec::new());
+                self.send(
+                    exec.client,
+                    &Message::ProcessExited {
+                        exec: exec.name,
+                        code,
+                    },
+                    Vec::new(),
+                );
                 continue;
             }
-            let ended = self.containers.iter().find(|(_, c)| c.pid == pid.as_raw() && c.exit.is_none());
-            let Some((&number, container)) = ended else { continue };
+            let ended = self
+                .containers
+                .iter()
+                .find(|(_, c)| c.pid == pid.as_raw() && c.exit.is_none());
+            let Some((&number, container)) = ended else {
+                continue;
+            };
             let oom_killed = code == 137 && self.was_oom_killed(&container.what.container);
-            let exit = Exit { code, oom_killed, at: SystemTime::now() };
-            let Some(container) = self.containers.get_mut(&number) else { continue };
+            let exit = Exit {
+                code,
+                oom_killed,
+                at: SystemTime::now(),
+            };
+            let Some(container) = self.containers.get_mut(&number) else {
+                continue;
+            };
             if let Err(error) = container.record(exit.clone()) {
                 // The engine hears it all the same; only a crash of both before it writes it down would lose it.
-                eprintln!("knarr-shim: record the end of {}: {error}", container.what.container);
+                eprintln!(
+                    "knarr-shim: record the end of {}: {error}",
+                    container.what.container
+                );
             }
-            let message = Message::Exited { container: container.what.container.clone(), exit };
+            let message = Message::Exited {
+                container: container.what.container.clone(),
+                exit,
+            };
             self.announce(&message);
         }
     }
 
     fn was_oom_killed(&self, container: &str) -> bool {
-        let Ok(id) = ContainerId::parse(container) else { return false };
-        let kills = self.runtime.details(&id).map_err(|error| chain(&error)).and_then(|details| {
-            details.cgroup.stats().map(|stats| stats.memory.oom_kills).map_err(|error| chain(&error))
-        });
+        let Ok(id) = ContainerId::parse(container) else {
+            return false;
+        };
+        let kills = self
+            .runtime
+            .details(&id)
+            .map_err(|error| chain(&error))
+            .and_then(|details| {
+                details
+                    .cgroup
+                    .stats()
+                    .map(|stats| stats.memory.oom_kills)
+                    .map_err(|error| chain(&error))
+            });
         match kills {
             Ok(count) => count > 0,
             Err(error) => {
@@ -294,51 +369,94 @@ impl Server {
     }
 
     fn find(&mut self, id: &str) -> Result<&mut Container, Failure> {
-        let found = self.containers.values_mut().find(|container| container.what.container == id);
-        found.ok_or_else(|| Failure { not_found: true, message: format!("container {id} does not exist") })
+        let found = self
+            .containers
+            .values_mut()
+            .find(|container| container.what.container == id);
+        found.ok_or_else(|| Failure {
+            not_found: true,
+            message: format!("container {id} does not exist"),
+        })
     }
 
-    fn call(&mut self, client: u32, call: Call, fds: Vec<OwnedFd>) -> Result<(Reply, Vec<OwnedFd>), Failure> {
+    fn call(
+        &mut self,
+        client: u32,
+        call: Call,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(Reply, Vec<OwnedFd>), Failure> {
         let done = Ok((Reply::Done, Vec::new()));
         match call {
-            Call::Hello { version } if version == VERSION => Ok((Reply::Hello { version: VERSION }, Vec::new())),
-            Call::Hello { version } => Err(refuse(format!("version {version} of the protocol is not {VERSION}"))),
-            Call::Create(create) => Ok((Reply::Created { pid: self.create(create)? }, Vec::new())),
+            Call::Hello { version } if version == VERSION => {
+                Ok((Reply::Hello { version: VERSION }, Vec::new()))
+            }
+            Call::Hello { version } => Err(refuse(format!(
+                "version {version} of the protocol is not {VERSION}"
+            ))),
+            Call::Create(create) => Ok((
+                Reply::Created {
+                    pid: self.create(create)?,
+                },
+                Vec::new(),
+            )),
             Call::Start { container } => {
                 let id = parse(&container)?;
-                self.runtime.start(&id).map_err(|error| refuse(chain(&error)))?;
+                self.runtime
+                    .start(&id)
+                    .map_err(|error| refuse(chain(&error)))?;
                 self.find(&container)?.started = true;
                 done
             }
-            Call::Exec { exec, container, process, terminal } => {
-                self.exec(client, exec, &container, &process, terminal, fds)
-            }
+            Call::Exec {
+                exec,
+                container,
+                process,
+                terminal,
+            } => self.exec(client, exec, &container, &process, terminal, fds),
             Call::SignalExec { exec, signal } => {
-                let pid = self.execs.iter().find(|(_, e)| e.name == exec).map(|(pid, _)| *pid);
+                let pid = self
+                    .execs
+                    .iter()
+                    .find(|(_, e)| e.name == exec)
+                    .map(|(pid, _)| *pid);
                 let pid = pid.ok_or_else(|| Failure {
                     not_found: true,
                     message: format!("process {exec} does not exist"),
                 })?;
                 // The process is our child and not yet reaped, so its id is still its own.
-                let signal = Signal::try_from(signal).map_err(|_| refuse(format!("no signal {signal}")))?;
-                nix::sys::signal::kill(Pid::from_raw(pid), signal).map_err(|error| refuse(error.to_string()))?;
+                let signal =
+                    Signal::try_from(signal).map_err(|_| refuse(format!("no signal {signal}")))?;
+                nix::sys::signal::kill(Pid::from_raw(pid), signal)
+                    .map_err(|error| refuse(error.to_string()))?;
                 done
             }
-            Call::Signal { container, signal, all } => {
+            Call::Signal {
+                container,
+                signal,
+                all,
+            } => {
                 let ended = self.find(&container)?.exit.is_some();
                 if !ended || all {
                     let id = parse(&container)?;
-                    self.runtime.kill_number(&id, signal, all).map_err(|error| refuse(chain(&error)))?;
+                    self.runtime
+                        .kill_number(&id, signal, all)
+                        .map_err(|error| refuse(chain(&error)))?;
                 }
                 done
             }
             Call::Attach { container } => self.attach(&container, fds),
-            Call::Resize { container, width, height } => {
+            Call::Resize {
+                container,
+                width,
+                height,
+            } => {
                 let container = self.find(&container)?;
-                let terminal = container
-                    .terminal
-                    .as_ref()
-                    .ok_or_else(|| refuse(format!("container {} has no terminal", container.what.container)))?;
+                let terminal = container.terminal.as_ref().ok_or_else(|| {
+                    refuse(format!(
+                        "container {} has no terminal",
+                        container.what.container
+                    ))
+                })?;
                 knarr_oci::sys::set_window_size(terminal.as_fd(), height, width)
                     .map_err(|error| refuse(format!("resize the terminal: {error}")))?;
                 done
@@ -348,7 +466,9 @@ impl Server {
                 done
             }
             Call::ReopenLog { container } => {
-                self.find(&container)?.reopen_log().map_err(|error| refuse(format!("open the log: {error}")))?;
+                self.find(&container)?
+                    .reopen_log()
+                    .map_err(|error| refuse(format!("open the log: {error}")))?;
                 done
             }
             Call::Delete { container } => {
@@ -357,24 +477,38 @@ impl Server {
                     return Err(refuse(format!("container {container} is running")));
                 }
                 let id = parse(&container)?;
-                for failure in self.runtime.delete(&id, true).map_err(|error| refuse(chain(&error)))? {
+                for failure in self
+                    .runtime
+                    .delete(&id, true)
+                    .map_err(|error| refuse(chain(&error)))?
+                {
                     eprintln!("knarr-shim: delete {container}: {}", chain(&failure));
                 }
                 self.containers.retain(|_, c| c.what.container != container);
                 done
             }
             Call::List => {
-                let list = self.containers.values().map(|container| protocol::Container {
-                    id: container.what.container.clone(),
-                    pid: container.pid,
-                    started: container.started,
-                    exit: container.exit.clone(),
-                });
+                let list = self
+                    .containers
+                    .values()
+                    .map(|container| protocol::Container {
+                        id: container.what.container.clone(),
+                        pid: container.pid,
+                        started: container.started,
+                        exit: container.exit.clone(),
+                    });
                 Ok((Reply::Containers(list.collect()), Vec::new()))
             }
             Call::Shutdown => {
-                if let Some(running) = self.containers.values().find(|c| c.started && c.exit.is_none()) {
-                    return Err(refuse(format!("container {} is running", running.what.container)));
+                if let Some(running) = self
+                    .containers
+                    .values()
+                    .find(|c| c.started && c.exit.is_none())
+                {
+                    return Err(refuse(format!(
+                        "container {} is running",
+                        running.what.container
+                    )));
                 }
                 self.over = true;
                 done
@@ -384,7 +518,10 @@ impl Server {
 
     fn create(&mut self, create: Create) -> Result<i32, Failure> {
         if self.find(&create.container).is_ok() {
-            return Err(refuse(format!("container {} exists already", create.container)));
+            return Err(refuse(format!(
+                "container {} exists already",
+                create.container
+            )));
         }
         let id = parse(&create.container)?;
         let config = create.bundle.join("config.json");
@@ -400,7 +537,8 @@ impl Server {
             let (stdout, stdout_child) = pipe()?;
             let (stderr, stderr_child) = pipe()?;
             let stdin_child = if create.stdin {
-                let (child, ours) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(refuse_errno)?;
+                let (child, ours) =
+                    rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(refuse_errno)?;
                 container.stdin = Some(ours);
                 child
             } else {
@@ -409,7 +547,11 @@ impl Server {
             };
             container.stdout = Some(stdout);
             container.stderr = Some(stderr);
-            Stdio::Fds { stdin: stdin_child, stdout: stdout_child, stderr: stderr_child }
+            Stdio::Fds {
+                stdin: stdin_child,
+                stdout: stdout_child,
+                stderr: stderr_child,
+            }
         };
         let created = self
             .runtime
@@ -422,18 +564,30 @@ impl Server {
         if let Some(terminal) = created.terminal {
             rustix::io::ioctl_fionbio(&terminal, true).map_err(refuse_errno)?;
             if create.stdin {
-                container.stdin = Some(terminal.try_clone().map_err(|error| refuse(error.to_string()))?);
+                container.stdin = Some(
+                    terminal
+                        .try_clone()
+                        .map_err(|error| refuse(error.to_string()))?,
+                );
             }
             container.terminal = Some(terminal);
         }
         let outputs = [
-            (container.stdout.as_ref().or(container.terminal.as_ref()), Stream::Stdout),
+            (
+                container.stdout.as_ref().or(container.terminal.as_ref()),
+                Stream::Stdout,
+            ),
             (container.stderr.as_ref(), Stream::Stderr),
         ];
         for (fd, stream) in outputs {
             if let Some(fd) = fd {
-                epoll::add(&self.epoll, fd, Source::Output(number, stream).pack(), EventFlags::IN)
-                    .map_err(refuse_errno)?;
+                epoll::add(
+                    &self.epoll,
+                    fd,
+                    Source::Output(number, stream).pack(),
+                    EventFlags::IN,
+                )
+                .map_err(refuse_errno)?;
             }
         }
         let pid = container.pid;
@@ -454,31 +608,58 @@ impl Server {
             return Err(refuse(format!("container {container} is not running")));
         }
         let id = parse(container)?;
-        let text = std::fs::read(process).map_err(|error| refuse(format!("read {}: {error}", process.display())))?;
-        let process: oci_spec::runtime::Process =
-            serde_json::from_slice(&text).map_err(|error| refuse(format!("the process to execute: {error}")))?;
+        let text = std::fs::read(process)
+            .map_err(|error| refuse(format!("read {}: {error}", process.display())))?;
+        let process: oci_spec::runtime::Process = serde_json::from_slice(&text)
+            .map_err(|error| refuse(format!("the process to execute: {error}")))?;
         let stdio = if terminal {
             Stdio::Terminal
         } else {
-            let [stdin, stdout, stderr] = <[OwnedFd; 3]>::try_from(fds)
-                .map_err(|fds| refuse(format!("{} descriptors came with an exec, not 3", fds.len())))?;
-            Stdio::Fds { stdin, stdout, stderr }
+            let [stdin, stdout, stderr] = <[OwnedFd; 3]>::try_from(fds).map_err(|fds| {
+                refuse(format!(
+                    "{} descriptors came with an exec, not 3",
+                    fds.len()
+                ))
+            })?;
+            Stdio::Fds {
+                stdin,
+                stdout,
+                stderr,
+            }
         };
-        let created = self.runtime.exec(&id, &process, stdio).map_err(|error| refuse(chain(&error)))?;
+        let created = self
+            .runtime
+            .exec(&id, &process, stdio)
+            .map_err(|error| refuse(chain(&error)))?;
         for warning in &created.warnings {
             eprintln!("knarr-shim: exec in {container}: {warning}");
         }
         let pid = created.pid.as_raw();
         self.execs.insert(pid, Exec { name: exec, client });
-        Ok((Reply::Process { pid }, created.terminal.into_iter().collect()))
+        Ok((
+            Reply::Process { pid },
+            created.terminal.into_iter().collect(),
+        ))
     }
 
-    fn attach(&mut self, container: &str, fds: Vec<OwnedFd>) -> Result<(Reply, Vec<OwnedFd>), Failure> {
+    fn attach(
+        &mut self,
+        container: &str,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(Reply, Vec<OwnedFd>), Failure> {
         let container = self.find(container)?;
-        let [stdout, stderr] = <[OwnedFd; 2]>::try_from(fds)
-            .map_err(|fds| refuse(format!("{} descriptors came with an attach, not 2", fds.len())))?;
+        let [stdout, stderr] = <[OwnedFd; 2]>::try_from(fds).map_err(|fds| {
+            refuse(format!(
+                "{} descriptors came with an attach, not 2",
+                fds.len()
+            ))
+        })?;
         let stdin = match &container.stdin {
-            Some(stdin) => vec![stdin.try_clone().map_err(|error| refuse(error.to_string()))?],
+            Some(stdin) => vec![
+                stdin
+                    .try_clone()
+                    .map_err(|error| refuse(error.to_string()))?,
+            ],
             None => Vec::new(),
         };
         if container.exit.is_none() {
@@ -508,7 +689,10 @@ fn parse(id: &str) -> Result<ContainerId, Failure> {
 }
 
 fn refuse(message: String) -> Failure {
-    Failure { not_found: false, message }
+    Failure {
+        not_found: false,
+        message,
+    }
 }
 
 fn refuse_errno(error: Errno) -> Failure {
