@@ -104,6 +104,8 @@ impl ImageStore {
             match pull.resolve(auth).await {
                 Ok(resolved) => return pull.fetch(resolved).await,
                 Err(err) if speaks_another_protocol(&err) => last = Some(err),
+                // Nobody there with the second protocol either: the first one's failure says more.
+                Err(err @ PullError::Unreachable { .. }) => return Err(last.unwrap_or(err)),
                 Err(err) => return Err(err),
             }
         }

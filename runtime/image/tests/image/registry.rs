@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -147,8 +147,8 @@ pub fn free_address() -> SocketAddr {
 /// Passes connections on, and cuts them once so many bytes have come back.
 pub struct Proxy {
     pub address: SocketAddr,
-    /// Bytes that may still come back; refilled by the test.
-    pub budget: Arc<AtomicI64>,
+    /// Set once connections are to hold.
+    pub mended: Arc<AtomicBool>,
     pub connections: Arc<AtomicUsize>,
     /// All that clients asked.
     pub requests: Arc<Mutex<Vec<u8>>>,
@@ -159,12 +159,13 @@ impl Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let proxy = Self {
             address: listener.local_addr().unwrap(),
-            budget: Arc::new(AtomicI64::new(budget)),
+            mended: Arc::default(),
             connections: Arc::default(),
             requests: Arc::default(),
         };
-        let (budget, connections, requests) = (
-            Arc::clone(&proxy.budget),
+        let budget = Arc::new(AtomicI64::new(budget));
+        let (mended, connections, requests) = (
+            Arc::clone(&proxy.mended),
             Arc::clone(&proxy.connections),
             Arc::clone(&proxy.requests),
         );
@@ -185,10 +186,10 @@ impl Proxy {
                         }
                     }
                 });
-                let budget = Arc::clone(&budget);
+                let (budget, mended) = (Arc::clone(&budget), Arc::clone(&mended));
                 std::thread::spawn(move || {
                     // The ends of a cut connection are both of no more interest.
-                    let _ = pass(server, client, &budget);
+                    let _ = pass(server, client, &budget, &mended);
                     budget.store(refill, Ordering::Relaxed);
                 });
             }
@@ -197,11 +198,17 @@ impl Proxy {
     }
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream, budget: &AtomicI64) -> io::Result<()> {
+fn pass(
+    mut from: TcpStream,
+    mut to: TcpStream,
+    budget: &AtomicI64,
+    mended: &AtomicBool,
+) -> io::Result<()> {
     let mut buffer = [0; 4096];
     loop {
         let n = from.read(&mut buffer)?;
-        if n == 0 || budget.fetch_sub(n as i64, Ordering::Relaxed) < n as i64 {
+        let spent = budget.fetch_sub(n as i64, Ordering::Relaxed) < n as i64;
+        if n == 0 || (spent && !mended.load(Ordering::Relaxed)) {
             from.shutdown(std::net::Shutdown::Both)?;
             return to.shutdown(std::net::Shutdown::Both);
         }
