@@ -133,7 +133,7 @@ fn bad_requests_get_the_status_that_kubernetes_returns() {
         "",
         400,
         "BadRequest",
-        "field label not supported",
+        "is not a known field selector",
     );
     curl.refused(
         maps,

@@ -39,8 +39,6 @@ mkdir -p /var/log/pods /var/log/containers /var/lib/knarr /run/knarr
 mount --bind "$dir/log" /var/log
 mount --bind "$dir/data" /var/lib/knarr
 echo ready
-# PID 1 is the parent of every orphan; ignoring SIGCHLD lets the kernel take leave of them.
-trap '' CHLD
 exec cat
 "#;
 
