@@ -3,7 +3,11 @@
 //! The bench starts a simulated machine and itself again inside it, so that its client shares the cluster's network.
 
 #[path = "../tests/harness/mod.rs"]
-#[expect(dead_code, unused_imports, reason = "the benches need only a part of the harness")]
+#[expect(
+    dead_code,
+    unused_imports,
+    reason = "the benches need only a part of the harness"
+)]
 mod harness;
 
 use std::path::Path;

@@ -25,7 +25,7 @@ pub struct Settings {
     /// The address and port of the API server [default: 0.0.0.0:6443]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<String>,
-    /// Where the administrator's kubeconfig is written [default: <data-dir>/admin.kubeconfig]
+    /// Where the administrator's kubeconfig is written [default: admin.kubeconfig in the data directory]
     #[arg(long, value_name = "FILE")]
     pub write_kubeconfig: Option<PathBuf>,
     /// The name of this node [default: the host's name]
