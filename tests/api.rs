@@ -148,7 +148,7 @@ fn bad_requests_get_the_status_that_kubernetes_returns() {
         .sh_ok("head -c 4000000 /dev/zero | tr '\\0' x > /run/large");
     curl.refused(
         maps,
-        "-X POST -H 'Content-Type: application/json' --data-binary @/run/large",
+        "--http1.1 -X POST -H 'Content-Type: application/json' --data-binary @/run/large",
         413,
         "RequestEntityTooLarge",
         "Request entity too large",
