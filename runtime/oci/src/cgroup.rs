@@ -6,6 +6,7 @@
 //!
 //! * `layout`: what is mounted where
 //! * `plan`: from the configuration's resources to writes, pure, one file per version: `v1`, `v2`
+//! * `merge`: old limits and new ones, for update
 //! * `devices`: the BPF program which takes the place of v1's device files on v2
 //! * `stats`: reading what was used
 //! * `events`: waiting for out-of-memory
@@ -24,12 +25,15 @@ use serde::{Deserialize, Serialize};
 mod devices;
 mod events;
 mod layout;
+mod merge;
 mod stats;
 mod v1;
 mod v2;
 
 pub use events::OomEvents;
 pub use layout::Layout;
+pub(crate) use merge::to_write;
+pub use merge::{ignored, merge};
 pub use stats::{BlkioStats, CpuStats, MemoryStats, PidsStats, Stats};
 
 /// Something on a cgroup failed.
@@ -91,6 +95,20 @@ pub enum CgroupError {
         /// `v1` or `v2`.
         version: &'static str,
     },
+    /// `checkBeforeUpdate` was asked for, and the limit is below what is used.
+    #[error("memory limit {limit} is not above the {usage} bytes that are used now")]
+    BelowUsage {
+        /// The limit, of memory or of memory and swap.
+        limit: i64,
+        /// `memory.current`.
+        usage: i64,
+    },
+    /// Two sets of limits cannot be made one.
+    #[error("merge the new limits with the old ones")]
+    Merge {
+        /// Why not.
+        source: serde_json::Error,
+    },
     /// Device rules of v2.
     #[error("load the device rules into the kernel")]
     DeviceProgram {
@@ -120,6 +138,8 @@ pub(crate) struct Write1 {
     pub wanted_by: &'static str,
     /// Whether a missing file or a refusal is no failure (the value is only a default of ours).
     pub optional: bool,
+    /// File and value for a kernel that has not this file.
+    pub otherwise: Option<(String, String)>,
 }
 
 impl Write1 {
@@ -135,6 +155,22 @@ impl Write1 {
             value: value.to_string(),
             wanted_by,
             optional: false,
+            otherwise: None,
+        }
+    }
+
+    /// What a kernel without the file gets instead.
+    fn or(mut self, file: impl Into<String>, value: impl ToString) -> Self {
+        self.otherwise = Some((file.into(), value.to_string()));
+        self
+    }
+
+    /// A first try of a write that comes again: which of two related files is to be written first depends on what is in
+    /// them already (quota and burst, quota and period).
+    fn first_try(&self) -> Self {
+        Self {
+            optional: true,
+            ..self.clone()
         }
     }
 }
@@ -259,6 +295,7 @@ impl Group {
         let mut performer = Performer::default();
         if self.unified {
             let directory = self.record.directories.get("").cloned().unwrap_or_default();
+            v2::check_usage(&directory, resources)?;
             for write in v2::plan(resources)? {
                 performer.perform(&directory, &write)?;
             }
@@ -285,6 +322,36 @@ impl Group {
             }
             let directory = &self.record.directories[write.controller];
             performer.perform(directory, &write)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the group, on v2, to the user who is root inside: then the container can divide it further
+    /// (runtime-spec, config-linux.md, "Cgroup ownership").
+    ///
+    /// # Errors
+    ///
+    /// If an owner cannot be set; a file that this kernel has not is none.
+    pub fn give_to(&self, user: nix::unistd::Uid) -> Result<(), CgroupError> {
+        let Some(directory) = self.record.directories.get("") else {
+            return Ok(());
+        };
+        // One name a line, since Linux 4.15.
+        let listed = fs::read_to_string("/sys/kernel/cgroup/delegate");
+        let names = listed.unwrap_or_else(|_| {
+            "cgroup.procs\ncgroup.threads\ncgroup.subtree_control\n".to_owned()
+        });
+        for path in
+            std::iter::once(directory.clone()).chain(names.lines().map(|name| directory.join(name)))
+        {
+            match nix::unistd::chown(&path, Some(user), None) {
+                Err(nix::Error::ENOENT) => {}
+                done => done.map_err(|errno| CgroupError::Write {
+                    path,
+                    value: format!("owner {user}"),
+                    source: errno.into(),
+                })?,
+            }
         }
         Ok(())
     }
@@ -584,7 +651,16 @@ struct Performer {
 
 impl Performer {
     fn perform(&mut self, directory: &Path, order: &Write1) -> Result<(), CgroupError> {
-        match self.write(directory.join(&order.file), &order.value) {
+        let done = self.write(directory.join(&order.file), &order.value);
+        let done = match (done, &order.otherwise) {
+            (Err(CgroupError::Write { source, .. }), Some((file, value)))
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
+                self.write(directory.join(file), value)
+            }
+            (done, _) => done,
+        };
+        match done {
             Err(_) if order.optional => Ok(()),
             // A file that the kernel does not have: say what wanted it.
             Err(CgroupError::Write { source, .. }) if source.kind() == io::ErrorKind::NotFound => {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxResources, Spec};
 
-use crate::cgroup::{CgroupError, Group, Layout, Stats};
+use crate::cgroup::{self, CgroupError, Group, Layout, Stats};
 use crate::error::{ControlError, StateError};
 use crate::hooks::{self, HookError};
 use crate::id::ContainerId;
@@ -319,12 +319,16 @@ impl Runtime {
         group.thaw().map_err(ControlError::Cgroup)
     }
 
-    /// Changes limits; what is not given stays.
+    /// Changes limits; what is not given stays. Gives warnings about fields that have no effect here.
     ///
     /// # Errors
     ///
     /// If it is stopped, or the kernel refuses a value.
-    pub fn update(&self, id: &ContainerId, resources: &LinuxResources) -> Result<(), ControlError> {
+    pub fn update(
+        &self,
+        id: &ContainerId,
+        resources: &LinuxResources,
+    ) -> Result<Vec<String>, ControlError> {
         let dir = self.dir(id);
         let mut record = dir.read_record(id).map_err(ControlError::State)?;
         let status = status_of(&dir, &record).map_err(ControlError::State)?;
@@ -336,9 +340,14 @@ impl Runtime {
         }
         let layout = Layout::detect().map_err(ControlError::Cgroup)?;
         let mut group = Group::from_record(record.cgroup.clone());
-        let done = group
-            .apply(&layout, resources)
-            .map_err(ControlError::Cgroup);
+        let mut spec = dir.read_config(id).map_err(ControlError::State)?;
+        let old = spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.resources().clone());
+        let old = old.unwrap_or_default();
+        let wanted = cgroup::to_write(&old, resources).map_err(ControlError::Cgroup)?;
+        let done = group.apply(&layout, &wanted).map_err(ControlError::Cgroup);
         // A limit may have brought a hierarchy more.
         if *group.record() != record.cgroup {
             record.cgroup = group.record().clone();
@@ -346,7 +355,16 @@ impl Runtime {
             dir.write_record(&record)
                 .map_err(|source| ControlError::System { what, source })?;
         }
-        done
+        done?;
+        // The next update counts from here.
+        let now = cgroup::merge(&old, resources).map_err(ControlError::Cgroup)?;
+        if let Some(linux) = spec.linux_mut() {
+            linux.set_resources(Some(now));
+        }
+        let what = "write the configuration".to_owned();
+        dir.replace_config(&spec)
+            .map_err(|source| ControlError::System { what, source })?;
+        Ok(cgroup::ignored(resources, group.is_unified()))
     }
 
     /// The ids of all processes of a container, in our PID namespace.

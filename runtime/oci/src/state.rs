@@ -165,6 +165,13 @@ impl StateDir {
         write_private(&self.path.join("config.json"), &serde_json::to_vec(spec)?)
     }
 
+    /// A new one at once in place of the old one, which others may be reading.
+    pub fn replace_config(&self, spec: &Spec) -> io::Result<()> {
+        let new = self.path.join("config.json.new");
+        write_private(&new, &serde_json::to_vec(spec)?)?;
+        fs::rename(new, self.path.join("config.json"))
+    }
+
     pub fn read_record(&self, id: &ContainerId) -> Result<Record, StateError> {
         self.read("state.json", id)
     }

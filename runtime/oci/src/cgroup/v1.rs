@@ -139,15 +139,7 @@ pub(super) fn plan(
         ));
     }
     block_io(resources, &mut writes);
-    for limit in resources.hugepage_limits().as_deref().unwrap_or_default() {
-        let file = format!("hugetlb.{}.limit_in_bytes", limit.page_size());
-        writes.push(Write1::new(
-            "hugetlb",
-            file,
-            limit.limit(),
-            "linux.resources.hugepageLimits",
-        ));
-    }
+    super::v2::hugetlb(resources, "limit_in_bytes", &mut writes);
     if let Some(network) = resources.network() {
         if let Some(class) = network.class_id() {
             writes.push(Write1::new(
@@ -236,12 +228,15 @@ fn memory(
         ));
     }
     if let Some(tcp) = memory.kernel_tcp().filter(|value| *value != 0) {
-        writes.push(Write1::new(
+        let mut order = Write1::new(
             "memory",
             "memory.kmem.tcp.limit_in_bytes",
             tcp,
             "linux.resources.memory.kernelTCP",
-        ));
+        );
+        // Going away: kernels without it ignore it, as runc does everywhere.
+        order.optional = true;
+        writes.push(order);
     }
     if let Some(swappiness) = memory.swappiness() {
         writes.push(Write1::new(
@@ -304,12 +299,25 @@ fn cpu(resources: &LinuxResources, writes: &mut Vec<Write1>) {
             "linux.resources.cpu.shares",
         );
     }
-    set(
-        "cpu",
-        "cpu.cfs_period_us",
-        text(cpu.period()),
-        "linux.resources.cpu.period",
-    );
+    // A shorter period may need a smaller quota first, and the other way round; and the burst is at most the quota. So the
+    // first ones are tried, and repeated in the end.
+    let period = text(cpu.period()).filter(|_| cpu.quota().is_some());
+    let burst = cpu.burst().map(|value| value.to_string());
+    let early = [
+        ("cpu.cfs_burst_us", &burst, "linux.resources.cpu.burst"),
+        ("cpu.cfs_period_us", &period, "linux.resources.cpu.period"),
+    ];
+    for (file, value, wanted_by) in early {
+        let order = value
+            .as_ref()
+            .map(|value| Write1::new("cpu", file, value, wanted_by).first_try());
+        writes.extend(order);
+    }
+    let mut set = |controller, file: &str, value: Option<String>, wanted_by| {
+        if let Some(value) = value {
+            writes.push(Write1::new(controller, file, value, wanted_by));
+        }
+    };
     set(
         "cpu",
         "cpu.cfs_quota_us",
@@ -318,8 +326,14 @@ fn cpu(resources: &LinuxResources, writes: &mut Vec<Write1>) {
     );
     set(
         "cpu",
+        "cpu.cfs_period_us",
+        text(cpu.period()),
+        "linux.resources.cpu.period",
+    );
+    set(
+        "cpu",
         "cpu.cfs_burst_us",
-        cpu.burst().map(|value| value.to_string()),
+        burst,
         "linux.resources.cpu.burst",
     );
     set(
@@ -353,20 +367,48 @@ fn block_io(resources: &LinuxResources, writes: &mut Vec<Write1>) {
     let Some(io) = resources.block_io() else {
         return;
     };
+    // BFQ's files, or those of CFQ, which kernels before 5.0 had.
+    let number = |value: Option<u16>| value.filter(|value| *value != 0);
+    if let Some(weight) = number(io.weight()) {
+        let order = Write1::new(
+            "blkio",
+            "blkio.bfq.weight",
+            weight,
+            "linux.resources.blockIO.weight",
+        );
+        writes.push(order.or("blkio.weight", weight));
+    }
+    if let Some(weight) = number(io.leaf_weight()) {
+        writes.push(Write1::new(
+            "blkio",
+            "blkio.leaf_weight",
+            weight,
+            "linux.resources.blockIO.leafWeight",
+        ));
+    }
+    for device in io.weight_device().as_deref().unwrap_or_default() {
+        let value = |weight| format!("{}:{} {weight}", device.major(), device.minor());
+        if let Some(weight) = number(device.weight()) {
+            let order = Write1::new(
+                "blkio",
+                "blkio.bfq.weight_device",
+                value(weight),
+                "linux.resources.blockIO.weightDevice",
+            );
+            writes.push(order.or("blkio.weight_device", value(weight)));
+        }
+        if let Some(weight) = number(device.leaf_weight()) {
+            writes.push(Write1::new(
+                "blkio",
+                "blkio.leaf_weight_device",
+                value(weight),
+                "linux.resources.blockIO.weightDevice",
+            ));
+        }
+    }
     let mut set = |file: &str, value: String| {
         writes.push(Write1::new("blkio", file, value, "linux.resources.blockIO"));
     };
-    if let Some(weight) = io.weight().filter(|weight| *weight != 0) {
-        set("blkio.bfq.weight", weight.to_string());
-    }
-    for device in io.weight_device().as_deref().unwrap_or_default() {
-        if let Some(weight) = device.weight() {
-            set(
-                "blkio.bfq.weight_device",
-                format!("{}:{} {weight}", device.major(), device.minor()),
-            );
-        }
-    }
     let throttles = [
         (
             "blkio.throttle.read_bps_device",
@@ -471,6 +513,33 @@ mod tests {
         assert_eq!(rules[0], "devices.deny=a *:* rwm");
         assert_eq!(rules[1], "devices.allow=c 10:* r");
         assert!(rules.contains(&"devices.allow=c 1:3 rwm".to_owned()));
+    }
+
+    #[test]
+    fn every_controller_has_its_files() {
+        assert_eq!(
+            writes(
+                r#"{"hugepageLimits":[{"pageSize":"2MB","limit":1}],"network":{"classID":7,"priorities":[{"name":"lo","priority":3}]},"rdma":{"mlx5_1":{"hcaHandles":3}}}"#,
+                None
+            ),
+            [
+                "hugetlb.2MB.limit_in_bytes=1",
+                "hugetlb.2MB.rsvd.limit_in_bytes=1",
+                "net_cls.classid=7",
+                "net_prio.ifpriomap=lo 3",
+                "rdma.max=mlx5_1 hca_handle=3 hca_object=max",
+            ]
+        );
+        assert_eq!(
+            writes(r#"{"cpu":{"period":1000,"quota":500,"burst":5}}"#, None),
+            [
+                "cpu.cfs_burst_us=5",
+                "cpu.cfs_period_us=1000",
+                "cpu.cfs_quota_us=500",
+                "cpu.cfs_period_us=1000",
+                "cpu.cfs_burst_us=5",
+            ]
+        );
     }
 
     #[test]

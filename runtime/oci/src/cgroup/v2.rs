@@ -49,7 +49,7 @@ fn enable_controllers(directory: &Path) -> Result<(), CgroupError> {
 pub(super) fn plan(resources: &LinuxResources) -> Result<Vec<Write1>, CgroupError> {
     let mut writes = Vec::new();
     memory(resources, &mut writes)?;
-    cpu(resources, &mut writes);
+    cpu(resources, &mut writes)?;
     if let Some(pids) = resources.pids().as_ref().filter(|pids| pids.limit() != 0) {
         writes.push(Write1::new(
             "pids",
@@ -59,15 +59,7 @@ pub(super) fn plan(resources: &LinuxResources) -> Result<Vec<Write1>, CgroupErro
         ));
     }
     io(resources, &mut writes);
-    for limit in resources.hugepage_limits().as_deref().unwrap_or_default() {
-        let file = format!("hugetlb.{}.max", limit.page_size());
-        writes.push(Write1::new(
-            "hugetlb",
-            file,
-            limit.limit(),
-            "linux.resources.hugepageLimits",
-        ));
-    }
+    hugetlb(resources, "max", &mut writes);
     for (device, limits) in resources.rdma().iter().flatten() {
         writes.push(Write1::new(
             "rdma",
@@ -89,7 +81,9 @@ pub(super) fn plan(resources: &LinuxResources) -> Result<Vec<Write1>, CgroupErro
         });
     }
     for (file, value) in resources.unified().iter().flatten() {
-        if file.contains('/') || file.starts_with("cgroup.") && file != "cgroup.max.depth" {
+        // Of the core's own files only those that are limits.
+        let core = file.starts_with("cgroup.") && !file.starts_with("cgroup.max.");
+        if file.contains('/') || core {
             return Err(CgroupError::WrongVersion {
                 what: format!("linux.resources.unified {file:?}"),
                 version: "v2",
@@ -108,6 +102,53 @@ pub(super) fn plan(resources: &LinuxResources) -> Result<Vec<Write1>, CgroupErro
     Ok(writes)
 }
 
+/// Pages in use, and pages set aside (`rsvd`, which a program that maps too many learns of by an error rather than by
+/// SIGBUS); not every kernel has the second.
+pub(super) fn hugetlb(resources: &LinuxResources, suffix: &str, writes: &mut Vec<Write1>) {
+    for limit in resources.hugepage_limits().as_deref().unwrap_or_default() {
+        for (part, optional) in [("", false), ("rsvd.", true)] {
+            let file = format!("hugetlb.{}.{part}{suffix}", limit.page_size());
+            writes.push(Write1 {
+                optional,
+                ..Write1::new(
+                    "hugetlb",
+                    file,
+                    limit.limit(),
+                    "linux.resources.hugepageLimits",
+                )
+            });
+        }
+    }
+}
+
+/// With `checkBeforeUpdate`: v2 would not refuse a limit below what is used, but kill.
+pub(super) fn check_usage(directory: &Path, resources: &LinuxResources) -> Result<(), CgroupError> {
+    let Some(memory) = resources
+        .memory()
+        .filter(|memory| memory.check_before_update() == Some(true))
+    else {
+        return Ok(());
+    };
+    let limits = [memory.limit(), memory.swap()];
+    let Some(limit) = limits
+        .into_iter()
+        .flatten()
+        .filter(|limit| *limit > 0)
+        .min()
+    else {
+        return Ok(());
+    };
+    let path = directory.join("memory.current");
+    let usage: i64 = read(&path)?.trim().parse().map_err(|_| CgroupError::Read {
+        path,
+        source: std::io::ErrorKind::InvalidData.into(),
+    })?;
+    if limit <= usage {
+        return Err(CgroupError::BelowUsage { limit, usage });
+    }
+    Ok(())
+}
+
 fn max(value: i64) -> String {
     if value < 0 {
         "max".into()
@@ -122,7 +163,10 @@ fn memory(resources: &LinuxResources, writes: &mut Vec<Write1>) -> Result<(), Cg
     };
     let limit = memory.limit().filter(|value| *value != 0);
     // OCI's swap is memory plus swap, the kernel's is swap alone.
-    if let Some(swap) = memory.swap().filter(|value| *value != 0) {
+    let swap = memory.swap().filter(|value| *value != 0);
+    // No limit of memory means none of swap, as on v1, unless one is given.
+    let swap = swap.or((limit == Some(-1)).then_some(-1));
+    if let Some(swap) = swap {
         let swap_only = match (swap, limit) {
             (-1, _) => -1,
             (swap, Some(limit)) if limit > 0 && swap >= limit => swap - limit,
@@ -163,8 +207,20 @@ fn memory(resources: &LinuxResources, writes: &mut Vec<Write1>) -> Result<(), Cg
     Ok(())
 }
 
-fn cpu(resources: &LinuxResources, writes: &mut Vec<Write1>) {
-    let Some(cpu) = resources.cpu() else { return };
+fn cpu(resources: &LinuxResources, writes: &mut Vec<Write1>) -> Result<(), CgroupError> {
+    let Some(cpu) = resources.cpu() else {
+        return Ok(());
+    };
+    let realtime = [
+        cpu.realtime_runtime().map(|value| value != 0),
+        cpu.realtime_period().map(|value| value != 0),
+    ];
+    if realtime.contains(&Some(true)) {
+        return Err(CgroupError::WrongVersion {
+            what: "linux.resources.cpu.realtimeRuntime or realtimePeriod".into(),
+            version: "v2",
+        });
+    }
     if let Some(idle) = cpu.idle() {
         writes.push(Write1::new(
             "cpu",
@@ -184,6 +240,11 @@ fn cpu(resources: &LinuxResources, writes: &mut Vec<Write1>) {
             "linux.resources.cpu.shares",
         ));
     }
+    let burst = cpu
+        .burst()
+        .map(|burst| Write1::new("cpu", "cpu.max.burst", burst, "linux.resources.cpu.burst"));
+    // The burst must never be above the quota.
+    writes.extend(burst.iter().map(Write1::first_try));
     let quota = cpu.quota().filter(|quota| *quota != 0);
     let period = cpu.period().filter(|period| *period != 0);
     if quota.is_some() || period.is_some() {
@@ -195,14 +256,7 @@ fn cpu(resources: &LinuxResources, writes: &mut Vec<Write1>) {
             "linux.resources.cpu.quota",
         ));
     }
-    if let Some(burst) = cpu.burst() {
-        writes.push(Write1::new(
-            "cpu",
-            "cpu.max.burst",
-            burst,
-            "linux.resources.cpu.burst",
-        ));
-    }
+    writes.extend(burst);
     if let Some(cpus) = cpu.cpus().as_deref().filter(|cpus| !cpus.is_empty()) {
         writes.push(Write1::new(
             "cpuset",
@@ -219,15 +273,27 @@ fn cpu(resources: &LinuxResources, writes: &mut Vec<Write1>) {
             "linux.resources.cpu.mems",
         ));
     }
+    Ok(())
 }
 
-/// Shares (2 to 262144) to a weight (1 to 10000), linearly, as Kubernetes and the runtimes agreed.
-fn weight(shares: u64) -> u64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+/// Shares (2 to 262144, by default 1024) to a weight (1 to 10000, by default 100).
+///
+/// A curve through all three points, as crun and runc have it now; the line through the ends, which was used before, made
+/// the default share a weight of 39.
+pub(super) fn weight(shares: u64) -> u64 {
+    match shares {
+        0..=2 => 1,
+        262_144.. => 10_000,
+        _ => {
+            let log = (shares as f64).log2();
+            let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
+            10f64.powf(exponent).ceil() as u64
+        }
+    }
 }
 
 /// blkio's weight (10 to 1000) to io's (1 to 10000), linearly, as the runtimes agreed.
-fn io_weight(weight: u16) -> u64 {
+pub(super) fn io_weight(weight: u16) -> u64 {
     1 + u64::from(weight.clamp(10, 1000) - 10) * 9999 / 990
 }
 
@@ -235,25 +301,34 @@ fn io(resources: &LinuxResources, writes: &mut Vec<Write1>) {
     let Some(io) = resources.block_io() else {
         return;
     };
+    // BFQ takes the numbers as they are; where another scheduler serves the disks, iocost's file takes the weight.
+    if let Some(weight) = io.weight().filter(|weight| *weight != 0) {
+        let order = Write1::new(
+            "io",
+            "io.bfq.weight",
+            weight,
+            "linux.resources.blockIO.weight",
+        );
+        writes.push(order.or("io.weight", io_weight(weight)));
+    }
+    for device in io.weight_device().as_deref().unwrap_or_default() {
+        if let Some(weight) = device.weight().filter(|weight| *weight != 0) {
+            let (major, minor) = (device.major(), device.minor());
+            let order = Write1::new(
+                "io",
+                "io.bfq.weight",
+                format!("{major}:{minor} {weight}"),
+                "linux.resources.blockIO.weightDevice",
+            );
+            writes.push(order.or(
+                "io.weight",
+                format!("{major}:{minor} {}", io_weight(weight)),
+            ));
+        }
+    }
     let mut set = |file: &str, value: String| {
         writes.push(Write1::new("io", file, value, "linux.resources.blockIO"));
     };
-    if let Some(weight) = io.weight().filter(|weight| *weight != 0) {
-        set("io.bfq.weight", weight.to_string());
-    }
-    for device in io.weight_device().as_deref().unwrap_or_default() {
-        if let Some(weight) = device.weight() {
-            set(
-                "io.weight",
-                format!(
-                    "{}:{} {}",
-                    device.major(),
-                    device.minor(),
-                    io_weight(weight)
-                ),
-            );
-        }
-    }
     let throttles = [
         ("rbps", io.throttle_read_bps_device()),
         ("wbps", io.throttle_write_bps_device()),
@@ -312,9 +387,76 @@ mod tests {
             writes(r#"{"cpu":{"quota":50000}}"#),
             ["cpu.max=50000 100000"]
         );
-        assert_eq!(writes(r#"{"cpu":{"shares":1024}}"#), ["cpu.weight=39"]);
+        assert_eq!(writes(r#"{"cpu":{"shares":1024}}"#), ["cpu.weight=100"]);
         assert_eq!(writes(r#"{"pids":{"limit":-1}}"#), ["pids.max=max"]);
         assert_eq!((weight(2), weight(262_144)), (1, 10_000));
+        assert_eq!(
+            writes(r#"{"memory":{"limit":-1}}"#),
+            ["memory.swap.max=max", "memory.max=max"]
+        );
+        assert_eq!(
+            writes(r#"{"hugepageLimits":[{"pageSize":"2MB","limit":4194304}]}"#),
+            ["hugetlb.2MB.max=4194304", "hugetlb.2MB.rsvd.max=4194304"]
+        );
+    }
+
+    #[test]
+    fn weights_grow_with_shares() {
+        let all: Vec<u64> = (2..=262_144).step_by(7).map(weight).collect();
+        assert!(all.is_sorted());
+        assert!(all.iter().all(|weight| (1..=10_000).contains(weight)));
+        assert_eq!((io_weight(10), io_weight(1000)), (1, 10_000));
+    }
+
+    #[test]
+    fn a_burst_is_tried_before_the_quota_and_demanded_after_it() {
+        let resources: LinuxResources =
+            serde_json::from_str(r#"{"cpu":{"quota":20000,"burst":10000}}"#).unwrap();
+        let plan = plan(&resources).unwrap();
+        let seen: Vec<_> = plan
+            .iter()
+            .map(|write| (write.file.as_str(), write.optional))
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                ("cpu.max.burst", true),
+                ("cpu.max", false),
+                ("cpu.max.burst", false)
+            ]
+        );
+    }
+
+    #[test]
+    fn what_v2_has_not_is_an_error_and_limits_of_the_core_are_not() {
+        let check = |json: &str| {
+            let resources: LinuxResources = serde_json::from_str(json).unwrap();
+            plan(&resources)
+        };
+        assert!(check(r#"{"cpu":{"realtimeRuntime":1000}}"#).is_err());
+        assert!(check(r#"{"network":{"classID":1}}"#).is_err());
+        assert!(check(r#"{"unified":{"cgroup.procs":"1"}}"#).is_err());
+        assert!(check(r#"{"unified":{"../memory.max":"1"}}"#).is_err());
+        assert!(check(r#"{"unified":{"cgroup.max.descendants":"5"}}"#).is_ok());
+    }
+
+    #[test]
+    fn a_weight_goes_to_bfq_or_else_to_iocost() {
+        let resources: LinuxResources = serde_json::from_str(
+            r#"{"blockIO":{"weight":500,"weightDevice":[{"major":8,"minor":0,"weight":10}]}}"#,
+        )
+        .unwrap();
+        let plan = plan(&resources).unwrap();
+        assert_eq!(
+            (plan[0].file.as_str(), plan[0].value.as_str()),
+            ("io.bfq.weight", "500")
+        );
+        assert_eq!(plan[0].otherwise, Some(("io.weight".into(), "4950".into())));
+        assert_eq!(plan[1].value, "8:0 10");
+        assert_eq!(
+            plan[1].otherwise,
+            Some(("io.weight".into(), "8:0 1".into()))
+        );
     }
 
     #[test]

@@ -81,7 +81,10 @@ pub(super) fn update(context: &Context, args: &Update) -> anyhow::Result<u8> {
         }
         None => from_flags(args)?,
     };
-    context.runtime.update(&args.id, &resources)?;
+    let warnings = context.runtime.update(&args.id, &resources)?;
+    warnings
+        .iter()
+        .for_each(|warning| context.log.warn(warning));
     Ok(0)
 }
 

@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxIdMapping, Process, Spec};
 
 use super::{CgroupManager, Created, Io, Runtime};
-use crate::cgroup::{Group, Layout};
+use crate::cgroup::{self, Group, Layout};
 use crate::error::CreateError;
 use crate::hooks;
 use crate::id::ContainerId;
@@ -149,6 +149,9 @@ impl Runtime {
             unfinished.group = Some(group.clone());
             applied?;
         }
+        if let Some(owner) = group_owner(spec, &namespaces) {
+            group.give_to(owner).map_err(CreateError::Cgroup)?;
+        }
 
         let mut record = new_record(id, spec, &bundle, &rootfs, &group, &namespaces);
         dir.write_config(spec)
@@ -181,7 +184,9 @@ impl Runtime {
         unfinished.process = Some(newborn);
         let mut born = Birth {
             terminal: None,
-            warnings: Vec::new(),
+            warnings: resources.map_or_else(Vec::new, |resources| {
+                cgroup::ignored(resources, group.is_unified())
+            }),
         };
         let pid = self.attend(
             &plan,
@@ -649,6 +654,21 @@ fn write_mappings(spec: &Spec, pid: Pid) -> Result<(), CreateError> {
         fs::write(&path, lines).map_err(CreateError::system(format!("write {path}")))?;
     }
     Ok(())
+}
+
+/// To whom the container's group is given: the user who is root inside, if the container sees its groups as its own and may
+/// write to them (runtime-spec, config-linux.md, "Cgroup ownership").
+fn group_owner(spec: &Spec, namespaces: &NamespaceSet) -> Option<nix::unistd::Uid> {
+    let own = namespaces.is_new(Kind::User) && namespaces.is_new(Kind::Cgroup);
+    let writable = spec.mounts().iter().flatten().any(|mount| {
+        matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2"))
+            && !mount.options().iter().flatten().any(|word| word == "ro")
+    });
+    let maps = spec.linux().as_ref()?.uid_mappings().as_ref()?;
+    let root = maps
+        .iter()
+        .find(|map| map.container_id() == 0 && map.size() > 0)?;
+    (own && writable).then(|| nix::unistd::Uid::from_raw(root.host_id()))
 }
 
 pub(super) fn start_time(pid: Pid) -> Result<u64, CreateError> {
