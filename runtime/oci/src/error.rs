@@ -160,6 +160,9 @@ pub enum CreateError {
     /// The cgroup.
     #[error("cgroup of the container")]
     Cgroup(#[source] CgroupError),
+    /// The agent of a seccomp profile that asks one.
+    #[error("seccomp agent of the container")]
+    SeccompAgent(#[source] crate::seccomp::NotifyError),
     /// The seccomp profile.
     #[error("seccomp profile of the container")]
     Seccomp(#[source] SeccompError),

@@ -13,7 +13,7 @@
 //! * [`id`], [`state`]: what a container is called, and what is kept of it on disk
 //! * `runtime`: the operations, as methods of [`Runtime`]
 //! * `init`: the container's first process, from clone3 to exec; `message`: what it tells its maker
-//! * [`namespace`], [`mount`], `rootfs`: its world
+//! * [`namespace`], [`mount`], `idmap`, `rootfs`: its world
 //! * `process`, `capability`, [`seccomp`]: its rights
 //! * [`cgroup`]: its limits; usable alone
 //! * [`hooks`], [`error`], [`protect`]
@@ -25,6 +25,7 @@ pub mod cgroup;
 pub mod error;
 pub mod hooks;
 pub mod id;
+mod idmap;
 mod init;
 mod message;
 pub mod mount;

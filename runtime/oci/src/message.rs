@@ -22,8 +22,8 @@ pub enum Report {
     Mounted,
     /// The master of the container's terminal.
     Terminal(OwnedFd),
-    /// The listener of a seccomp filter that notifies.
-    SeccompListener(OwnedFd),
+    /// The number of the listener of a seccomp filter that notifies, in the sender. Only [`Channel::announce`] sends it.
+    SeccompListener(RawFd),
     /// Something that the spec allows to go on after.
     Warning(String),
     /// All is done but the wait for start.
@@ -93,7 +93,7 @@ impl Channel {
             Report::Sibling(pid) => self.send(&[b"P", &pid.to_ne_bytes()[..]].concat(), None),
             Report::Mounted => self.send(b"M", None),
             Report::Terminal(fd) => self.send(b"T", Some(fd.as_raw_fd())),
-            Report::SeccompListener(fd) => self.send(b"N", Some(fd.as_raw_fd())),
+            Report::SeccompListener(number) => self.announce(*number),
             Report::Warning(text) => self.send(&[b"W", text.as_bytes()].concat(), None),
             Report::Ready => self.send(b"R", None),
             Report::Failed(failure) => {
@@ -113,6 +113,16 @@ impl Channel {
         }
     }
 
+    /// Sends [`Report::SeccompListener`] by one write(2): under a filter, no other call may be possible.
+    ///
+    /// # Errors
+    ///
+    /// `EPIPE` if the other side is gone.
+    pub fn announce(&self, number: RawFd) -> io::Result<()> {
+        let packet = [b"N", &number.to_ne_bytes()[..]].concat();
+        Ok(nix::unistd::write(&self.0, &packet).map(drop)?)
+    }
+
     /// Waits for the next report.
     ///
     /// # Errors
@@ -129,7 +139,9 @@ impl Channel {
             ))),
             (Some((b'M', _)), _) => Ok(Report::Mounted),
             (Some((b'T', _)), Some(fd)) => Ok(Report::Terminal(fd)),
-            (Some((b'N', _)), Some(fd)) => Ok(Report::SeccompListener(fd)),
+            (Some((b'N', number)), _) => Ok(Report::SeccompListener(RawFd::from_ne_bytes(
+                number.try_into().map_err(|_| bad())?,
+            ))),
             (Some((b'W', rest)), _) => Ok(Report::Warning(text(rest))),
             (Some((b'R', _)), _) => Ok(Report::Ready),
             (Some((b'E', rest)), _) => {
@@ -191,20 +203,20 @@ fn receive(socket: BorrowedFd<'_>) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     Ok((buffer, fd))
 }
 
-/// Sends `fd` over a connected stream socket, with `payload`, as console and seccomp listeners expect it.
+/// Sends `fd` over a connected stream socket, with `payload`, as console and seccomp listeners expect it. Gives how much
+/// of the payload went with it.
 ///
 /// # Errors
 ///
 /// As sendmsg(2).
-pub fn send_fd(socket: BorrowedFd<'_>, fd: BorrowedFd<'_>, payload: &[u8]) -> io::Result<()> {
+pub fn send_fd(socket: BorrowedFd<'_>, fd: BorrowedFd<'_>, payload: &[u8]) -> io::Result<usize> {
     let fds = [fd.as_raw_fd()];
     let control = [ControlMessage::ScmRights(&fds)];
-    sendmsg::<()>(
+    Ok(sendmsg::<()>(
         socket.as_raw_fd(),
         &[IoSlice::new(payload)],
         &control,
         MsgFlags::MSG_NOSIGNAL,
         None,
-    )?;
-    Ok(())
+    )?)
 }

@@ -268,7 +268,7 @@ impl Armed<'_> {
                 .or_fail(Step::Seccomp, || "install the seccomp filter")?;
             if let Some(listener) = listener {
                 channel
-                    .report(&Report::SeccompListener(listener))
+                    .announce(listener.as_raw_fd())
                     .or_fail(Step::Seccomp, || "hand over the seccomp listener")?;
                 channel
                     .wait()

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxResources, Spec};
 
 use crate::cgroup::{self, CgroupError, Group, Layout, Stats};
-use crate::error::{ControlError, StateError};
+use crate::error::{ControlError, CreateError, StateError};
 use crate::hooks::{self, HookError};
 use crate::id::ContainerId;
 use crate::process::Stdio;
@@ -15,7 +15,7 @@ use crate::state::{ProcStat, Record, State, StateDir, Status};
 use crate::sys;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 mod create;
 mod exec;
@@ -440,6 +440,22 @@ fn status_of(dir: &StateDir, record: &Record) -> Result<Status, StateError> {
     } else {
         Status::Running
     })
+}
+
+/// Gives the listener of a new process's seccomp filter to the agent that the configuration names.
+fn tell_agent(
+    config: &Spec,
+    pid: Pid,
+    pidfd: BorrowedFd<'_>,
+    number: RawFd,
+    state: &State,
+) -> Result<(), CreateError> {
+    let profile = config
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.seccomp().as_ref())
+        .ok_or_else(|| CreateError::invalid("a seccomp listener without a profile"))?;
+    crate::seccomp::hand_over(profile, pid, pidfd, number, state).map_err(CreateError::SeccompAgent)
 }
 
 /// Every process in the group; one that ends meanwhile is no failure.

@@ -18,8 +18,11 @@ use sha2::{Digest, Sha256};
 use crate::sys::SockFilter;
 
 mod default;
+mod notify;
 
 pub use default::default_profile;
+pub use notify::NotifyError;
+pub(crate) use notify::hand_over;
 
 /// A profile cannot be compiled.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +87,7 @@ impl Cache {
     ///
     /// If it cannot be compiled. A cache that cannot be read or written only costs time.
     pub fn compile(&self, profile: &LinuxSeccomp) -> Result<Program, SeccompError> {
+        notify::check(profile)?;
         let (flags, notifies) = attributes(profile);
         let path = self.directory.join(key(profile));
         if let Some(instructions) = load(&path) {
@@ -172,15 +176,13 @@ fn attributes(profile: &LinuxSeccomp) -> (u64, bool) {
         .flatten()
         .map(flag)
         .fold(0, |all, flag| all | flag);
-    let notify = LinuxSeccompAction::ScmpActNotify;
-    let notifies = profile.default_action() == notify
-        || profile
-            .syscalls()
-            .iter()
-            .flatten()
-            .any(|rule| rule.action() == notify);
+    let notifies = notify::asks(profile);
     // The process has one thread; and TSYNC with a listener is refused by the kernel.
     flags &= !1;
+    if !notifies {
+        // Nobody is waited for, and the kernel refuses the flag (WAIT_KILLABLE_RECV) then.
+        flags &= !32;
+    }
     (flags, notifies)
 }
 

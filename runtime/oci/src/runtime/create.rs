@@ -20,6 +20,7 @@ use crate::cgroup::{self, Group, Layout};
 use crate::error::CreateError;
 use crate::hooks;
 use crate::id::ContainerId;
+use crate::idmap::{Mapper, Wanted};
 use crate::init::{self, Plan, Role};
 use crate::message::{Channel, Report};
 use crate::mount::Options;
@@ -277,10 +278,9 @@ impl Runtime {
                     channel.go().map_err(talk())?;
                 }
                 Report::Terminal(master) => born.terminal = Some(master),
+                // The filter is installed after start.
                 Report::SeccompListener(_) => {
-                    return Err(CreateError::Unsupported {
-                        what: "a seccomp listener before start".into(),
-                    });
+                    return Err(talk()(io::ErrorKind::InvalidData.into()));
                 }
                 Report::Warning(text) => born.warnings.push(text),
                 Report::Ready => return Ok(pid),
@@ -365,21 +365,19 @@ fn check(spec: &Spec) -> Result<&Process, CreateError> {
     for mount in spec.mounts().iter().flatten() {
         let options = Options::parse(mount.options().as_deref().unwrap_or_default())
             .map_err(|error| CreateError::invalid(error.to_string()))?;
-        let mapped = mount
-            .uid_mappings()
-            .as_ref()
-            .is_some_and(|map| !map.is_empty());
-        if options.idmap.is_some() || mapped {
-            return unsupported("id-mapped mounts");
+        if let Some((key, _)) = options.data.iter().find(|(key, _)| {
+            let key = key.to_bytes();
+            key == b"idmap" || key == b"ridmap"
+        }) {
+            // crun's own notation: as a file system's option it would be lost on a bind mount.
+            return Err(CreateError::invalid(format!(
+                "mount option {}= (use uidMappings and gidMappings)",
+                key.to_string_lossy()
+            )));
         }
         if mount.destination().as_os_str().is_empty() {
             return Err(CreateError::invalid("a mount without destination"));
         }
-    }
-    if let Some(seccomp) = linux.seccomp()
-        && seccomp.listener_path().is_some()
-    {
-        return unsupported("linux.seccomp.listenerPath");
     }
     Ok(process)
 }
@@ -541,32 +539,38 @@ fn listen_in(dir: &StateDir) -> io::Result<OwnedFd> {
     Ok(listener)
 }
 
-/// In a user namespace the process may not reach what root can: then the maker opens the sources of bind mounts.
+/// In a user namespace the process may not reach what root can, and it may never map ids: then the maker opens the sources
+/// of bind mounts.
 fn open_sources(
     spec: &Spec,
     namespaces: &NamespaceSet,
     bundle: &Path,
 ) -> Result<Vec<Option<OwnedFd>>, CreateError> {
-    if !namespaces.contains(Kind::User) {
-        return Ok(Vec::new());
-    }
+    let linux = spec.linux().as_ref().expect("checked before");
+    let all = namespaces.contains(Kind::User);
+    let mut mapper = Mapper::default();
     let mut sources = Vec::new();
-    for mount in spec.mounts().iter().flatten() {
+    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
         let options = Options::parse(mount.options().as_deref().unwrap_or_default())
             .map_err(|error| CreateError::invalid(error.to_string()))?;
-        let source =
-            if options.is_bind(mount.typ().as_deref()) && !options.remount && !options.copy_symlink
-            {
-                let recursive = options
-                    .bind
-                    .unwrap_or(mount.typ().as_deref() == Some("rbind"));
-                let opened = rootfs::bind_source(mount, bundle)
-                    .and_then(|path| rootfs::open_tree(&path, recursive));
-                Some(opened.map_err(|failure| CreateError::from_failure(failure, ""))?)
-            } else {
-                None
-            };
-        sources.push(source);
+        let wanted = Wanted::of(mount, &options, linux, namespaces)?;
+        let typ = mount.typ().as_deref();
+        let plain = options.is_bind(typ) && !options.remount && !options.copy_symlink;
+        if wanted == Wanted::Unmapped && !(all && plain) {
+            continue;
+        }
+        let recursive = options.bind.unwrap_or(typ == Some("rbind"));
+        let tree = rootfs::bind_source(mount, bundle)
+            .and_then(|path| rootfs::open_tree(&path, recursive))
+            .map_err(|failure| CreateError::from_failure(failure, ""))?;
+        mapper.map(
+            tree.as_fd(),
+            &wanted,
+            options.idmap == Some(true),
+            namespaces,
+        )?;
+        sources.resize_with(index, || None);
+        sources.push(Some(tree));
     }
     Ok(sources)
 }

@@ -12,13 +12,14 @@ use super::create::{Newborn, check_process, clone_in, finish};
 use super::{Created, Io, Runtime, status_of};
 use crate::cgroup::Group;
 use crate::error::{CreateError, ExecError, Failure, OrFail, StateError, Step};
+use crate::hooks;
 use crate::id::ContainerId;
 use crate::init::command_name;
 use crate::message::{Channel, Report};
 use crate::namespace::Kind;
 use crate::process::{Settings, Stdio};
 use crate::rootfs::path_error;
-use crate::state::Status;
+use crate::state::{State, Status};
 use crate::sys::{self, Fork};
 
 /// What the new process needs.
@@ -103,7 +104,8 @@ impl Runtime {
             },
         };
         drop(theirs);
-        let (terminal, warnings) = attend(&channel, process, &mut newborn)?;
+        let state = hooks::state_for(&record, record.pid, status);
+        let (terminal, warnings) = attend(&channel, process, &spec, &state, &mut newborn)?;
         let pidfd = newborn.pidfd.take().expect("taken once");
         Ok(Created {
             pid: newborn.pid,
@@ -137,6 +139,8 @@ fn listed(spec: &Spec) -> Result<(CloneFlags, bool), CreateError> {
 fn attend(
     channel: &Channel,
     process: &Process,
+    spec: &Spec,
+    state: &State,
     newborn: &mut Newborn,
 ) -> Result<(Option<OwnedFd>, Vec<String>), CreateError> {
     let talk = || CreateError::system("talk to the new process");
@@ -159,7 +163,12 @@ fn attend(
                     status: newborn.reap().unwrap_or_default(),
                 });
             }
-            Report::Sibling(_) | Report::Mounted | Report::SeccompListener(_) => {
+            Report::SeccompListener(number) => {
+                let pidfd = newborn.pidfd.as_ref().expect("taken by the caller only");
+                super::tell_agent(spec, newborn.pid, pidfd.as_fd(), number, state)?;
+                channel.go().map_err(talk())?;
+            }
+            Report::Sibling(_) | Report::Mounted => {
                 return Err(talk()(io::ErrorKind::InvalidData.into()));
             }
         }

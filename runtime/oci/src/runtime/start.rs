@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::sys::stat::Mode;
+use nix::unistd::Pid;
 
 use super::{Runtime, status_of};
 use crate::error::{CreateError, StartError};
@@ -15,6 +16,7 @@ use crate::id::ContainerId;
 use crate::init::command_name;
 use crate::message::{Channel, Report};
 use crate::state::{StateDir, Status};
+use crate::sys;
 
 impl Runtime {
     /// Lets the user's program run. Returns when it has been executed, or could not be.
@@ -51,21 +53,32 @@ impl Runtime {
             }
             _ => {}
         }
-        match channel.next().map_err(StartError::Channel)? {
-            // Closed by exec, or by its death, which its parent learns.
-            Report::Gone => {}
-            Report::Failed(failure) => {
-                let config = dir.read_config(id).map_err(StartError::State)?;
-                let command = config
-                    .process()
-                    .as_ref()
-                    .map(command_name)
-                    .unwrap_or_default();
-                return Err(StartError::Process(CreateError::from_failure(
-                    failure, &command,
-                )));
+        loop {
+            match channel.next().map_err(StartError::Channel)? {
+                // Closed by exec, or by its death, which its parent learns.
+                Report::Gone => break,
+                Report::Failed(failure) => {
+                    let config = dir.read_config(id).map_err(StartError::State)?;
+                    let command = config
+                        .process()
+                        .as_ref()
+                        .map(command_name)
+                        .unwrap_or_default();
+                    return Err(StartError::Process(CreateError::from_failure(
+                        failure, &command,
+                    )));
+                }
+                Report::SeccompListener(number) => {
+                    let config = dir.read_config(id).map_err(StartError::State)?;
+                    let state = hooks::state_for(&record, record.pid, Status::Created);
+                    let pid = Pid::from_raw(record.pid);
+                    let pidfd = sys::pidfd_open(pid).map_err(StartError::Channel)?;
+                    super::tell_agent(&config, pid, pidfd.as_fd(), number, &state)
+                        .map_err(StartError::Process)?;
+                    channel.go().map_err(StartError::Channel)?;
+                }
+                _ => return Err(StartError::Channel(io::ErrorKind::InvalidData.into())),
             }
-            _ => return Err(StartError::Channel(io::ErrorKind::InvalidData.into())),
         }
         if record.poststart {
             let config = dir.read_config(id).map_err(StartError::State)?;

@@ -1,0 +1,190 @@
+//! Fields of the runtime specification that engines set rarely: each seen to work, or refused with a clear word.
+
+#[expect(dead_code, reason = "each test program uses a part of it")]
+mod support;
+
+use std::io::{IoSliceMut, Read};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::thread::JoinHandle;
+
+use libseccomp::{ScmpNotifReq, ScmpNotifResp};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use serde_json::{Value, json};
+use support::{Case, Done};
+
+/// It must fail at create, say `why`, and leave nothing.
+fn refused(case: &Case, why: &str) -> Done {
+    let done = case.create();
+    assert_ne!(done.code, 0, "{done:?}");
+    assert!(
+        done.err.to_lowercase().contains(&why.to_lowercase()),
+        "{why:?} is not in {done:?}"
+    );
+    case.assert_nothing_left();
+    done
+}
+
+fn owned(case: &Case, name: &str, uid: u32) -> std::path::PathBuf {
+    let path = case.path("source");
+    std::fs::create_dir_all(&path).unwrap();
+    std::fs::write(path.join(name), "x").unwrap();
+    std::os::unix::fs::chown(path.join(name), Some(uid), Some(uid)).unwrap();
+    path
+}
+
+#[test]
+fn a_mount_has_its_ids_mapped_as_it_says() {
+    let mut case = Case::new("stat -c '%u %g' /data/f; touch /data/new");
+    case.config["process"]["capabilities"]["effective"] = json!(["CAP_DAC_OVERRIDE"]);
+    let source = owned(&case, "f", 3);
+    case.add_mount(json!({
+        "destination": "/data", "type": "bind", "source": source, "options": ["rbind", "ridmap"],
+        "uidMappings": [{ "containerID": 0, "hostID": 7000, "size": 10 }],
+        "gidMappings": [{ "containerID": 0, "hostID": 8000, "size": 10 }],
+    }));
+    let done = case.run();
+    assert_eq!(done.out, "7003 8003\n", "{done:?}");
+    case.assert_nothing_left();
+}
+
+#[test]
+fn a_mount_takes_over_the_mapping_of_the_user_namespace() {
+    let mut case =
+        Case::new("stat -c '%u %g' /data/f; stat -c %u /data/new 2>&1; touch /data/made");
+    case.linux()["namespaces"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({ "type": "user" }));
+    let map = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
+    case.linux()["uidMappings"] = map.clone();
+    case.linux()["gidMappings"] = map;
+    let source = owned(&case, "f", 3);
+    case.add_mount(json!({ "destination": "/data", "type": "bind", "source": source, "options": ["bind", "idmap"] }));
+    std::fs::set_permissions(
+        case.path(""),
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )
+    .unwrap();
+    let done = case.run();
+    assert!(done.out.starts_with("3 3\n"), "{done:?}");
+    // What root inside makes belongs to root on the disk.
+    let made = std::fs::metadata(source.join("made")).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&made), 0);
+}
+
+#[test]
+fn an_idmap_without_any_mapping_is_refused() {
+    let mut case = Case::new("true");
+    let source = owned(&case, "f", 0);
+    case.add_mount(json!({ "destination": "/data", "type": "bind", "source": source, "options": ["bind", "idmap"] }));
+    refused(&case, "map");
+    let last = case.config["mounts"].as_array_mut().unwrap().last_mut();
+    let map = json!([{ "containerID": 0, "hostID": 1, "size": 1 }]);
+    last.unwrap()["uidMappings"] = map;
+    refused(&case, "mappings");
+}
+
+/// An agent that takes one listener, answers its first question with errno 95, and tells what it was sent.
+fn agent(case: &Case) -> (std::path::PathBuf, JoinHandle<Value>) {
+    let path = case.path("agent.sock");
+    drop(std::fs::remove_file(&path));
+    let socket = UnixListener::bind(&path).unwrap();
+    let thread = std::thread::spawn(move || {
+        let (mut stream, _) = socket.accept().unwrap();
+        let mut buffer = vec![0; 1 << 16];
+        let mut space = nix::cmsg_space!([RawFd; 2]);
+        let (length, fds) = {
+            let mut slices = [IoSliceMut::new(&mut buffer)];
+            let message = recvmsg::<()>(
+                stream.as_raw_fd(),
+                &mut slices,
+                Some(&mut space),
+                MsgFlags::MSG_CMSG_CLOEXEC,
+            )
+            .unwrap();
+            let fds: Vec<RawFd> = message
+                .cmsgs()
+                .unwrap()
+                .flat_map(|part| match part {
+                    ControlMessageOwned::ScmRights(fds) => fds,
+                    _ => Vec::new(),
+                })
+                .collect();
+            (message.bytes, fds)
+        };
+        buffer.truncate(length);
+        stream.read_to_end(&mut buffer).unwrap();
+        let state: Value = serde_json::from_slice(&buffer).unwrap();
+        let request = ScmpNotifReq::receive(fds[0]).unwrap();
+        ScmpNotifResp::new_error(request.id, -95, libseccomp::ScmpNotifRespFlags::empty())
+            .respond(fds[0])
+            .unwrap();
+        nix::unistd::close(fds[0]).unwrap();
+        state
+    });
+    (path, thread)
+}
+
+fn asking(case: &mut Case) {
+    let path = case.path("agent.sock");
+    case.linux()["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "listenerPath": path,
+        "listenerMetadata": "who I am",
+        "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY" }],
+    });
+}
+
+#[test]
+fn a_seccomp_agent_is_asked_and_its_answer_counts() {
+    for nnp in [true, false] {
+        let mut case = Case::new("mkdir /tmp/x; sleep 1000");
+        case.config["process"]["noNewPrivileges"] = json!(nnp);
+        case.config["annotations"] = json!({ "org.example": "yes" });
+        asking(&mut case);
+        let (_, thread) = agent(&case);
+        case.start();
+        let told = thread.join().unwrap();
+        let pid = case.state()["pid"].clone();
+        assert_eq!(told["fds"], json!(["seccompFd"]), "{told}");
+        assert_eq!(told["metadata"], "who I am", "{told}");
+        assert_eq!(told["pid"], pid, "{told}");
+        assert_eq!(told["state"]["id"], json!(case.id), "{told}");
+        assert_eq!(told["state"]["pid"], pid, "{told}");
+        assert_eq!(told["state"]["annotations"]["org.example"], "yes", "{told}");
+        support::wait(
+            || match std::fs::read_to_string(case.path("err")).unwrap() {
+                text if text.contains("not supported") => Ok(()),
+                text => Err(text),
+            },
+        );
+        // One more process has a filter, and so a listener, of its own.
+        let (_, thread) = agent(&case);
+        let done = case.verb(&["exec", &case.id, "/bin/mkdir", "/tmp/y"]);
+        assert!(done.err.contains("not supported"), "{done:?}");
+        let more = thread.join().unwrap();
+        assert_ne!(more["pid"], pid, "{more}");
+        assert_eq!(more["state"]["status"], "running", "{more}");
+        case.verb(&["delete", "--force", &case.id]);
+        case.assert_nothing_left();
+    }
+}
+
+#[test]
+fn without_its_seccomp_agent_a_container_does_not_start() {
+    let mut case = Case::new("echo ran");
+    asking(&mut case);
+    let done = case.run();
+    assert_ne!(done.code, 0, "{done:?}");
+    assert_eq!(done.out, "", "{done:?}");
+    assert!(
+        done.err.contains("agent.sock") || done.err.contains("seccomp"),
+        "{done:?}"
+    );
+    case.linux()["seccomp"]
+        .as_object_mut()
+        .unwrap()
+        .remove("listenerPath");
+    refused(&case, "listener");
+}
