@@ -211,6 +211,14 @@ impl Plan<'_> {
         if self.namespaces.is_new(Kind::Network) {
             sys::loopback_up().or_fail(Step::Namespace, || "bring up the loopback interface")?;
         }
+        if !crate::netdev::wanted(self.spec).is_empty() {
+            channel
+                .report(&Report::Network)
+                .or_fail(Step::Channel, || "report the network namespace")?;
+            channel
+                .wait()
+                .or_fail(Step::Channel, || "wait for network devices")?;
+        }
         let named = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
         if let Some(name) = named(self.spec.hostname()) {
             nix::unistd::sethostname(name).or_fail(Step::Hostname, || "set the host name")?;

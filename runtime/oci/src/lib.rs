@@ -7,13 +7,13 @@
 //!   └─ one clone3; the child builds its world and waits at a socket
 //! ```
 //!
-//! Never opens a network connection, starts no thread, runs no helper (but the hooks that the configuration names).
+//! Never opens a network connection (but netlink to the kernel), starts no thread, runs no helper (but the hooks that the configuration names).
 //!
 //! Modules in reading order:
 //! * [`id`], [`state`]: what a container is called, and what is kept of it on disk
 //! * `runtime`: the operations, as methods of [`Runtime`]
 //! * `init`: the container's first process, from clone3 to exec; `message`: what it tells its maker
-//! * [`namespace`], [`mount`], `idmap`, `rootfs`: its world
+//! * [`namespace`], [`mount`], `idmap`, `netdev`, `rootfs`: its world
 //! * `process`, `capability`, [`seccomp`]: its rights
 //! * [`cgroup`]: its limits; usable alone
 //! * [`hooks`], [`error`], [`protect`]
@@ -30,6 +30,7 @@ mod init;
 mod message;
 pub mod mount;
 pub mod namespace;
+mod netdev;
 mod process;
 pub mod protect;
 mod rootfs;

@@ -20,6 +20,8 @@ pub enum Report {
     Sibling(i32),
     /// Namespaces and mounts exist, `pivot_root` has not happened: time for the maker's hooks. It answers with a go.
     Mounted,
+    /// The network namespace exists: time to move devices into it. The maker answers with a go.
+    Network,
     /// The master of the container's terminal.
     Terminal(OwnedFd),
     /// The number of the listener of a seccomp filter that notifies, in the sender. Only [`Channel::announce`] sends it.
@@ -92,6 +94,7 @@ impl Channel {
         match report {
             Report::Sibling(pid) => self.send(&[b"P", &pid.to_ne_bytes()[..]].concat(), None),
             Report::Mounted => self.send(b"M", None),
+            Report::Network => self.send(b"D", None),
             Report::Terminal(fd) => self.send(b"T", Some(fd.as_raw_fd())),
             Report::SeccompListener(number) => self.announce(*number),
             Report::Warning(text) => self.send(&[b"W", text.as_bytes()].concat(), None),
@@ -138,6 +141,7 @@ impl Channel {
                 pid.try_into().map_err(|_| bad())?,
             ))),
             (Some((b'M', _)), _) => Ok(Report::Mounted),
+            (Some((b'D', _)), _) => Ok(Report::Network),
             (Some((b'T', _)), Some(fd)) => Ok(Report::Terminal(fd)),
             (Some((b'N', number)), _) => Ok(Report::SeccompListener(RawFd::from_ne_bytes(
                 number.try_into().map_err(|_| bad())?,

@@ -188,3 +188,81 @@ fn without_its_seccomp_agent_a_container_does_not_start() {
         .remove("listenerPath");
     refused(&case, "listener");
 }
+
+/// Runs `test` in a network namespace of its own, which ends with the thread.
+fn in_netns(test: impl FnOnce() + Send + 'static) {
+    let body = move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        test();
+    };
+    if let Err(panic) = std::thread::spawn(body).join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn ip(line: &str) -> String {
+    let args = line.split_whitespace();
+    let done = std::process::Command::new("ip")
+        .args(args)
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "ip {line}: {done:?}");
+    String::from_utf8(done.stdout).unwrap()
+}
+
+#[test]
+fn network_devices_move_in_with_name_and_addresses() {
+    in_netns(|| {
+        ip("link add one mtu 1400 address 02:00:00:00:00:07 type veth peer name two");
+        ip("addr add 10.1.2.3/24 dev one");
+        ip("addr add 10.9.9.9/24 scope link dev one");
+        ip("addr add fd00::7/64 nodad dev one");
+        ip("link set one up");
+        let mut case = Case::new("ip addr show eth7; ip link show two");
+        case.linux()["netDevices"] = json!({ "one": { "name": "eth7" }, "two": {} });
+        let done = case.run();
+        for part in [
+            "eth7@two",
+            "mtu 1400",
+            "02:00:00:00:00:07",
+            "10.1.2.3/24",
+            "fd00::7/64",
+            "UP",
+        ] {
+            assert!(done.out.contains(part), "{part} is not in {done:?}");
+        }
+        assert!(!done.out.contains("10.9.9.9"), "only global ones: {done:?}");
+        case.assert_nothing_left();
+    });
+}
+
+#[test]
+fn the_kernel_names_a_network_device_by_a_template() {
+    in_netns(|| {
+        ip("link add one type veth peer name two");
+        let mut case = Case::new("ip -o link");
+        case.linux()["netDevices"] = json!({ "one": { "name": "net%d" } });
+        let done = case.run();
+        assert!(done.out.contains("net0@"), "{done:?}");
+    });
+}
+
+#[test]
+fn network_devices_that_cannot_move_are_an_error() {
+    in_netns(|| {
+        let mut case = Case::new("true");
+        case.linux()["netDevices"] = json!({ "nowhere": {} });
+        refused(&case, "nowhere");
+        ip("link add one type veth peer name two");
+        // The loopback device is there already.
+        case.linux()["netDevices"] = json!({ "one": { "name": "lo" } });
+        refused(&case, "exist");
+        assert!(ip("-o link").contains("one@"), "it stays where it was");
+        case.linux()["netDevices"] = json!({ "one": {} });
+        case.linux()["namespaces"]
+            .as_array_mut()
+            .unwrap()
+            .retain(|namespace| namespace["type"] != "network");
+        refused(&case, "network namespace");
+    });
+}

@@ -25,6 +25,7 @@ use crate::init::{self, Plan, Role};
 use crate::message::{Channel, Report};
 use crate::mount::Options;
 use crate::namespace::{Kind, NamespaceSet};
+use crate::netdev;
 use crate::process::{self, Settings};
 use crate::rootfs;
 use crate::seccomp::Program;
@@ -115,6 +116,7 @@ impl Runtime {
         let namespaces = NamespaceSet::open(linux.namespaces().as_deref().unwrap_or_default())
             .map_err(CreateError::Namespace)?;
         check_namespaces(spec, &namespaces)?;
+        netdev::check(spec, &namespaces)?;
 
         let mut unfinished = Unfinished {
             dir: None,
@@ -277,6 +279,13 @@ impl Runtime {
                     }
                     channel.go().map_err(talk())?;
                 }
+                Report::Network => {
+                    let path = format!("/proc/{pid}/ns/net");
+                    let namespace = fs::File::open(&path)
+                        .map_err(CreateError::system(format!("open {path}")))?;
+                    netdev::move_all(&netdev::wanted(plan.spec), &namespace.into())?;
+                    channel.go().map_err(talk())?;
+                }
                 Report::Terminal(master) => born.terminal = Some(master),
                 // The filter is installed after start.
                 Report::SeccompListener(_) => {
@@ -346,13 +355,6 @@ fn check(spec: &Spec) -> Result<&Process, CreateError> {
     let unsupported = |what: &str| Err(CreateError::Unsupported { what: what.into() });
     if linux.intel_rdt().is_some() {
         return unsupported("linux.intelRdt");
-    }
-    if linux
-        .net_devices()
-        .as_ref()
-        .is_some_and(|devices| !devices.is_empty())
-    {
-        return unsupported("linux.netDevices");
     }
     if linux
         .mount_label()

@@ -168,7 +168,7 @@ fn attend(
                 super::tell_agent(spec, newborn.pid, pidfd.as_fd(), number, state)?;
                 channel.go().map_err(talk())?;
             }
-            Report::Sibling(_) | Report::Mounted => {
+            Report::Sibling(_) | Report::Mounted | Report::Network => {
                 return Err(talk()(io::ErrorKind::InvalidData.into()));
             }
         }
