@@ -419,15 +419,21 @@ fn environment(process: &Process) -> Result<Vec<CString>, Failure> {
     Ok(env)
 }
 
-/// The home directory in the container's `/etc/passwd`; a file of the image, so its size is bounded.
+/// The home directory in the container's `/etc/passwd`; a file of the image, so its size is bounded, and it may be a FIFO
+/// or a terminal, for which nobody waits.
 fn home(uid: u32) -> Option<String> {
     use std::io::Read;
+    use std::os::unix::fs::OpenOptionsExt;
     let mut text = Vec::new();
-    fs::File::open("/etc/passwd")
-        .ok()?
-        .take(1 << 20)
-        .read_to_end(&mut text)
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open("/etc/passwd")
         .ok()?;
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
+    file.take(1 << 20).read_to_end(&mut text).ok()?;
     home_in(&String::from_utf8_lossy(&text), uid)
 }
 

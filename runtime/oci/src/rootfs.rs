@@ -23,6 +23,7 @@ use crate::sys::{self, MountAttr};
 mod cgroup;
 mod copy;
 mod device;
+mod hold;
 
 pub(crate) use device::{Nodes, setup_devices};
 
@@ -35,6 +36,7 @@ const MOUNT_ATTR_RDONLY: u64 = 1;
 #[derive(Debug)]
 pub(crate) struct Rootfs {
     fd: OwnedFd,
+    held: hold::Held,
 }
 
 /// What a mount needs besides the configuration.
@@ -113,7 +115,10 @@ impl Rootfs {
         sys::move_mount(fd.as_fd(), target.as_fd()).or_fail(Step::Rootfs, || {
             format!("mount the rootfs {}", path.display())
         })?;
-        Ok(Self { fd })
+        Ok(Self {
+            fd,
+            held: hold::Held::default(),
+        })
     }
 
     pub fn root(&self) -> RootRef<'_> {
@@ -166,13 +171,20 @@ impl Rootfs {
                     .map_err(|_| Failure::new(Step::Mount, format!("file system type {name:?}")))?;
                 let source = mount.source().as_deref();
                 let new = new_filesystem(&name, source, &options)?;
-                let target = self.destination(destination, true)?;
+                let target = if matches!(name.as_bytes(), b"proc" | b"sysfs") {
+                    self.plain_directory(destination)?
+                } else {
+                    self.destination(destination, true)?
+                };
                 self.check_proc(target.as_fd(), destination, &name)?;
                 if options.copy_up && name.as_c_str() == c"tmpfs" {
-                    return self.copy_up(&new, target, destination, &options);
+                    self.copy_up(&new, target, destination, &options)?;
+                } else {
+                    self.place(new.as_fd(), target.as_fd())?;
+                    apply_rest(new.as_fd(), &options)?;
                 }
-                self.place(new.as_fd(), target.as_fd())?;
-                apply_rest(new.as_fd(), &options)
+                self.held.keep(destination, new);
+                Ok(())
             }
         }
     }
@@ -202,7 +214,12 @@ impl Rootfs {
         let target = self.destination(mount.destination(), meta.is_dir())?;
         self.check_bind(target.as_fd(), mount.destination(), tree.as_fd())?;
         self.place(tree.as_fd(), target.as_fd())?;
-        apply_attributes(tree.as_fd(), options)
+        apply_attributes(tree.as_fd(), options)?;
+        let held = tree
+            .try_clone()
+            .or_fail(Step::Mount, || "hold on to the mount")?;
+        self.held.keep(mount.destination(), held);
+        Ok(())
     }
 
     fn place(&self, mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Failure> {
@@ -365,7 +382,7 @@ impl Rootfs {
     /// Makes a path inside the root read-only; a missing one is left alone, as the specification says.
     pub fn make_read_only(&self, path: &Path) -> Result<(), Failure> {
         let what = || format!("make {} read-only", path.display());
-        let target = match self.resolve(path) {
+        let target = match self.resolve_held(path) {
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
                 return Ok(());
             }
@@ -386,7 +403,7 @@ impl Rootfs {
         let mut empty: Option<OwnedFd> = None;
         for path in paths {
             let what = || format!("mask {path}");
-            let target = match self.resolve(Path::new(path)) {
+            let target = match self.resolve_held(Path::new(path)) {
                 Err(error)
                     if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) =>
                 {
@@ -474,10 +491,11 @@ impl Rootfs {
         open_ptmx(self.root())
     }
 
-    /// Puts a terminal at /dev/console.
+    /// Puts a terminal at /dev/console, and nowhere else: an image's symlink there is refused (CVE-2025-52565).
     pub fn bind_console(&self, terminal: BorrowedFd<'_>) -> Result<(), Failure> {
         let what = || "bind the terminal to /dev/console";
-        let target = self.destination(Path::new("/dev/console"), false)?;
+        let target = hold::file_in(self.device_directory()?.as_fd(), "console")
+            .or_fail(Step::Terminal, || "find a place for /dev/console")?;
         let tree = sys::open_tree_clone(terminal, c"", false).or_fail(Step::Terminal, what)?;
         sys::move_mount(tree.as_fd(), target.as_fd()).or_fail(Step::Terminal, what)
     }

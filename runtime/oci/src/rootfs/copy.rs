@@ -80,7 +80,9 @@ fn copy_file(
     mode: Mode,
 ) -> io::Result<()> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mut source = File::from(openat(from, name, flags | OFlag::O_RDONLY, Mode::empty())?);
+    // Non-blocking, for the case that a FIFO has taken its place.
+    let read = flags | OFlag::O_RDONLY | OFlag::O_NONBLOCK;
+    let mut source = File::from(openat(from, name, read, Mode::empty())?);
     let create = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
     let mut copy = File::from(openat(to, name, flags | create, mode)?);
     io::copy(&mut source, &mut copy)?;

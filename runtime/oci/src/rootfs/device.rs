@@ -6,13 +6,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, mknodat};
 use nix::unistd::{Gid, Uid, fchownat};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
-use pathrs::InodeType;
 
-use super::{Rootfs, is_char_device, metadata, path_error};
+use super::hold::file_in;
+use super::{Rootfs, is_char_device, metadata};
 use crate::error::{Failure, OrFail, Step};
 use crate::sys;
 
@@ -49,7 +49,7 @@ pub(crate) fn setup_devices(
     given: &[LinuxDevice],
     nodes: Nodes,
 ) -> Result<(), Failure> {
-    let dev = rootfs.destination(Path::new("/dev"), true)?;
+    let dev = rootfs.device_directory()?;
     for (name, major, minor) in DEFAULTS {
         let path = Path::new("/dev").join(name);
         if given.iter().any(|device| *device.path() == path) {
@@ -62,15 +62,7 @@ pub(crate) fn setup_devices(
             owner: None,
         };
         // What an image has at the place of a default device stays.
-        node(
-            dev.as_fd(),
-            name,
-            &path,
-            &wanted,
-            nodes,
-            rootfs,
-            Existing::Keep,
-        )?;
+        node(dev.as_fd(), name, &path, &wanted, nodes, Existing::Keep)?;
     }
     for device in given {
         extra(rootfs, device, nodes)?;
@@ -148,7 +140,6 @@ fn extra(rootfs: &Rootfs, device: &LinuxDevice, nodes: Nodes) -> Result<(), Fail
         path,
         &wanted,
         nodes,
-        rootfs,
         Existing::MustMatch,
     )
 }
@@ -159,24 +150,19 @@ fn node(
     path: &Path,
     wanted: &Node,
     nodes: Nodes,
-    rootfs: &Rootfs,
     existing: Existing,
 ) -> Result<(), Failure> {
     let what = || format!("make device {}", path.display());
     if nodes == Nodes::Bind {
-        return bind(rootfs, path);
+        return bind(parent, name, path);
     }
     let mode = Mode::from_bits_truncate(wanted.mode);
     match mknodat(parent, name, wanted.kind, mode, wanted.number) {
         Ok(()) => {}
         Err(nix::Error::EEXIST) if existing == Existing::Keep => return Ok(()),
         Err(nix::Error::EEXIST) => {
-            let there = rootfs
-                .root()
-                .resolve_nofollow(path)
-                .map_err(path_error)
-                .or_fail(Step::Device, what)?;
-            let meta = metadata(std::os::fd::AsFd::as_fd(&there)).or_fail(Step::Device, what)?;
+            let there = open_node(parent, name).or_fail(Step::Device, what)?;
+            let meta = metadata(there.as_fd()).or_fail(Step::Device, what)?;
             if meta.mode & libc::S_IFMT != wanted.kind.bits() || meta.device != wanted.number {
                 return Err(Failure::new(
                     Step::Device,
@@ -185,38 +171,41 @@ fn node(
             }
         }
         // Without the right to make nodes (as in a user namespace that was entered by path), the host's will do.
-        Err(nix::Error::EPERM) => return bind(rootfs, path),
+        Err(nix::Error::EPERM) => return bind(parent, name, path),
         Err(error) => return Err(error).or_fail(Step::Device, what),
     }
     if let Some((uid, gid)) = wanted.owner.filter(|owner| *owner != (0, 0)) {
-        let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
+        // The node itself, looked at again: the name may belong to another file by now.
+        let there = open_node(parent, name).or_fail(Step::Device, what)?;
+        let meta = metadata(there.as_fd()).or_fail(Step::Device, what)?;
+        if meta.mode & libc::S_IFMT != wanted.kind.bits() || meta.device != wanted.number {
+            return Err(Failure::new(
+                Step::Device,
+                format!("{}: another file took its place", what()),
+            ));
+        }
         fchownat(
-            parent,
-            name,
+            &there,
+            "",
             Some(Uid::from_raw(uid)),
             Some(Gid::from_raw(gid)),
-            flags,
+            AtFlags::AT_EMPTY_PATH,
         )
         .or_fail(Step::Device, what)?;
     }
     Ok(())
 }
 
-fn bind(rootfs: &Rootfs, path: &Path) -> Result<(), Failure> {
+fn open_node(parent: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    Ok(openat(parent, name, flags, Mode::empty())?)
+}
+
+fn bind(parent: BorrowedFd<'_>, name: &str, path: &Path) -> Result<(), Failure> {
     let what = || format!("bind the host's {}", path.display());
     let text = sys::c_path(path).or_fail(Step::Device, what)?;
     let tree = sys::open_tree_clone(AT_FDCWD, &text, false).or_fail(Step::Device, what)?;
-    match rootfs.root().create(
-        path,
-        &InodeType::File(std::os::unix::fs::PermissionsExt::from_mode(0o666)),
-    ) {
-        Ok(()) => {}
-        Err(error) => match path_error(error) {
-            error if error.kind() == io::ErrorKind::AlreadyExists => {}
-            error => return Err(error).or_fail(Step::Device, what),
-        },
-    }
-    let target = rootfs.resolve(path).or_fail(Step::Device, what)?;
+    let target = file_in(parent, name).or_fail(Step::Device, what)?;
     sys::move_mount(tree.as_fd(), target.as_fd()).or_fail(Step::Device, what)
 }
 

@@ -200,10 +200,25 @@ fn statfs(fd: BorrowedFd<'_>) -> io::Result<libc::statfs> {
 ///
 /// As open(2); `ELOOP` for a magic link.
 pub fn open_in_root(root: BorrowedFd<'_>, path: &CStr, flags: c_int) -> io::Result<OwnedFd> {
+    let resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
+    openat2(root, path, flags, resolve)
+}
+
+/// As [`open_in_root`], but refuses symlinks altogether.
+///
+/// # Errors
+///
+/// As open(2); `ELOOP` for a symlink in any component.
+pub fn open_without_links(root: BorrowedFd<'_>, path: &CStr, flags: c_int) -> io::Result<OwnedFd> {
+    let resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_SYMLINKS;
+    openat2(root, path, flags, resolve)
+}
+
+fn openat2(root: BorrowedFd<'_>, path: &CStr, flags: c_int, resolve: u64) -> io::Result<OwnedFd> {
     // SAFETY: all-zero is a valid open_how, a struct of integers.
     let mut how: libc::open_how = unsafe { MaybeUninit::zeroed().assume_init() };
     how.flags = (flags | libc::O_CLOEXEC) as u64;
-    how.resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
+    how.resolve = resolve;
     // A rename somewhere in the tree makes the kernel give up on a path with `..`: ask again, but not for ever.
     let mut tries = 128;
     loop {
