@@ -252,6 +252,18 @@ impl CreateError {
         Self::InvalidSpec { what: what.into() }
     }
 
+    /// Whether a hook failed, on either side.
+    pub(crate) fn is_hook(&self) -> bool {
+        matches!(
+            self,
+            Self::Hook(_)
+                | Self::Setup {
+                    step: Step::Hook,
+                    ..
+                }
+        )
+    }
+
     /// The errno with which the user's program could not be executed, if that is the reason.
     pub fn command_errno(&self) -> Option<i32> {
         match self {
@@ -282,9 +294,15 @@ pub enum StartError {
     /// The process failed between start and exec; a [`CreateError::Command`] keeps execve's errno.
     #[error(transparent)]
     Process(CreateError),
-    /// A poststart hook failed (the container runs on, as the spec says).
+    /// A poststart hook failed. The container has been destroyed.
     #[error("hook")]
     Hook(#[source] crate::hooks::HookError),
+    /// The configuration names no process. The container has been stopped.
+    #[error("the configuration has no process to start")]
+    NoProcess,
+    /// After a failure it could not be destroyed.
+    #[error("destroy the container after its start failed")]
+    Destroy(#[source] ControlError),
 }
 
 /// The state of a container cannot be told.

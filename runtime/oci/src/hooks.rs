@@ -1,10 +1,11 @@
 //! Hooks: programs that run at points of a container's life, with its state on their standard input.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Seek, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -60,8 +61,7 @@ pub fn run_all(hooks: &[Hook], state: &State) -> Result<(), HookError> {
     if hooks.is_empty() {
         return Ok(());
     }
-    let input = serde_json::to_vec(state).unwrap_or_default();
-    hooks.iter().try_for_each(|hook| run(hook, &input))
+    hooks.iter().try_for_each(|hook| run(hook, state))
 }
 
 /// The state that a hook is told.
@@ -79,9 +79,28 @@ pub(crate) fn state_for(record: &crate::state::Record, pid: i32, status: Status)
     }
 }
 
-fn run(hook: &Hook, input: &[u8]) -> Result<(), HookError> {
+/// The state as a file: nobody has to wait until the hook has read it, or dies (`SIGPIPE`) because it does not.
+fn input(state: &State) -> io::Result<File> {
+    let flags = nix::sys::memfd::MFdFlags::MFD_CLOEXEC;
+    let mut file = File::from(nix::sys::memfd::memfd_create(c"state", flags)?);
+    file.write_all(&serde_json::to_vec(state)?)?;
+    file.rewind()?;
+    Ok(file)
+}
+
+fn run(hook: &Hook, state: &State) -> Result<(), HookError> {
     use std::os::unix::process::CommandExt;
     let path = hook.path().clone();
+    let start = |source| HookError::Start {
+        path: path.clone(),
+        source,
+    };
+    if !path.is_absolute() {
+        return Err(start(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the path of a hook is absolute",
+        )));
+    }
     let mut command = Command::new(&path);
     if let Some((name, args)) = hook.args().as_deref().unwrap_or_default().split_first() {
         command.arg0(name).args(args);
@@ -93,15 +112,11 @@ fn run(hook: &Hook, input: &[u8]) -> Result<(), HookError> {
         .iter()
         .filter_map(|pair| pair.split_once('='))
         .collect();
-    command.env_clear().envs(env).stdin(Stdio::piped());
-    let mut child = command.spawn().map_err(|source| HookError::Start {
-        path: path.clone(),
-        source,
-    })?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A hook need not read its state.
-        let _unread = stdin.write_all(input);
-    }
+    command
+        .env_clear()
+        .envs(env)
+        .stdin(input(state).map_err(start)?);
+    let mut child = command.spawn().map_err(start)?;
     let wait = |source| HookError::Wait {
         path: path.clone(),
         source,
@@ -142,11 +157,29 @@ pub(crate) fn wait_readable(fd: std::os::fd::BorrowedFd<'_>, limit: Duration) ->
     }
 }
 
-/// The hooks that run in the runtime's namespaces before pivot_root, in their order.
-pub(crate) fn before_pivot(hooks: &oci_spec::runtime::Hooks) -> impl Iterator<Item = &Hook> {
+/// The hooks that run in the runtime's namespaces before pivot_root, in their order, with the status that they are told.
+///
+/// The old kind, prestart, was part of start once, and its users still expect a container that is created.
+pub(crate) fn before_pivot(
+    hooks: &oci_spec::runtime::Hooks,
+) -> impl Iterator<Item = (&Hook, Status)> {
+    let old = hooks.prestart().iter().flatten();
+    let new = hooks.create_runtime().iter().flatten();
+    old.map(|hook| (hook, Status::Created))
+        .chain(new.map(|hook| (hook, Status::Creating)))
+}
+
+/// Runs the hooks that come after a container's end. One that fails does not keep the next one from running.
+pub(crate) fn after_end(
+    spec: &oci_spec::runtime::Spec,
+    record: &crate::state::Record,
+) -> Vec<HookError> {
+    let state = state_for(record, 0, Status::Stopped);
+    let hooks = spec.hooks().as_ref();
     hooks
-        .prestart()
+        .and_then(|hooks| hooks.poststop().as_deref())
+        .unwrap_or_default()
         .iter()
-        .flatten()
-        .chain(hooks.create_runtime().iter().flatten())
+        .filter_map(|hook| run(hook, &state).err())
+        .collect()
 }

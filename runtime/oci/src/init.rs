@@ -21,7 +21,7 @@ use crate::message::{Channel, Report};
 use crate::namespace::{Kind, NamespaceSet};
 use crate::process::{Armed, Settings};
 use crate::rootfs::{MountContext, Nodes, Rootfs, path_error, setup_devices};
-use crate::state::State;
+use crate::state::{State, Status};
 use crate::sys::{self, Fork};
 
 /// What the maker has prepared.
@@ -259,16 +259,27 @@ impl Plan<'_> {
                 .wait()
                 .or_fail(Step::Channel, || "wait for the hooks")?;
         }
-        self.run_hooks(all.create_container().as_deref(), "createContainer")
+        self.run_hooks(
+            all.create_container().as_deref(),
+            Status::Creating,
+            "createContainer",
+        )
     }
 
     fn run_hooks(
         &self,
         list: Option<&[oci_spec::runtime::Hook]>,
+        status: Status,
         kind: &str,
     ) -> Result<(), Failure> {
         let list = list.unwrap_or_default();
-        hooks::run_all(list, self.state).map_err(|error| {
+        // The process id as it is seen in here (runtime.md, "State").
+        let state = State {
+            pid: nix::unistd::getpid().as_raw(),
+            status,
+            ..self.state.clone()
+        };
+        hooks::run_all(list, &state).map_err(|error| {
             Failure::new(
                 Step::Hook,
                 format!("{kind} hook: {}", crate::error::chain(&error)),
@@ -348,7 +359,7 @@ impl Plan<'_> {
             .as_ref()
             .and_then(|hooks| hooks.start_container().as_deref());
         let done = self
-            .run_hooks(hooks, "startContainer")
+            .run_hooks(hooks, Status::Created, "startContainer")
             .and_then(|()| armed.execute(&starter));
         let failure = match done {
             Ok(never) => match never {},

@@ -156,7 +156,12 @@ impl<'a> Settings<'a> {
         check_directory()?;
         let env = environment(process)?;
         let args = strings(process.args().as_deref().unwrap_or_default())?;
-        let program = find_program(process, &env)?;
+        // Without a process in the configuration there is nothing to find: start refuses then.
+        let program = if args.is_empty() {
+            CString::default()
+        } else {
+            find_program(process, &env)?
+        };
         Ok(Armed {
             settings: self,
             wanted,

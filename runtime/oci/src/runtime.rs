@@ -271,17 +271,7 @@ impl Runtime {
         if record.poststop
             && let Ok(spec) = dir.read_config(id)
         {
-            let state = hooks::state_for(&record, 0, Status::Stopped);
-            let list = spec
-                .hooks()
-                .as_ref()
-                .and_then(|hooks| hooks.poststop().as_deref())
-                .unwrap_or_default();
-            // A hook that fails does not keep the next one from running.
-            failures.extend(
-                list.iter()
-                    .filter_map(|hook| hooks::run_all(std::slice::from_ref(hook), &state).err()),
-            );
+            failures = hooks::after_end(&spec, &record);
         }
         remove_state(&dir)?;
         Ok(failures)

@@ -88,6 +88,9 @@ pub(crate) struct Record {
     pub cgroup: GroupRecord,
     /// Whether a PID namespace was made for it, so that killing its first process kills all.
     pub own_pid_namespace: bool,
+    /// Whether the configuration names no process: then it can be created, but not started.
+    #[serde(default)]
+    pub no_process: bool,
     /// Whether there are poststart hooks, so that start need not read the configuration otherwise.
     #[serde(default)]
     pub poststart: bool,

@@ -266,3 +266,100 @@ fn network_devices_that_cannot_move_are_an_error() {
         refused(&case, "network namespace");
     });
 }
+
+/// Hooks that append to a log in the rootfs: what `jq`-less shells can tell of their state.
+fn logging(case: &Case, name: &str, end: &str) -> Value {
+    let log = case.rootfs().join("data/log");
+    let script = format!(
+        "state=$(cat); s=${{state#*\\\"status\\\":\\\"}}; echo {name} ${{s%%\\\"*}} >> {}; {end}",
+        log.display()
+    );
+    json!({ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"], "timeout": 10 })
+}
+
+fn log(case: &Case) -> Vec<String> {
+    let text = std::fs::read_to_string(case.rootfs().join("data/log")).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn hooks_are_told_the_state_of_the_moment() {
+    let mut case = Case::new("true");
+    let inside = json!([{
+        "path": "/bin/sh", "env": ["PATH=/bin"],
+        "args": ["sh", "-c", "state=$(cat); s=${state#*\\\"status\\\":\\\"}; p=${state#*\\\"pid\\\":}; echo startContainer ${s%%\\\"*} ${p%%,*} >> /data/log"],
+    }]);
+    case.config["hooks"] = json!({
+        "prestart": [logging(&case, "prestart", "true")],
+        "createRuntime": [logging(&case, "createRuntime", "true")],
+        "createContainer": [logging(&case, "createContainer", "true")],
+        "startContainer": inside,
+        "poststop": [logging(&case, "poststop", "false"), logging(&case, "second", "true")],
+    });
+    let done = case.verb(&["--debug", "run", &case.id]);
+    assert_eq!(done.code, 0, "{done:?}");
+    assert!(done.err.contains("/bin/sh ended"), "the warning: {done:?}");
+    assert_eq!(
+        log(&case),
+        [
+            "prestart created",
+            "createRuntime creating",
+            "createContainer creating",
+            "startContainer created 1",
+            "poststop stopped",
+            "second stopped",
+        ]
+    );
+}
+
+#[test]
+fn a_hook_that_fails_ends_the_container_and_only_poststop_hooks_follow() {
+    for kind in ["prestart", "createRuntime", "createContainer"] {
+        let mut case = Case::new("echo ran >> /data/log");
+        case.config["hooks"] = json!({
+            kind: [logging(&case, "first", "exit 3"), logging(&case, "never", "true")],
+            "poststop": [logging(&case, "poststop", "true")],
+        });
+        refused(&case, "3");
+        assert_eq!(log(&case).len(), 2, "{kind}: {:?}", log(&case));
+        assert_eq!(log(&case)[1], "poststop stopped", "{kind}");
+        assert_ne!(case.verb(&["state", &case.id]).code, 0, "{kind}");
+    }
+    for (kind, hook) in [
+        ("startContainer", json!({ "path": "/bin/false" })),
+        ("poststart", json!({ "path": "/bin/false" })),
+    ] {
+        let mut case = Case::new("sleep 1000");
+        case.config["hooks"] =
+            json!({ kind: [hook], "poststop": [logging(&case, "poststop", "true")] });
+        let done = case.create();
+        assert_eq!(done.code, 0, "{kind}: {done:?}");
+        let done = case.verb(&["start", &case.id]);
+        assert_ne!(done.code, 0, "{kind}: {done:?}");
+        assert_eq!(log(&case), ["poststop stopped"], "{kind}");
+        case.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_hook_that_takes_too_long_is_killed() {
+    let mut case = Case::new("true");
+    case.config["hooks"] = json!({ "createRuntime": [{ "path": "/bin/sleep", "args": ["sleep", "100"], "timeout": 1 }] });
+    refused(&case, "1 s");
+    case.config["hooks"] = json!({ "createRuntime": [{ "path": "bin/true" }] });
+    refused(&case, "absolute");
+}
+
+#[test]
+fn only_start_needs_a_process() {
+    let mut case = Case::new("true");
+    case.config.as_object_mut().unwrap().remove("process");
+    let done = case.create();
+    assert_eq!(done.code, 0, "{done:?}");
+    assert_eq!(case.status(), "created");
+    let done = case.verb(&["start", &case.id]);
+    assert_ne!(done.code, 0, "{done:?}");
+    case.wait_status("stopped");
+    assert_eq!(case.verb(&["delete", &case.id]).code, 0);
+    case.assert_nothing_left();
+}

@@ -184,14 +184,8 @@ pub(super) fn hand_over(
 
 /// `start`.
 pub(super) fn start(context: &Context, args: &Id) -> anyhow::Result<u8> {
-    match context.runtime.start(&args.id) {
-        // It runs; the specification wants a warning only.
-        Err(knarr_oci::StartError::Hook(error)) => {
-            context.log.warn(&knarr_oci::error::chain(&error));
-            Ok(0)
-        }
-        done => Ok(done.map(|()| 0)?),
-    }
+    context.runtime.start(&args.id)?;
+    Ok(0)
 }
 
 /// `run`.

@@ -97,7 +97,10 @@ impl Runtime {
         io: impl Into<Io>,
     ) -> Result<Created, CreateError> {
         let io = io.into();
-        let process = check(spec)?;
+        check(spec)?;
+        let mut stand_in = Process::default();
+        stand_in.set_args(None);
+        let process = spec.process().as_ref().unwrap_or(&stand_in);
         if self.options.cgroup_manager == CgroupManager::Systemd {
             return Err(CreateError::Unsupported {
                 what: "cgroups through systemd (use cgroupfs)".into(),
@@ -191,14 +194,23 @@ impl Runtime {
                 cgroup::ignored(resources, group.is_unified())
             }),
         };
-        let pid = self.attend(
+        let attended = self.attend(
             &plan,
             &channel,
             &mut unfinished,
             &mut born,
             &mut record,
             &dir,
-        )?;
+        );
+        let pid = match attended {
+            Err(error) if error.is_hook() => {
+                // Destroyed first (runtime.md, "Lifecycle", steps 12 and 13). The failure to tell is the first one.
+                drop(unfinished);
+                let _untold = hooks::after_end(spec, &record);
+                return Err(error);
+            }
+            done => done?,
+        };
         finish(process, pid, &mut born.warnings)?;
         record.pid = pid.as_raw();
         record.start_time = start_time(pid)?;
@@ -271,9 +283,9 @@ impl Runtime {
                     record.start_time = start_time(pid)?;
                     dir.write_record(record)
                         .map_err(state_file("write state.json in", dir.path()))?;
-                    let state = hooks::state_for(record, pid.as_raw(), Status::Creating);
                     let hooks = plan.spec.hooks().iter().flat_map(hooks::before_pivot);
-                    for hook in hooks {
+                    for (hook, status) in hooks {
+                        let state = hooks::state_for(record, pid.as_raw(), status);
                         hooks::run_all(std::slice::from_ref(hook), &state)
                             .map_err(CreateError::Hook)?;
                     }
@@ -336,18 +348,17 @@ pub(super) fn state_file<'a>(
 }
 
 /// What must be there, and what cannot be done, before anything is made.
-fn check(spec: &Spec) -> Result<&Process, CreateError> {
+fn check(spec: &Spec) -> Result<(), CreateError> {
     if !spec.version().starts_with("1.") {
         return Err(CreateError::invalid(format!(
             "ociVersion {:?} is not 1.x",
             spec.version()
         )));
     }
-    let process = spec
-        .process()
-        .as_ref()
-        .ok_or_else(|| CreateError::invalid("process is missing"))?;
-    check_process(process)?;
+    // Only start needs a process (config.md, "Process").
+    if let Some(process) = spec.process() {
+        check_process(process)?;
+    }
     let linux = spec
         .linux()
         .as_ref()
@@ -381,7 +392,7 @@ fn check(spec: &Spec) -> Result<&Process, CreateError> {
             return Err(CreateError::invalid("a mount without destination"));
         }
     }
-    Ok(process)
+    Ok(())
 }
 
 pub(super) fn check_process(process: &Process) -> Result<(), CreateError> {
@@ -516,6 +527,7 @@ fn new_record(
         start_time: 0,
         cgroup: group.record().clone(),
         own_pid_namespace: namespaces.is_new(Kind::Pid),
+        no_process: spec.process().is_none(),
         poststart: has(hooks.and_then(|hooks| hooks.poststart().as_ref())),
         poststop: has(hooks.and_then(|hooks| hooks.poststop().as_ref())),
     }

@@ -24,13 +24,17 @@ impl Runtime {
     /// # Errors
     ///
     /// See [`StartError`]. A program that cannot be executed (in spite of the look at create) ends the container, and its
-    /// errno is kept in [`CreateError::Command`]. Failures of poststart hooks come last: the container runs then.
+    /// errno is kept in [`CreateError::Command`]. A hook that fails, poststart too, ends it for good: it is deleted.
     pub fn start(&self, id: &ContainerId) -> Result<(), StartError> {
         let dir = self.dir(id);
         let record = dir.read_record(id).map_err(StartError::State)?;
         let status = status_of(&dir, &record).map_err(StartError::State)?;
         if status != Status::Created {
             return Err(StartError::WrongStatus { status });
+        }
+        if record.no_process {
+            super::end_init(&record).map_err(StartError::Destroy)?;
+            return Err(StartError::NoProcess);
         }
         let channel = match connect_to(&dir) {
             // Another start was faster.
@@ -64,9 +68,12 @@ impl Runtime {
                         .as_ref()
                         .map(command_name)
                         .unwrap_or_default();
-                    return Err(StartError::Process(CreateError::from_failure(
-                        failure, &command,
-                    )));
+                    let error = CreateError::from_failure(failure, &command);
+                    if error.is_hook() {
+                        // With its poststop hooks (runtime.md, "Lifecycle", step 7).
+                        let _untold = self.delete(id, true).map_err(StartError::Destroy)?;
+                    }
+                    return Err(StartError::Process(error));
                 }
                 Report::SeccompListener(number) => {
                     let config = dir.read_config(id).map_err(StartError::State)?;
@@ -88,7 +95,11 @@ impl Runtime {
                 .as_ref()
                 .and_then(|hooks| hooks.poststart().as_deref())
                 .unwrap_or_default();
-            hooks::run_all(list, &state).map_err(StartError::Hook)?;
+            if let Err(error) = hooks::run_all(list, &state) {
+                // Since runtime-spec 1.2.1 this is more than a warning (runtime.md, "Lifecycle", step 9).
+                let _untold = self.delete(id, true).map_err(StartError::Destroy)?;
+                return Err(StartError::Hook(error));
+            }
         }
         Ok(())
     }
