@@ -8,6 +8,7 @@
 //! * `plan`: from the configuration's resources to writes, pure, one file per version: `v1`, `v2`
 //! * `merge`: old limits and new ones, for update
 //! * `devices`: the BPF program which takes the place of v1's device files on v2
+//! * `systemd`: groups that systemd makes: what to ask it for
 //! * `stats`: reading what was used
 //! * `events`: waiting for out-of-memory
 
@@ -27,6 +28,7 @@ mod events;
 mod layout;
 mod merge;
 mod stats;
+pub mod systemd;
 mod v1;
 mod v2;
 

@@ -13,6 +13,7 @@ mod features;
 mod log;
 mod query;
 mod spec;
+mod systemd;
 mod update;
 
 use log::{Format, Log};
@@ -121,14 +122,16 @@ struct Context {
 
 impl Global {
     fn runtime(&self, no_pivot: bool, no_new_keyring: bool) -> Runtime {
-        let systemd = self.systemd_cgroup || self.cgroup_manager.as_deref() == Some("systemd");
-        let cgroup_manager = if systemd {
+        let through_systemd =
+            self.systemd_cgroup || self.cgroup_manager.as_deref() == Some("systemd");
+        let cgroup_manager = if through_systemd {
             CgroupManager::Systemd
         } else {
             CgroupManager::Cgroupfs
         };
         let options = RuntimeOptions {
             cgroup_manager,
+            systemd: Some(&systemd::Bus),
             no_pivot,
             no_new_keyring,
             seccomp_cache: None,

@@ -163,6 +163,9 @@ pub enum CreateError {
     /// The agent of a seccomp profile that asks one.
     #[error("seccomp agent of the container")]
     SeccompAgent(#[source] crate::seccomp::NotifyError),
+    /// A scope of systemd's.
+    #[error("cgroup of the container through systemd")]
+    Systemd(#[source] crate::cgroup::systemd::SystemdError),
     /// The seccomp profile.
     #[error("seccomp profile of the container")]
     Seccomp(#[source] SeccompError),
@@ -365,6 +368,9 @@ pub enum ControlError {
     /// Its cgroup.
     #[error("cgroup of the container")]
     Cgroup(#[source] CgroupError),
+    /// Its scope, which systemd keeps.
+    #[error("cgroup of the container through systemd")]
+    Systemd(#[source] crate::cgroup::systemd::SystemdError),
 }
 
 /// An error with all its causes, on one line, as the edge prints it.

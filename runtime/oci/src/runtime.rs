@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxResources, Spec};
 
+use crate::cgroup::systemd::{self, Systemd, SystemdError};
 use crate::cgroup::{self, CgroupError, Group, Layout, Stats};
 use crate::error::{ControlError, CreateError, StateError};
 use crate::hooks::{self, HookError};
@@ -19,6 +20,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 mod create;
 mod exec;
+mod scope;
 mod start;
 
 /// How control groups are made.
@@ -27,7 +29,7 @@ pub enum CgroupManager {
     /// By writing to the cgroup file systems.
     #[default]
     Cgroupfs,
-    /// By asking systemd. Not there yet: create says so.
+    /// By asking systemd, which [`RuntimeOptions::systemd`] can talk to.
     Systemd,
 }
 
@@ -36,6 +38,8 @@ pub enum CgroupManager {
 pub struct RuntimeOptions {
     /// How control groups are made.
     pub cgroup_manager: CgroupManager,
+    /// Who talks to systemd; also used for containers that were made with it, whatever the manager is now.
+    pub systemd: Option<&'static dyn Systemd>,
     /// Use chroot where pivot_root is not possible (an initramfs as root).
     pub no_pivot: bool,
     /// Leave processes in the caller's session keyring.
@@ -266,6 +270,10 @@ impl Runtime {
         if !record.own_pid_namespace || record.pid == 0 {
             group.kill_all().map_err(ControlError::Cgroup)?;
         }
+        if let Some(scope) = &record.scope {
+            let stopped = self.systemd().and_then(|systemd| systemd.stop(scope));
+            stopped.map_err(ControlError::Systemd)?;
+        }
         group.remove().map_err(ControlError::Cgroup)?;
         let mut failures = Vec::new();
         if record.poststop
@@ -337,6 +345,13 @@ impl Runtime {
             .and_then(|linux| linux.resources().clone());
         let old = old.unwrap_or_default();
         let wanted = cgroup::to_write(&old, resources).map_err(ControlError::Cgroup)?;
+        if let Some(scope) = &record.scope {
+            let properties = systemd::limits(&wanted, group.is_unified());
+            let set = self
+                .systemd()
+                .and_then(|systemd| systemd.set(scope, &properties));
+            set.map_err(ControlError::Systemd)?;
+        }
         let done = group.apply(&layout, &wanted).map_err(ControlError::Cgroup);
         // A limit may have brought a hierarchy more.
         if *group.record() != record.cgroup {
@@ -382,6 +397,10 @@ impl Runtime {
         let record = dir.read_record(id).map_err(ControlError::State)?;
         let status = status_of(&dir, &record).map_err(ControlError::State)?;
         Ok((Group::from_record(record.cgroup), status))
+    }
+
+    fn systemd(&self) -> Result<&'static dyn Systemd, SystemdError> {
+        self.options.systemd.ok_or(SystemdError::Unavailable)
     }
 
     fn seccomp_cache(&self) -> crate::seccomp::Cache {

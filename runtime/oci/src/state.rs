@@ -86,6 +86,9 @@ pub(crate) struct Record {
     /// In clock ticks since boot: with the pid it names a process for good.
     pub start_time: u64,
     pub cgroup: GroupRecord,
+    /// The scope of systemd's that the group belongs to.
+    #[serde(default)]
+    pub scope: Option<crate::cgroup::systemd::Scope>,
     /// Whether a PID namespace was made for it, so that killing its first process kills all.
     pub own_pid_namespace: bool,
     /// Whether the configuration names no process: then it can be created, but not started.

@@ -15,7 +15,9 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxIdMapping, Process, Spec};
 
+use super::scope::Holder;
 use super::{CgroupManager, Created, Io, Runtime};
+use crate::cgroup::systemd::{Scope, Systemd, Unit};
 use crate::cgroup::{self, Group, Layout};
 use crate::error::CreateError;
 use crate::hooks;
@@ -35,6 +37,7 @@ use crate::sys::{self, Fork};
 /// Removes what was made so far, unless the container comes to be.
 struct Unfinished {
     dir: Option<StateDir>,
+    scope: Option<(&'static dyn Systemd, Scope)>,
     group: Option<Group>,
     /// Last to be made, first to go.
     process: Option<Newborn>,
@@ -46,7 +49,13 @@ impl Drop for Unfinished {
         drop(self.process.take());
         if let Some(group) = self.group.take() {
             let _kept = group.kill_all();
+            if let Some((systemd, scope)) = self.scope.take() {
+                let _kept = systemd.stop(&scope);
+            }
             let _kept = group.remove();
+        }
+        if let Some((systemd, scope)) = self.scope.take() {
+            let _kept = systemd.stop(&scope);
         }
         if let Some(dir) = self.dir.take() {
             let _kept = dir.remove();
@@ -101,11 +110,6 @@ impl Runtime {
         let mut stand_in = Process::default();
         stand_in.set_args(None);
         let process = spec.process().as_ref().unwrap_or(&stand_in);
-        if self.options.cgroup_manager == CgroupManager::Systemd {
-            return Err(CreateError::Unsupported {
-                what: "cgroups through systemd (use cgroupfs)".into(),
-            });
-        }
         let bundle = fs::canonicalize(bundle).map_err(|source| CreateError::StateFile {
             what: "find the bundle",
             path: bundle.to_owned(),
@@ -123,6 +127,7 @@ impl Runtime {
 
         let mut unfinished = Unfinished {
             dir: None,
+            scope: None,
             group: None,
             process: None,
         };
@@ -142,11 +147,16 @@ impl Runtime {
             .transpose();
         let seccomp = seccomp.map_err(CreateError::Seccomp)?;
         let layout = Layout::detect().map_err(CreateError::Cgroup)?;
-        let group_path = linux
-            .cgroups_path()
-            .clone()
-            .unwrap_or_else(|| PathBuf::from(id.as_str()));
         let resources = linux.resources().as_ref();
+        let holder = match self.options.cgroup_manager {
+            CgroupManager::Systemd => Some(self.start_scope(id, spec, &layout, &mut unfinished)?),
+            CgroupManager::Cgroupfs => None,
+        };
+        let group_path = match (&holder, linux.cgroups_path()) {
+            (Some(holder), _) => holder.group.clone(),
+            (None, Some(path)) => path.clone(),
+            (None, None) => PathBuf::from(id.as_str()),
+        };
         let mut group =
             Group::create(&layout, &group_path, resources).map_err(CreateError::Cgroup)?;
         unfinished.group = Some(group.clone());
@@ -160,6 +170,7 @@ impl Runtime {
         }
 
         let mut record = new_record(id, spec, &bundle, &rootfs, &group, &namespaces);
+        record.scope = unfinished.scope.as_ref().map(|(_, scope)| scope.clone());
         dir.write_config(spec)
             .map_err(state_file("write config.json in", dir.path()))?;
         // Before there is a process: whoever finds this after a crash knows which group to remove.
@@ -219,6 +230,8 @@ impl Runtime {
 
         let mut newborn = unfinished.process.take().expect("set above");
         let pidfd = newborn.pidfd.take().expect("taken once");
+        drop(holder);
+        unfinished.scope = None;
         unfinished.group = None;
         unfinished.dir = None;
         Ok(Created {
@@ -227,6 +240,38 @@ impl Runtime {
             terminal: born.terminal,
             warnings: born.warnings,
         })
+    }
+
+    /// Has systemd make the container's scope.
+    fn start_scope(
+        &self,
+        id: &ContainerId,
+        spec: &Spec,
+        layout: &Layout,
+        unfinished: &mut Unfinished,
+    ) -> Result<Holder, CreateError> {
+        let linux = spec.linux().as_ref();
+        let path = linux.and_then(|linux| linux.cgroups_path().as_ref());
+        let path = path.map_or_else(|| "".into(), |path| path.to_string_lossy());
+        let resources = linux.and_then(|linux| linux.resources().clone());
+        let annotations = spec.annotations().iter().flatten();
+        let annotations = annotations
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        let user = !nix::unistd::geteuid().is_root();
+        let unit = Unit::new(
+            id.as_str(),
+            &path,
+            &resources.unwrap_or_default(),
+            &annotations,
+            layout.is_unified(),
+            user,
+        )
+        .map_err(CreateError::Systemd)?;
+        let systemd = self.systemd().map_err(CreateError::Systemd)?;
+        let holder = Holder::start(systemd, &unit).map_err(CreateError::Systemd)?;
+        unfinished.scope = Some((systemd, unit.scope));
+        Ok(holder)
     }
 
     /// The settings of a process of this container.
@@ -526,6 +571,7 @@ fn new_record(
         pid: 0,
         start_time: 0,
         cgroup: group.record().clone(),
+        scope: None,
         own_pid_namespace: namespaces.is_new(Kind::Pid),
         no_process: spec.process().is_none(),
         poststart: has(hooks.and_then(|hooks| hooks.poststart().as_ref())),
