@@ -38,9 +38,10 @@ struct Cli {
 
 #[derive(Debug, Args)]
 struct Global {
-    /// Directory of the containers' state (on a tmpfs).
-    #[arg(long, default_value = "/run/knarr-oci", value_name = "DIR")]
-    root: PathBuf,
+    /// Directory of the containers' state, on a tmpfs; /run/knarr-oci, or of this name in an ordinary user's
+    /// $XDG_RUNTIME_DIR.
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
     /// File to append messages to, instead of standard error.
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
@@ -56,11 +57,11 @@ struct Global {
     /// Control groups through `cgroupfs` or `systemd` (as crun spells it).
     #[arg(long, value_name = "MANAGER", hide = true)]
     cgroup_manager: Option<String>,
-    /// `true`, `false` or `auto`: whether an ordinary user runs it. Accepted for compatibility.
-    #[arg(long, value_name = "BOOL", hide = true)]
-    rootless: Option<String>,
-    /// Path to criu. Accepted for compatibility.
-    #[arg(long, value_name = "FILE", hide = true)]
+    /// Whether an ordinary user runs it. Found out in any case; accepted for compatibility.
+    #[arg(long, value_name = "BOOL", value_parser = ["true", "false", "auto"], default_value = "auto")]
+    rootless: String,
+    /// The criu program, if it is not in $PATH.
+    #[arg(long, value_name = "FILE")]
     criu: Option<PathBuf>,
 }
 
@@ -89,7 +90,7 @@ enum Verb {
     /// Let them go on.
     Resume(container::Id),
     /// Change a container's limits.
-    Update(update::Update),
+    Update(Box<update::Update>),
     /// Print what a container uses.
     Events(query::Events),
     /// Write an example configuration.
@@ -121,6 +122,16 @@ struct Context {
 }
 
 impl Global {
+    fn root(&self) -> PathBuf {
+        let name = "knarr-oci";
+        let of_user = || {
+            let directory = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty())?;
+            (!nix::unistd::geteuid().is_root()).then(|| PathBuf::from(directory).join(name))
+        };
+        let chosen = self.root.clone().or_else(of_user);
+        chosen.unwrap_or_else(|| PathBuf::from("/run").join(name))
+    }
+
     fn runtime(&self, no_pivot: bool, no_new_keyring: bool) -> Runtime {
         let through_systemd =
             self.systemd_cgroup || self.cgroup_manager.as_deref() == Some("systemd");
@@ -136,13 +147,21 @@ impl Global {
             no_new_keyring,
             seccomp_cache: None,
         };
-        Runtime::new(self.root.clone(), options)
+        Runtime::new(self.root(), options)
     }
 }
 
 /// Parses the arguments, does what they say, and tells what went wrong.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // To standard error, or for --help to standard output; if that fails there is nobody to tell.
+            let _unprinted = error.print();
+            // runc says 1, not clap's 2.
+            return ExitCode::from(u8::from(error.use_stderr()));
+        }
+    };
     if cli.version {
         print!("{}", version());
         return ExitCode::SUCCESS;
@@ -237,8 +256,11 @@ fn run(global: &Global, verb: Verb, log: &Log) -> anyhow::Result<u8> {
 
 /// In the form that containerd and Podman take apart.
 fn version() -> String {
+    let seccomp = libseccomp::ScmpVersion::current()
+        .map(|version| format!("libseccomp: {version}\n"))
+        .unwrap_or_default();
     format!(
-        "knarr-oci version {}\nspec: {}\n",
+        "knarr-oci version {}\nspec: {}\n{seccomp}",
         env!("CARGO_PKG_VERSION"),
         knarr_oci::state::OCI_VERSION
     )

@@ -312,7 +312,7 @@ pub enum StartError {
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// No container of this id.
-    #[error("container {id} does not exist")]
+    #[error("container does not exist: {id}")]
     NotFound {
         /// The id.
         id: String,
@@ -350,7 +350,7 @@ pub enum ControlError {
     #[error("state of the container")]
     State(#[source] StateError),
     /// Not while it is in this state.
-    #[error("cannot {verb} a container that is {status}")]
+    #[error("cannot {verb} a container that is {status}{}", not_running(*status))]
     WrongStatus {
         /// What was asked.
         verb: &'static str,
@@ -383,4 +383,12 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// containerd takes "already gone" from these words of runc's.
+fn not_running(status: crate::state::Status) -> &'static str {
+    match status {
+        crate::state::Status::Stopped => ": container not running",
+        _ => "",
+    }
 }

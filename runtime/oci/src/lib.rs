@@ -45,5 +45,7 @@ pub use error::{ControlError, CreateError, ExecError, StartError, StateError};
 pub use id::ContainerId;
 pub use message::send_fd;
 pub use process::Stdio;
-pub use runtime::{CgroupManager, Created, Details, Io, Runtime, RuntimeOptions};
+pub use runtime::{
+    CgroupManager, Created, Details, ExecOptions, Io, Runtime, RuntimeOptions, SubGroup,
+};
 pub use state::{State, Status};

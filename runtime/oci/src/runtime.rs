@@ -23,6 +23,8 @@ mod exec;
 mod scope;
 mod start;
 
+pub use exec::{ExecOptions, SubGroup};
+
 /// How control groups are made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CgroupManager {

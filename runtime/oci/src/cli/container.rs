@@ -1,6 +1,8 @@
 //! The verbs of the life cycle.
 
 use std::fs;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -27,6 +29,9 @@ pub(super) struct Create {
     /// Socket to which the terminal's master is sent.
     #[arg(long, value_name = "SOCKET")]
     pub console_socket: Option<PathBuf>,
+    /// Socket to which a descriptor of the process (pidfd) is sent.
+    #[arg(long, value_name = "SOCKET")]
+    pub pidfd_socket: Option<PathBuf>,
     /// File to which the process id is written.
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
@@ -117,8 +122,12 @@ fn make(context: &Context, args: &Create, detached: bool) -> anyhow::Result<Crea
     ));
     let handed = hand_over(
         &mut created,
-        args.console_socket.as_deref(),
-        args.pid_file.as_deref(),
+        &Receivers {
+            terminal: args.console_socket.as_deref(),
+            pidfd: args.pidfd_socket.as_deref(),
+            pid: args.pid_file.as_deref(),
+            kind: "standard",
+        },
     );
     if let Err(error) = handed {
         context
@@ -159,19 +168,35 @@ pub(super) fn io(
     })
 }
 
-/// The terminal to its socket, the process id to its file.
-pub(super) fn hand_over(
-    created: &mut Created,
-    socket: Option<&Path>,
-    pid_file: Option<&Path>,
-) -> anyhow::Result<()> {
-    if let (Some(path), Some(master)) = (socket, created.terminal.take_if(|_| socket.is_some())) {
-        use std::os::fd::AsFd;
-        let what = || format!("send the terminal to {}", path.display());
-        let stream = std::os::unix::net::UnixStream::connect(path).with_context(what)?;
-        knarr_oci::send_fd(stream.as_fd(), master.as_fd(), b"/dev/ptmx").with_context(what)?;
+/// Who is told of a new process.
+pub(super) struct Receivers<'a> {
+    /// Socket for the terminal's master.
+    pub terminal: Option<&'a Path>,
+    /// Socket for the process's descriptor.
+    pub pidfd: Option<&'a Path>,
+    /// File for its id.
+    pub pid: Option<&'a Path>,
+    /// What comes along with the descriptor; runc says `standard` or `setns`.
+    pub kind: &'a str,
+}
+
+/// The terminal and the process's descriptor to their sockets, the process id to its file.
+pub(super) fn hand_over(created: &mut Created, to: &Receivers<'_>) -> anyhow::Result<()> {
+    let send = |path: &Path, fd: BorrowedFd<'_>, text: &str| -> anyhow::Result<()> {
+        let what = || format!("send {text} to {}", path.display());
+        let stream = UnixStream::connect(path).with_context(what)?;
+        knarr_oci::send_fd(stream.as_fd(), fd, text.as_bytes()).with_context(what)?;
+        Ok(())
+    };
+    if let Some(path) = to.terminal
+        && let Some(master) = created.terminal.take()
+    {
+        send(path, master.as_fd(), "/dev/ptmx")?;
     }
-    if let Some(path) = pid_file {
+    if let Some(path) = to.pidfd {
+        send(path, created.pidfd.as_fd(), to.kind)?;
+    }
+    if let Some(path) = to.pid {
         // Whoever waits for the file may read it as soon as it is there.
         let name = path.file_name().context("--pid-file names no file")?;
         let scratch = path.with_file_name(format!(".{}", name.to_string_lossy()));

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use knarr_oci::ContainerId;
+use knarr_oci::{ContainerId, ExecOptions, SubGroup};
 use oci_spec::runtime::{
     Box as ConsoleSize, Capabilities, Capability, LinuxCapabilities, Process, User,
 };
 
-use super::container::{hand_over, io};
+use super::container::{Receivers, hand_over, io};
 use super::{Context, attend, parse_id};
 
 /// Running one more process.
@@ -18,6 +18,9 @@ pub(super) struct Exec {
     /// Socket to which the terminal's master is sent.
     #[arg(long, value_name = "SOCKET")]
     console_socket: Option<PathBuf>,
+    /// Socket to which a descriptor of the process (pidfd) is sent.
+    #[arg(long, value_name = "SOCKET")]
+    pidfd_socket: Option<PathBuf>,
     /// Working directory.
     #[arg(long, value_name = "DIR")]
     cwd: Option<PathBuf>,
@@ -57,15 +60,15 @@ pub(super) struct Exec {
     /// Descriptors from 3 up to pass on.
     #[arg(long, default_value_t = 0, value_name = "N")]
     preserve_fds: u32,
-    /// Do not fail if the container is paused: resume it first. Accepted for compatibility.
+    /// Do not fail if the container is paused; the program waits for its resumption.
     #[arg(long)]
     ignore_paused: bool,
     /// Do not adopt orphans. Accepted for compatibility: exec never does.
     #[arg(long, hide = true)]
     no_subreaper: bool,
-    /// cgroup below the container's. Accepted only as the container's own.
-    #[arg(long, value_name = "PATH", hide = true)]
-    cgroup: Option<String>,
+    /// A cgroup below the container's; on v1 with the controllers that are meant.
+    #[arg(long, value_name = "[CONTROLLER[,...]:]PATH", value_parser = parse_group)]
+    cgroup: Vec<SubGroup>,
     /// The container.
     #[arg(value_parser = parse_id)]
     id: ContainerId,
@@ -74,15 +77,21 @@ pub(super) struct Exec {
     command: Vec<String>,
 }
 
+/// `cpu,memory:below` or `below`.
+fn parse_group(text: &str) -> Result<SubGroup, String> {
+    let (controllers, path) = match text.split_once(':') {
+        Some((list, path)) => (list.split(',').map(str::to_owned).collect(), path),
+        None => (Vec::new(), text),
+    };
+    if controllers.iter().any(String::is_empty) {
+        return Err(format!("{text:?} names an empty controller"));
+    }
+    let path = path.into();
+    Ok(SubGroup { controllers, path })
+}
+
 /// Runs it, and waits for its end unless detached.
 pub(super) fn exec(context: &Context, args: &Exec) -> anyhow::Result<u8> {
-    if args
-        .cgroup
-        .as_deref()
-        .is_some_and(|path| !matches!(path, "" | "/" | "."))
-    {
-        bail!("--cgroup other than the container's own is not supported");
-    }
     let process = process(context, args)?;
     let terminal = process.terminal() == Some(true);
     let io = io(
@@ -92,15 +101,25 @@ pub(super) fn exec(context: &Context, args: &Exec) -> anyhow::Result<u8> {
         args.preserve_fds,
     )?;
     let signals = (!args.detach).then(attend::block_signals).transpose()?;
-    let mut created = context.runtime.exec(&args.id, &process, io)?;
+    let options = ExecOptions {
+        ignore_paused: args.ignore_paused,
+        groups: args.cgroup.clone(),
+    };
+    let mut created = context
+        .runtime
+        .exec_with(&args.id, &process, io, &options)?;
     created
         .warnings
         .iter()
         .for_each(|warning| context.log.warn(warning));
     hand_over(
         &mut created,
-        args.console_socket.as_deref(),
-        args.pid_file.as_deref(),
+        &Receivers {
+            terminal: args.console_socket.as_deref(),
+            pidfd: args.pidfd_socket.as_deref(),
+            pid: args.pid_file.as_deref(),
+            kind: "setns",
+        },
     )?;
     match signals {
         Some(signals) => attend::until_exit(created, &signals),

@@ -4,9 +4,11 @@ use std::fs;
 use std::io::Write;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::Args;
 use knarr_oci::cgroup::Stats;
 use knarr_oci::{ContainerId, State};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::{Context, container, parse_id};
@@ -38,7 +40,7 @@ pub(super) struct Ps {
     /// The container.
     #[arg(value_parser = parse_id)]
     id: ContainerId,
-    /// Options of ps(1). Accepted for compatibility.
+    /// Options of ps(1), which is run then; its output must have a column PID.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     rest: Vec<String>,
 }
@@ -58,19 +60,26 @@ pub(super) struct Events {
 }
 
 fn parse_interval(text: &str) -> Result<Duration, String> {
-    let split = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let number: u64 = number
-        .parse()
-        .map_err(|_| format!("{text:?} is no duration"))?;
-    let interval = match unit {
-        "ms" => Duration::from_millis(number),
-        "" | "s" => Duration::from_secs(number),
-        "m" => Duration::from_secs(number * 60),
-        _ => return Err(format!("{text:?} is no duration")),
-    };
+    let bad = || format!("{text:?} is no duration");
+    let (mut interval, mut rest) = (Duration::ZERO, text);
+    // As Go writes them: `1m30s`, `1.5h`.
+    while !rest.is_empty() {
+        let digits = |c: char| c.is_ascii_digit() || c == '.';
+        let (number, after) = rest.split_at(rest.find(|c| !digits(c)).unwrap_or(rest.len()));
+        let (unit, after) = after.split_at(after.find(digits).unwrap_or(after.len()));
+        let seconds = match unit {
+            "ns" => 1e-9,
+            "us" | "µs" => 1e-6,
+            "ms" => 1e-3,
+            "s" | "" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return Err(bad()),
+        };
+        let number: f64 = number.parse().map_err(|_| bad())?;
+        interval += Duration::try_from_secs_f64(number * seconds).map_err(|_| bad())?;
+        rest = after;
+    }
     if interval.is_zero() {
         Err("an interval of nothing".into())
     } else {
@@ -115,25 +124,48 @@ pub(super) fn list(context: &Context, args: &List) -> anyhow::Result<u8> {
         let (path, status) = (state.bundle.display().to_string(), state.status.to_string());
         writeln!(
             out,
-            "{:id$}{:<12}{status:12}{path:bundle$}{:34}root",
-            state.id, state.pid, state.created
+            "{:id$}{:<12}{status:12}{path:bundle$}{:34}{}",
+            state.id,
+            state.pid,
+            state.created,
+            owner(&context.runtime.root().join(&state.id))
         )?;
     }
     Ok(0)
 }
 
+/// Who has made it; without a look into the host's user database, which a static program cannot take.
+fn owner(directory: &std::path::Path) -> String {
+    use std::os::unix::fs::MetadataExt;
+    match fs::metadata(directory).map(|metadata| metadata.uid()) {
+        Ok(0) => "root".to_owned(),
+        Ok(uid) => format!("#{uid}"),
+        // It has been deleted since.
+        Err(_) => String::new(),
+    }
+}
+
 /// `ps`.
 pub(super) fn ps(context: &Context, args: &Ps) -> anyhow::Result<u8> {
-    if !args.rest.is_empty() {
-        context
-            .log
-            .debug(&format!("ignoring options of ps: {}", args.rest.join(" ")));
-    }
     let pids = context.runtime.pids(&args.id)?;
     let mut out = std::io::stdout().lock();
     if args.format == Format::Json {
         let numbers: Vec<i32> = pids.iter().map(|pid| pid.as_raw()).collect();
         writeln!(out, "{}", serde_json::to_string(&numbers)?)?;
+        return Ok(0);
+    }
+    if !args.rest.is_empty() {
+        let output = std::process::Command::new("ps")
+            .args(&args.rest)
+            .output()
+            .context("run ps")?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            anyhow::bail!("ps {}: {}", args.rest.join(" "), said.trim());
+        }
+        for line in only(&String::from_utf8_lossy(&output.stdout), &pids)? {
+            writeln!(out, "{line}")?;
+        }
         return Ok(0);
     }
     writeln!(out, "{:<10}{:<10}{:<10}CMD", "UID", "PID", "PPID")?;
@@ -167,6 +199,22 @@ pub(super) fn ps(context: &Context, args: &Ps) -> anyhow::Result<u8> {
     Ok(0)
 }
 
+/// The title of a table from ps(1), and the lines of these processes.
+fn only<'a>(table: &'a str, pids: &[Pid]) -> anyhow::Result<Vec<&'a str>> {
+    let mut lines = table.lines();
+    let title = lines.next().unwrap_or_default();
+    let column = title
+        .split_whitespace()
+        .position(|name| name == "PID")
+        .context("the output of ps has no column PID")?;
+    let ours = |line: &&str| {
+        let word = line.split_whitespace().nth(column);
+        word.and_then(|word| word.parse().ok())
+            .is_some_and(|pid| pids.contains(&Pid::from_raw(pid)))
+    };
+    Ok(std::iter::once(title).chain(lines.filter(ours)).collect())
+}
+
 /// `events`: a report, or one per interval, and each out-of-memory kill when it happens.
 pub(super) fn events(context: &Context, args: &Events) -> anyhow::Result<u8> {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -174,13 +222,13 @@ pub(super) fn events(context: &Context, args: &Events) -> anyhow::Result<u8> {
     let print = |event: Value| writeln!(std::io::stdout(), "{event}");
     let report =
         |stats: &Stats| json!({ "type": "stats", "id": args.id.as_str(), "data": document(stats) });
+    let details = context.runtime.details(&args.id)?;
+    if details.state.pid == 0 {
+        anyhow::bail!("container {} is not running", args.id);
+    }
     if args.stats {
         print(report(&context.runtime.stats(&args.id)?))?;
         return Ok(0);
-    }
-    let details = context.runtime.details(&args.id)?;
-    if details.state.pid == 0 {
-        anyhow::bail!("the container is {}", details.state.status);
     }
     let ended = knarr_oci::sys::pidfd_open(nix::unistd::Pid::from_raw(details.state.pid))?;
     let oom = details.cgroup.oom_events()?;
@@ -254,4 +302,29 @@ fn document(stats: &Stats) -> Value {
             ],
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intervals_are_written_as_in_go() {
+        let interval = |text| parse_interval(text).map(|interval| interval.as_millis());
+        assert_eq!(interval("5s"), Ok(5000));
+        assert_eq!(interval("1m30s"), Ok(90_000));
+        assert_eq!(interval("1.5s"), Ok(1500));
+        assert_eq!(interval("250ms"), Ok(250));
+        for bad in ["", "0s", "x", "5y", "s"] {
+            assert!(interval(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_table_of_processes_keeps_its_title() {
+        let table = "UID PID CMD\n0 1 init\n0 12 sh\n";
+        let lines = only(table, &[Pid::from_raw(12)]).unwrap();
+        assert_eq!(lines, ["UID PID CMD", "0 12 sh"]);
+        assert!(only("a b\n", &[]).is_err());
+    }
 }

@@ -47,15 +47,27 @@ pub(super) struct Update {
     /// 1 to run only when nobody else wants to.
     #[arg(long)]
     cpu_idle: Option<i64>,
-    /// Memory limit in bytes.
-    #[arg(long, allow_negative_numbers = true)]
+    /// Memory limit: bytes, or with a unit (`64m`, `1g`).
+    #[arg(long, allow_hyphen_values = true, value_parser = parse_size)]
     memory: Option<i64>,
-    /// Memory that it should be left with under pressure, in bytes.
-    #[arg(long, allow_negative_numbers = true)]
+    /// Memory that it should be left with under pressure.
+    #[arg(long, allow_hyphen_values = true, value_parser = parse_size)]
     memory_reservation: Option<i64>,
-    /// Memory and swap together, in bytes; -1 for no limit.
-    #[arg(long, allow_negative_numbers = true)]
+    /// Memory and swap together; -1 for no limit.
+    #[arg(long, allow_hyphen_values = true, value_parser = parse_size)]
     memory_swap: Option<i64>,
+    /// No longer has an effect, as with runc.
+    #[arg(long, hide = true)]
+    kernel_memory: Option<String>,
+    /// No longer has an effect, as with runc.
+    #[arg(long, hide = true)]
+    kernel_memory_tcp: Option<String>,
+    /// Cache allocation (Intel RDT). Refused: not supported.
+    #[arg(long, hide = true)]
+    l3_cache_schema: Option<String>,
+    /// Memory bandwidth (Intel RDT). Refused: not supported.
+    #[arg(long, hide = true)]
+    mem_bw_schema: Option<String>,
     /// Number of processes; -1 for no limit.
     #[arg(long, allow_negative_numbers = true)]
     pids_limit: Option<i64>,
@@ -64,8 +76,44 @@ pub(super) struct Update {
     id: ContainerId,
 }
 
+/// Bytes, with one of the units that runc knows: powers of 1024.
+fn parse_size(text: &str) -> Result<i64, String> {
+    let bad = || format!("{text:?} is no size");
+    if text == "-1" {
+        return Ok(-1);
+    }
+    let lower = text.trim().to_ascii_lowercase();
+    let split = lower
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(lower.len());
+    let (number, unit) = lower.split_at(split);
+    let power = match unit.trim() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 1,
+        "m" | "mb" | "mib" => 2,
+        "g" | "gb" | "gib" => 3,
+        "t" | "tb" | "tib" => 4,
+        "p" | "pb" | "pib" => 5,
+        _ => return Err(bad()),
+    };
+    let factor = 1024_i64.pow(power);
+    match number.parse::<i64>() {
+        Ok(whole) => whole.checked_mul(factor).ok_or_else(bad),
+        Err(_) => number
+            .parse::<f64>()
+            .map(|number| (number * factor as f64) as i64)
+            .map_err(|_| bad()),
+    }
+}
+
 /// Changes the limits.
 pub(super) fn update(context: &Context, args: &Update) -> anyhow::Result<u8> {
+    if args.l3_cache_schema.is_some() || args.mem_bw_schema.is_some() {
+        anyhow::bail!("--l3-cache-schema and --mem-bw-schema are not supported");
+    }
+    if args.kernel_memory.is_some() || args.kernel_memory_tcp.is_some() {
+        context.log.warn("limits of kernel memory have no effect");
+    }
     let resources = match &args.resources {
         Some(path) => {
             let mut text = String::new();
@@ -122,4 +170,20 @@ fn from_flags(args: &Update) -> anyhow::Result<LinuxResources> {
         ("blockIO", json!(block_io)),
     ]);
     serde_json::from_value(all.unwrap_or_else(|| json!({}))).context("make resources of the flags")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_size;
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(parse_size("-1"), Ok(-1));
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!(parse_size("64M"), Ok(64 << 20));
+        assert_eq!(parse_size("1.5g"), Ok(3 << 29));
+        assert!(parse_size("-2").is_err());
+        assert!(parse_size("much").is_err());
+        assert!(parse_size("9999999p").is_err());
+    }
 }

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, PathBuf};
 
 use nix::sched::{CloneFlags, setns};
 use nix::unistd::Pid;
@@ -10,7 +11,7 @@ use oci_spec::runtime::{Process, Spec};
 
 use super::create::{Newborn, check_process, clone_in, finish};
 use super::{Created, Io, Runtime, status_of};
-use crate::cgroup::Group;
+use crate::cgroup::{Group, GroupRecord};
 use crate::error::{CreateError, ExecError, Failure, OrFail, StateError, Step};
 use crate::hooks;
 use crate::id::ContainerId;
@@ -21,6 +22,24 @@ use crate::process::{Settings, Stdio};
 use crate::rootfs::path_error;
 use crate::state::{State, Status};
 use crate::sys::{self, Fork};
+
+/// Where and when one more process may run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExecOptions {
+    /// In a paused container too; the process then waits for its resumption.
+    pub ignore_paused: bool,
+    /// In groups below the container's, which must exist.
+    pub groups: Vec<SubGroup>,
+}
+
+/// A group below a container's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubGroup {
+    /// The v1 controllers that it is meant for; all if there are none.
+    pub controllers: Vec<String>,
+    /// Its path from the container's group.
+    pub path: PathBuf,
+}
 
 /// What the new process needs.
 struct Plan<'a> {
@@ -47,12 +66,32 @@ impl Runtime {
         process: &Process,
         io: impl Into<Io>,
     ) -> Result<Created, ExecError> {
+        self.exec_with(id, process, io, &ExecOptions::default())
+    }
+
+    /// The same, in a paused container or a group below the container's.
+    ///
+    /// # Errors
+    ///
+    /// As [`Runtime::exec`], and if such a group does not exist.
+    pub fn exec_with(
+        &self,
+        id: &ContainerId,
+        process: &Process,
+        io: impl Into<Io>,
+        options: &ExecOptions,
+    ) -> Result<Created, ExecError> {
         let io = io.into();
         check_process(process)?;
         let dir = self.dir(id);
         let record = dir.read_record(id).map_err(CreateError::NotRunning)?;
         let status = status_of(&dir, &record).map_err(CreateError::NotRunning)?;
-        if !matches!(status, Status::Running | Status::Created) {
+        let may = match status {
+            Status::Running | Status::Created => true,
+            Status::Paused => options.ignore_paused,
+            Status::Creating | Status::Stopped => false,
+        };
+        if !may {
             return Err(CreateError::NotRunning(StateError::WrongStatus {
                 id: id.to_string(),
                 status,
@@ -70,7 +109,7 @@ impl Runtime {
             .map(|profile| self.seccomp_cache().compile(profile))
             .transpose();
         let seccomp = seccomp.map_err(CreateError::Seccomp)?;
-        let group = Group::from_record(record.cgroup.clone());
+        let group = Group::from_record(below(record.cgroup.clone(), &options.groups)?);
         let group_fd = group.unified_fd().map_err(CreateError::Cgroup)?;
         let entrances = match group_fd {
             Some(_) => Vec::new(),
@@ -114,6 +153,44 @@ impl Runtime {
             warnings,
         })
     }
+}
+
+/// The container's group, with the directories of the groups below it in place of its own.
+fn below(mut record: GroupRecord, groups: &[SubGroup]) -> Result<GroupRecord, CreateError> {
+    for group in groups {
+        let mut found = false;
+        // v2 has one directory, whose name is empty.
+        for (controller, directory) in &mut record.directories {
+            let meant = group.controllers.is_empty() || group.controllers.contains(controller);
+            if !meant {
+                continue;
+            }
+            let path = group.path.strip_prefix("/").unwrap_or(&group.path);
+            if path
+                .components()
+                .any(|part| !matches!(part, Component::Normal(_) | Component::CurDir))
+            {
+                return Err(CreateError::invalid(format!(
+                    "cgroup {} is not below the container's",
+                    group.path.display()
+                )));
+            }
+            let wanted = directory.join(path);
+            if !wanted.is_dir() {
+                let what = format!("enter the cgroup {}", wanted.display());
+                return Err(CreateError::system(what)(io::ErrorKind::NotFound.into()));
+            }
+            *directory = wanted;
+            found = true;
+        }
+        if !found {
+            return Err(CreateError::invalid(format!(
+                "the container has no cgroup of the controllers {}",
+                group.controllers.join(",")
+            )));
+        }
+    }
+    Ok(record)
 }
 
 /// The namespaces that the container has of its own or joined, without the PID namespace, which concerns children only.
