@@ -125,6 +125,11 @@ impl Plan<'_> {
             sources: self.sources,
             cgroup: self.group,
             cgroup_namespace: self.namespaces.is_new(Kind::Cgroup),
+            label: self
+                .linux()
+                .mount_label()
+                .as_deref()
+                .filter(|label| !label.is_empty()),
             bundle: self.bundle,
         };
         rootfs.mount_all(mounts, &context)?;

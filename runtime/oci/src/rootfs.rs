@@ -48,6 +48,8 @@ pub(crate) struct MountContext<'a> {
     pub cgroup: &'a crate::cgroup::GroupRecord,
     /// Whether a cgroup namespace hides what lies above it.
     pub cgroup_namespace: bool,
+    /// The SELinux label of new file systems (`linux.mountLabel`).
+    pub label: Option<&'a str>,
     /// The bundle: relative sources of bind mounts count from it.
     pub bundle: &'a Path,
 }
@@ -96,11 +98,14 @@ impl Rootfs {
             format!("open the rootfs {}", path.display())
         })?;
         if shared {
-            // pivot_root refuses a root whose parent is shared, and our mounts must not appear on the host.
+            // pivot_root refuses a root that is shared, or whose parent is, and our mounts must not appear on the host.
+            // The root becomes shared at the end, in a new peer group.
             let attr = MountAttr {
                 propagation: libc::MS_PRIVATE,
                 ..MountAttr::default()
             };
+            sys::mount_setattr(fd.as_fd(), c"", false, &attr)
+                .or_fail(Step::Rootfs, || "make the rootfs private")?;
             path.ancestors()
                 .find_map(|above| {
                     let above = sys::c_path(above).ok()?;
@@ -170,7 +175,7 @@ impl Rootfs {
                 let name = CString::new(name)
                     .map_err(|_| Failure::new(Step::Mount, format!("file system type {name:?}")))?;
                 let source = mount.source().as_deref();
-                let new = new_filesystem(&name, source, &options)?;
+                let new = new_filesystem(&name, source, &options, context.label)?;
                 let target = if matches!(name.as_bytes(), b"proc" | b"sysfs") {
                     self.plain_directory(destination)?
                 } else {
@@ -584,10 +589,13 @@ fn new_filesystem(
     name: &CStr,
     source: Option<&Path>,
     options: &Options,
+    label: Option<&str>,
 ) -> Result<OwnedFd, Failure> {
     let shown = name.to_string_lossy();
     let fs = sys::fsopen(name).or_fail(Step::Mount, || format!("file system {shown}"))?;
     let bare = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
+    // Flags of mount(2) that fsconfig(2) does not know: a file system without such a key needs none.
+    let old = |key: &CStr| ["iversion", "acl", "noacl"].contains(&&*key.to_string_lossy());
     if let Some(source) = source.and_then(|source| sys::c_path(source).ok())
         && !source.is_empty()
     {
@@ -604,11 +612,18 @@ fn new_filesystem(
             None => sys::fsconfig_flag(fs.as_fd(), key),
         };
         match done {
-            Err(error) if bare(&error) && name == c"mqueue" => {}
+            Err(error) if bare(&error) && (name == c"mqueue" || old(key)) => {}
             done => done.or_fail(Step::Mount, || {
                 format!("option {:?} of {shown}", key.to_string_lossy())
             })?,
         }
+    }
+    // These have labels of their own, for each file.
+    let own = [c"proc", c"sysfs", c"mqueue"].contains(&name);
+    if let Some(label) = label.filter(|_| !own) {
+        let text = CString::new(label).map_err(|_| Failure::new(Step::Mount, "mountLabel"))?;
+        sys::fsconfig_string(fs.as_fd(), c"context", &text)
+            .or_fail(Step::Mount, || format!("mountLabel {label} for {shown}"))?;
     }
     sys::fsconfig_create(fs.as_fd()).or_fail(Step::Mount, || format!("make {shown}"))?;
     // With the attributes that were asked for at once, so that no moment is without them.

@@ -69,6 +69,27 @@ fn read<T: serde::de::DeserializeOwned>(
     })
 }
 
+/// Flags of `process.scheduler` as the specification names them, and as the types do.
+const SCHEDULER_FLAGS: [(&str, &str); 2] = [
+    ("SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"),
+    ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN"),
+];
+
+/// Renames flags that the types spell otherwise; whether there were any.
+fn respell(process: &mut Value) -> bool {
+    let flags = process
+        .pointer_mut("/scheduler/flags")
+        .and_then(Value::as_array_mut);
+    let mut found = false;
+    for flag in flags.into_iter().flatten() {
+        if let Some((_, ours)) = SCHEDULER_FLAGS.iter().find(|(theirs, _)| flag == theirs) {
+            *flag = (*ours).into();
+            found = true;
+        }
+    }
+    found
+}
+
 /// Straight to the types; only if that fails, through a value from which unknown capabilities are taken: the specification
 /// wants a warning for those (config.md, "capabilities").
 fn parse<T: serde::de::DeserializeOwned>(
@@ -85,6 +106,7 @@ fn parse<T: serde::de::DeserializeOwned>(
         Err(error) => error,
     };
     let mut value: Value = serde_json::from_slice(bytes)?;
+    let respelt = process(&mut value).is_some_and(respell);
     let mut unknown = Vec::new();
     if let Some(Value::Object(sets)) =
         process(&mut value).and_then(|process| process.get_mut("capabilities"))
@@ -99,15 +121,13 @@ fn parse<T: serde::de::DeserializeOwned>(
             });
         }
     }
-    if unknown.is_empty() {
+    if unknown.is_empty() && !respelt {
         return Err(first);
     }
     unknown.sort();
     unknown.dedup();
-    let warnings = vec![format!(
-        "ignoring unknown capabilities: {}",
-        unknown.join(", ")
-    )];
+    let warning = || format!("ignoring unknown capabilities: {}", unknown.join(", "));
+    let warnings = (!unknown.is_empty()).then(warning).into_iter().collect();
     Ok(Loaded {
         value: serde_json::from_value(value)?,
         warnings,

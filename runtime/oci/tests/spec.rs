@@ -363,3 +363,63 @@ fn only_start_needs_a_process() {
     assert_eq!(case.verb(&["delete", &case.id]).code, 0);
     case.assert_nothing_left();
 }
+
+#[test]
+fn a_shared_root_is_a_peer_group_of_its_own() {
+    for (word, wanted) in [
+        ("shared", "shared:"),
+        ("rshared", "shared:"),
+        ("unbindable", "unbindable"),
+        ("private", " - "),
+    ] {
+        let mut case = Case::new("grep ' / / ' /proc/self/mountinfo; cat /proc/self/mountinfo");
+        case.linux()["rootfsPropagation"] = json!(word);
+        let done = case.run();
+        let root = done.out.lines().find(|line| line.contains(" / rw"));
+        assert!(
+            root.is_some_and(|line| line.contains(wanted)),
+            "{word}: {done:?}"
+        );
+        case.assert_nothing_left();
+    }
+}
+
+#[test]
+fn scheduler_flags_have_the_names_of_the_specification() {
+    let mut case = Case::new("grep policy /proc/self/sched");
+    case.config["process"]["scheduler"] =
+        json!({ "policy": "SCHED_BATCH", "nice": 3, "flags": ["SCHED_FLAG_RESET_ON_FORK"] });
+    case.config["process"]["args"] = json!(["/bin/grep", "policy", "/proc/self/sched"]);
+    let done = case.run();
+    assert!(done.out.trim_end().ends_with(" 3"), "{done:?}");
+}
+
+#[test]
+fn flags_that_only_mount_2_knows_are_no_error() {
+    let mut case = Case::new("grep ' /data ' /proc/self/mountinfo");
+    case.add_mount(json!({ "destination": "/data", "type": "tmpfs", "source": "tmpfs", "options": ["iversion", "acl", "dirsync", "rnoexec"] }));
+    let done = case.run();
+    assert!(done.out.contains("noexec"), "{done:?}");
+    assert!(done.out.contains("dirsync"), "{done:?}");
+}
+
+#[test]
+fn what_the_kernel_lacks_is_refused_by_name() {
+    let mut case = Case::new("true");
+    for (at, field, value, word) in [
+        ("linux", "intelRdt", json!({ "closID": "x" }), "intelRdt"),
+        ("linux", "mountLabel", json!("a:b:c:d"), "mountLabel"),
+        ("process", "apparmorProfile", json!("none"), "AppArmor"),
+        ("process", "selinuxLabel", json!("a:b:c:d"), "SELinux"),
+        (
+            "linux",
+            "memoryPolicy",
+            json!({ "mode": "MPOL_BIND", "nodes": "900" }),
+            "memory policy",
+        ),
+    ] {
+        case.config[at][field] = value;
+        refused(&case, word);
+        case.config[at].as_object_mut().unwrap().remove(field);
+    }
+}

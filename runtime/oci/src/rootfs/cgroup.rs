@@ -26,6 +26,7 @@ impl Rootfs {
                     c"cgroup2",
                     Some(Path::new("cgroup")),
                     &without_data(options),
+                    None,
                 )
             } else {
                 open_tree(directory, false)
@@ -38,7 +39,7 @@ impl Rootfs {
         words.extend(["nosuid", "nodev", "noexec"].map(str::to_owned));
         let plain =
             Options::parse(&words).map_err(|error| Failure::new(Step::Mount, error.to_string()))?;
-        let tmpfs = new_filesystem(c"tmpfs", Some(Path::new("cgroup")), &plain)?;
+        let tmpfs = new_filesystem(c"tmpfs", Some(Path::new("cgroup")), &plain, None)?;
         sys::move_mount(tmpfs.as_fd(), target.as_fd()).or_fail(Step::Mount, || "attach it")?;
         for (directory, controllers) in by_directory(&context.cgroup.directories) {
             let name = controllers.join(",");
