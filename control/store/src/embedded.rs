@@ -6,17 +6,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
-use redb::{Database, ReadableDatabase, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable as _, TableDefinition};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::history::History;
 use crate::writer::{self, Request};
-use crate::{Compare, Event, KeyValue, Op, Range, Revision, Store, StoreError, TxnOutcome, record};
+use crate::{
+    Compare, Durability, Event, KeyValue, Op, Range, Revision, Store, StoreError, TxnOutcome,
+    record,
+};
 
 pub(crate) const KV: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("kv");
 pub(crate) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// The key in [`META`] of the newest revision.
 pub(crate) const REVISION: &str = "revision";
+/// The key in [`META`] of the reservation: no revision beyond it was given out without being in the file.
+pub(crate) const RESERVED: &str = "reserved";
 
 /// redb's page cache, in bytes. The API server's watch cache answers nearly every read, so this serves writes only.
 const CACHE_BYTES: usize = 4 << 20;
@@ -27,7 +32,7 @@ const QUEUE: usize = 1024;
 pub(crate) struct File(RwLock<Option<Database>>);
 
 impl File {
-    fn open(path: &Path) -> Result<Self, redb::Error> {
+    pub(crate) fn open(path: &Path) -> Result<Self, redb::Error> {
         Ok(Self(RwLock::new(Some(open_database(path)?))))
     }
 
@@ -105,7 +110,7 @@ impl RedbStore {
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let failed = |source: redb::Error| backend(format!("open {}", path.display()), source);
         let database = File::open(path).map_err(failed)?;
-        let revision = stored_revision(&database).map_err(failed)?;
+        let revision = begin_life(&database).map_err(failed)?;
         let shared = Arc::new(Shared {
             database,
             history: Mutex::new(History::new(revision)),
@@ -117,7 +122,7 @@ impl RedbStore {
             .spawn({
                 let shared = shared.clone();
                 let path = path.to_owned();
-                move || writer::run(&shared, &path, receiver)
+                move || writer::run(shared, path, receiver)
             })
             .map_err(|source| StoreError::Backend {
                 what: "start the store's thread".to_owned(),
@@ -147,11 +152,25 @@ impl Drop for RedbStore {
     }
 }
 
-fn stored_revision(file: &File) -> Result<Revision, redb::Error> {
-    let txn = file.read().begin_read()?;
-    let table = txn.open_table(META)?;
-    // Revisions start at 1, as in etcd: 0 means "any" to Kubernetes' clients.
-    Ok(table.get(REVISION)?.map_or(1, |guard| guard.value()))
+/// The revision that this life of the store starts with.
+///
+/// A reservation that is still there tells that the last life ended in a crash: what it gave out and did not write is skipped.
+fn begin_life(file: &File) -> Result<Revision, redb::Error> {
+    let txn = file.read().begin_write()?;
+    let start = {
+        let mut meta = txn.open_table(META)?;
+        // Revisions start at 1, as in etcd: 0 means "any" to Kubernetes' clients.
+        let stored = meta.get(REVISION)?.map_or(1, |guard| guard.value());
+        let reserved = meta.remove(RESERVED)?.map(|guard| guard.value());
+        let start = match reserved {
+            Some(reserved) if reserved > stored => reserved + 1,
+            _ => stored,
+        };
+        meta.insert(REVISION, start)?;
+        start
+    };
+    txn.commit()?;
+    Ok(start)
 }
 
 fn backend(what: String, source: redb::Error) -> StoreError {
@@ -216,13 +235,19 @@ impl Store for RedbStore {
         read().map_err(|source| self.failed(&format!("read {start} to {end}"), source))
     }
 
-    async fn txn(&self, compares: Vec<Compare>, ops: Vec<Op>) -> Result<TxnOutcome, StoreError> {
+    async fn txn(
+        &self,
+        compares: Vec<Compare>,
+        ops: Vec<Op>,
+        durability: Durability,
+    ) -> Result<TxnOutcome, StoreError> {
         let (reply, answer) = oneshot::channel();
         let requests = self.requests.as_ref().ok_or(StoreError::Closed)?;
         requests
             .send(Request {
                 compares,
                 ops,
+                durability,
                 reply,
             })
             .await

@@ -2,6 +2,19 @@
 //! `mod_revision`, compare-and-swap transactions, ranges, watches from a revision, compaction.
 //!
 //! One trait, [`Store`], and one back end so far: redb in a file.
+//!
+//! # What a crash may take
+//!
+//! A write is on the disk when the caller hears of it, with one exception: a [`Durability::Deferred`] one, such as the
+//! renewal of a Lease, which repeats every few seconds on each node and would otherwise keep the disk awake for ever. It is
+//! seen by all readers and watchers at once and in its order, and becomes durable with the next write that is. After a crash
+//! the key holds what it held before, as if the renewals had not come in time.
+//!
+//! What must not happen is that one revision means two things. So the file holds, durably, a *reservation*: a revision
+//! beyond which no deferred write is committed without fsync. A deferred write that would pass it is made durable and moves
+//! it. After a crash the store starts one behind the reservation: every revision that the earlier life gave out is either in
+//! the file or never given again, and a watch from a lost one is told that it is compacted. A store that is closed in peace
+//! first makes everything durable, drops the reservation, and goes on counting where it was.
 
 mod embedded;
 mod history;
@@ -48,10 +61,21 @@ pub enum Op {
     Delete(String),
 }
 
+/// When a transaction must be on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Before its caller hears of it.
+    Immediate,
+    /// With the next one that is [`Durability::Immediate`]; a crash before that undoes it.
+    ///
+    /// Only for writes that are worthless after a crash; never for a deletion or a creation.
+    Deferred,
+}
+
 /// What became of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TxnOutcome {
-    /// All compares held; the changes are durable in this revision.
+    /// All compares held; the changes stand in this revision, as durable as they were asked to be.
     Committed(Revision),
     /// A compare did not hold; this is what each compared key holds now, in the order of the compares.
     Conflict(Vec<Option<KeyValue>>),
@@ -129,7 +153,7 @@ pub enum StoreError {
 
 /// etcd's model, as far as Kubernetes uses it.
 ///
-/// A transaction is durable when `txn` returns `Committed`; events reach watchers only after that, in the order of
+/// A transaction is as durable as it asks to be when `txn` returns `Committed`; events reach watchers only after that, in the order of
 /// their revisions.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
@@ -143,7 +167,12 @@ pub trait Store: Send + Sync + 'static {
     async fn range(&self, start: &str, end: &str, limit: usize) -> Result<Range, StoreError>;
 
     /// Applies all of `ops` in one revision if all of `compares` hold, else none.
-    async fn txn(&self, compares: Vec<Compare>, ops: Vec<Op>) -> Result<TxnOutcome, StoreError>;
+    async fn txn(
+        &self,
+        compares: Vec<Compare>,
+        ops: Vec<Op>,
+        durability: Durability,
+    ) -> Result<TxnOutcome, StoreError>;
 
     /// All changes to keys that start with `prefix`, in revisions after `after`; each message is one revision's changes.
     ///

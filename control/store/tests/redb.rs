@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use knarr_store::{Compare, Event, KeyValue, Op, RedbStore, Store, StoreError, TxnOutcome};
+use knarr_store::{
+    Compare, Durability, Event, KeyValue, Op, RedbStore, Store, StoreError, TxnOutcome,
+};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use proptest::prelude::*;
@@ -19,7 +21,11 @@ fn put(key: &str, value: &str) -> Op {
 }
 
 async fn commit(store: &RedbStore, compares: Vec<Compare>, ops: Vec<Op>) -> u64 {
-    match store.txn(compares, ops).await.unwrap() {
+    match store
+        .txn(compares, ops, Durability::Immediate)
+        .await
+        .unwrap()
+    {
         TxnOutcome::Committed(revision) => revision,
         TxnOutcome::Conflict(found) => panic!("conflict with {found:?}"),
     }
@@ -50,6 +56,7 @@ async fn a_compare_that_does_not_hold_changes_nothing_and_tells_what_is_there() 
                 Compare::Absent("/b".into()),
             ],
             vec![put("/a", "3"), put("/b", "3")],
+            Durability::Immediate,
         )
         .await
         .unwrap();
@@ -144,7 +151,11 @@ async fn of_many_writers_that_create_one_key_one_wins() {
         tasks.spawn(async move {
             let compares = vec![Compare::Absent("/one".into())];
             store
-                .txn(compares, vec![put("/one", &n.to_string())])
+                .txn(
+                    compares,
+                    vec![put("/one", &n.to_string())],
+                    Durability::Immediate,
+                )
                 .await
                 .unwrap()
         });
@@ -189,7 +200,11 @@ fn a_full_disk_refuses_writes_serves_reads_and_recovers() {
             let mut written = 0;
             let refused = loop {
                 match store
-                    .txn(vec![], vec![put(&format!("/{written}"), &value)])
+                    .txn(
+                        vec![],
+                        vec![put(&format!("/{written}"), &value)],
+                        Durability::Immediate,
+                    )
                     .await
                 {
                     Ok(_) => written += 1,
@@ -213,7 +228,7 @@ fn a_full_disk_refuses_writes_serves_reads_and_recovers() {
             // Somebody else's file takes the rest: even the write of one byte is refused.
             std::fs::write(dir.path().join("rest"), vec![0; 64 << 20]).unwrap_err();
             let refused = store
-                .txn(vec![], vec![put("/small", "1")])
+                .txn(vec![], vec![put("/small", "1")], Durability::Immediate)
                 .await
                 .unwrap_err();
             assert!(matches!(refused, StoreError::NoSpace { .. }), "{refused:?}");
@@ -231,12 +246,177 @@ fn a_full_disk_refuses_writes_serves_reads_and_recovers() {
     .unwrap();
 }
 
+const DIR: &str = "KNARR_STORE_TEST_DIR";
+
+async fn renew(store: &RedbStore, key: &str, value: &str) -> u64 {
+    match store
+        .txn(vec![], vec![put(key, value)], Durability::Deferred)
+        .await
+        .unwrap()
+    {
+        TxnOutcome::Committed(revision) => revision,
+        TxnOutcome::Conflict(found) => panic!("conflict with {found:?}"),
+    }
+}
+
+/// Says each revision on its standard output, then waits to be killed.
+#[tokio::test]
+#[ignore = "the process that a_kill_ test kills"]
+async fn writes_renews_and_waits() {
+    use std::io::{Read as _, Write as _};
+    let store = open(Path::new(
+        &std::env::var_os(DIR).expect("started by a test"),
+    ));
+    let mut out = std::io::stdout();
+    let mut say = |what: &str, revision: u64| {
+        writeln!(out, "\n{what}={revision}").unwrap();
+        out.flush().unwrap();
+    };
+    say("start", store.revision());
+    renew(&store, "/lease", "reserves").await;
+    renew(&store, "/lease", "deferred, then written with the next").await;
+    say(
+        "durable",
+        commit(&store, vec![], vec![put("/a", "1")]).await,
+    );
+    for n in 0..5 {
+        say(
+            "lost",
+            renew(&store, "/lease", &format!("renewal {n}")).await,
+        );
+    }
+    say("end", 0);
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+}
+
+/// Runs [`writes_renews_and_waits`] until it has said all, and kills it.
+fn life(dir: &Path) -> Vec<(String, u64)> {
+    use std::io::BufRead as _;
+    use std::process::{Command, Stdio};
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "writes_renews_and_waits",
+            "--ignored",
+            "--nocapture",
+        ])
+        .env(DIR, dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+    let said = lines
+        .map(Result::unwrap)
+        .filter_map(|line| {
+            let (what, revision) = line.split_once('=')?;
+            Some((what.to_owned(), revision.parse().ok()?))
+        })
+        .take_while(|(what, _)| what != "end")
+        .collect();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    said
+}
+
+#[tokio::test]
+async fn a_kill_undoes_renewals_and_their_revisions_are_never_given_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut newest = 0;
+    for _ in 0..3 {
+        let said = life(dir.path());
+        assert_eq!(said.len(), 7, "{said:?}");
+        assert!(said[0].1 > newest, "{said:?} after {newest}");
+        assert!(said.is_sorted_by_key(|(_, revision)| *revision), "{said:?}");
+        let durable = said[1].1;
+        newest = said[6].1;
+
+        // What a kill leaves, looked at without touching it.
+        let copy = tempfile::tempdir().unwrap();
+        std::fs::copy(
+            dir.path().join("state.redb"),
+            copy.path().join("state.redb"),
+        )
+        .unwrap();
+        let store = open(copy.path());
+        let lease = store.get("/lease").await.unwrap().unwrap();
+        assert_eq!(lease.value, "deferred, then written with the next");
+        assert!(lease.mod_revision < durable);
+        assert_eq!(
+            store.get("/a").await.unwrap().unwrap().mod_revision,
+            durable
+        );
+        assert!(store.revision() > newest);
+        let page = store.range("/", "0", 0).await.unwrap();
+        assert_eq!(page.revision, store.revision());
+        for (_, revision) in said {
+            assert!(matches!(
+                store.watch("/", revision).await,
+                Err(StoreError::Compacted { .. })
+            ));
+        }
+        assert_eq!(renew(&store, "/lease", "again").await, page.revision + 1);
+    }
+}
+
+#[tokio::test]
+async fn renewals_are_seen_in_order_and_survive_a_close() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let start = store.revision();
+    let mut watch = store.watch("/", start).await.unwrap();
+    // More than one reservation.
+    for n in 1..=2500 {
+        let revision = if n % 100 == 0 {
+            commit(&store, vec![], vec![put("/a", &n.to_string())]).await
+        } else {
+            renew(&store, "/lease", &n.to_string()).await
+        };
+        assert_eq!(revision, start + n);
+        let (seen, events) = watch.recv().await.unwrap();
+        assert_eq!(seen, revision);
+        assert!(
+            matches!(&events[..], [Event::Put { kv, .. }] if kv.value == n.to_string()),
+            "{events:?}"
+        );
+    }
+    drop((watch, store));
+    let store = open(dir.path());
+    assert_eq!(store.revision(), start + 2500);
+    assert_eq!(store.get("/lease").await.unwrap().unwrap().value, "2499");
+    // Pages that only renewals used are used again.
+    let size = std::fs::metadata(dir.path().join("state.redb"))
+        .unwrap()
+        .len();
+    assert!(size < 4 << 20, "{size} bytes for two keys");
+}
+
+#[tokio::test]
+async fn a_deletion_is_durable_whatever_was_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    commit(&store, vec![], vec![put("/a", "1")]).await;
+    renew(&store, "/a", "2").await;
+    store
+        .txn(vec![], vec![Op::Delete("/a".into())], Durability::Deferred)
+        .await
+        .unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    std::fs::copy(
+        dir.path().join("state.redb"),
+        copy.path().join("state.redb"),
+    )
+    .unwrap();
+    assert_eq!(open(copy.path()).get("/a").await.unwrap(), None);
+}
+
 /// One step of the model test.
 #[derive(Clone, Debug)]
 enum Step {
     Put(u8, u8),
     Delete(u8),
     CompareAndPut(u8, u8),
+    Renew(u8, u8),
     Reopen,
 }
 
@@ -245,6 +425,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..6u8, any::<u8>()).prop_map(|(k, v)| Step::Put(k, v)),
         2 => (0..6u8).prop_map(Step::Delete),
         2 => (0..6u8, any::<u8>()).prop_map(|(k, v)| Step::CompareAndPut(k, v)),
+        3 => (0..6u8, any::<u8>()).prop_map(|(k, v)| Step::Renew(k, v)),
         1 => Just(Step::Reopen),
     ]
 }
@@ -273,6 +454,15 @@ proptest! {
                         revision += 1;
                         assert_eq!(commit(&store, compares, vec![Op::Put(key.clone(), vec![v].into())]).await, revision);
                         let create = old.map_or(revision, |(_, c, _)| c);
+                        model.insert(key, (vec![v], create, revision));
+                    }
+                    Step::Renew(k, v) => {
+                        let key = format!("/{k}");
+                        revision += 1;
+                        let op = Op::Put(key.clone(), vec![v].into());
+                        let outcome = store.txn(vec![], vec![op], Durability::Deferred).await.unwrap();
+                        assert_eq!(outcome, TxnOutcome::Committed(revision));
+                        let create = model.get(&key).map_or(revision, |(_, c, _)| *c);
                         model.insert(key, (vec![v], create, revision));
                     }
                     Step::Delete(k) => {

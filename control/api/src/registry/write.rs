@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use knarr_store::{Compare, Op, Revision, StoreError, TxnOutcome};
+use knarr_store::{Compare, Durability, Op, Revision, StoreError, TxnOutcome};
 use serde_json::Value;
 
 use super::collection::Collection;
@@ -247,6 +247,11 @@ impl Registry {
             }));
         }
         let gone = is_gone(resource, &object);
+        let durability = if !gone && resource.strategy.is_renewal(&object, &old) {
+            Durability::Deferred
+        } else {
+            Durability::Immediate
+        };
         let value: Bytes = entry::encode(&stored_version(resource, object)).into();
         if ctx.dry_run {
             let object = entry::splice(&value, present.revision);
@@ -263,7 +268,7 @@ impl Registry {
         } else {
             Op::Put(store_key, value.clone())
         };
-        match self.commit(compares, vec![op]).await? {
+        match self.commit_with(compares, vec![op], durability).await? {
             TxnOutcome::Committed(revision) => {
                 reserved.keep();
                 if gone {
@@ -319,7 +324,7 @@ impl Registry {
         }
     }
 
-    /// Carries out a transaction, and waits until every collection shows it.
+    /// Carries out a transaction durably, and waits until every collection shows it.
     ///
     /// # Errors
     ///
@@ -329,9 +334,18 @@ impl Registry {
         compares: Vec<Compare>,
         ops: Vec<Op>,
     ) -> Result<TxnOutcome, ApiError> {
+        self.commit_with(compares, ops, Durability::Immediate).await
+    }
+
+    async fn commit_with(
+        &self,
+        compares: Vec<Compare>,
+        ops: Vec<Op>,
+        durability: Durability,
+    ) -> Result<TxnOutcome, ApiError> {
         let outcome = self
             .store
-            .txn(compares, ops)
+            .txn(compares, ops, durability)
             .await
             .map_err(|error| store_error(&error))?;
         if let TxnOutcome::Committed(revision) = &outcome {

@@ -104,6 +104,11 @@ pub trait Strategy: Send + Sync + 'static {
         None
     }
 
+    /// Whether a change only says "I am still here", so that a crash may undo it: it need not reach the disk by itself.
+    fn is_renewal(&self, _object: &Value, _old: &Value) -> bool {
+        false
+    }
+
     /// Whether an update may create (`PUT` on a name that does not exist).
     fn allow_create_on_update(&self) -> bool {
         false

@@ -344,3 +344,37 @@ async fn events_are_one_store_with_two_versions() {
     );
     assert_eq!(other["apiVersion"], "events.k8s.io/v1");
 }
+
+#[tokio::test]
+async fn a_lease_is_durable_in_who_holds_it_but_not_in_each_renewal() {
+    let server = Server::start().await;
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/default/leases";
+    let lease = json!({
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": {"name": "a"},
+        "spec": {"holderIdentity": "one", "renewTime": "2026-01-01T00:00:00.000000Z"}
+    });
+    let mut lease = server.post(leases, &lease).await.expect(201);
+    let path = format!("{leases}/a");
+    let key = "/registry/leases/default/a";
+    // The first renewal of a life reserves revisions, and is durable for that.
+    for second in 1..4 {
+        lease["spec"]["renewTime"] = format!("2026-01-01T00:00:0{second}.000000Z").into();
+        lease = server.put(&path, &lease).await.expect(200);
+        assert_eq!(server.get(&path).await.expect(200), lease);
+    }
+    let stored = server.stored_after_a_crash(key).await;
+    assert_eq!(stored["spec"]["renewTime"], "2026-01-01T00:00:01.000000Z");
+
+    lease["spec"]["holderIdentity"] = "two".into();
+    lease["spec"]["renewTime"] = "2026-01-01T00:00:04.000000Z".into();
+    lease = server.put(&path, &lease).await.expect(200);
+    let stored = server.stored_after_a_crash(key).await;
+    assert_eq!(stored["spec"], lease["spec"]);
+
+    lease["spec"]["renewTime"] = "2026-01-01T00:00:05.000000Z".into();
+    lease = server.put(&path, &lease).await.expect(200);
+    let server = server.restart().await;
+    assert_eq!(server.get(&path).await.expect(200), lease);
+}

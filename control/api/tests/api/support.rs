@@ -10,7 +10,7 @@ use knarr_api::http::ResponseBody;
 use knarr_api::http::local::LocalService;
 use knarr_api::pki::Pki;
 use knarr_api::{ApiServer, ApiServerConfig, UserInfo};
-use knarr_store::RedbStore;
+use knarr_store::{RedbStore, Store as _};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
@@ -84,6 +84,17 @@ impl Server {
             service,
             dir: Some(dir),
         }
+    }
+
+    /// What the store's file would hold if the server were killed now.
+    pub async fn stored_after_a_crash(&self, key: &str) -> Value {
+        let dir = self.dir.as_ref().expect("it is there until a restart");
+        let copy = tempfile::tempdir().expect("a temporary directory");
+        let path = copy.path().join("state.redb");
+        std::fs::copy(dir.path().join("state.redb"), &path).expect("a copy of the store");
+        let store = RedbStore::open(&path).expect("a store as after a crash");
+        let kv = store.get(key).await.expect("a read");
+        serde_json::from_slice(&kv.expect("the key is there").value).expect("JSON")
     }
 
     /// The same cluster after a restart.
