@@ -127,6 +127,21 @@ pub enum CgroupError {
     },
 }
 
+impl CgroupError {
+    /// Whether it is for lack of rights, or because the hierarchy is mounted read-only.
+    pub fn is_denied(&self) -> bool {
+        let (Self::Read { source, .. } | Self::Create { source, .. } | Self::Write { source, .. }) =
+            self
+        else {
+            return false;
+        };
+        matches!(
+            source.kind(),
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+        )
+    }
+}
+
 /// What to write where, decided before anything is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Write1 {

@@ -57,9 +57,9 @@ struct Global {
     /// Control groups through `cgroupfs` or `systemd` (as crun spells it).
     #[arg(long, value_name = "MANAGER", hide = true)]
     cgroup_manager: Option<String>,
-    /// Whether an ordinary user runs it. Found out in any case; accepted for compatibility.
-    #[arg(long, value_name = "BOOL", value_parser = ["true", "false", "auto"], default_value = "auto")]
-    rootless: String,
+    /// Whether to go on without cgroups where none may be made.
+    #[arg(long, value_enum, default_value = "auto", value_name = "WHEN")]
+    rootless: Rootless,
     /// The criu program, if it is not in $PATH.
     #[arg(long, value_name = "FILE")]
     criu: Option<PathBuf>,
@@ -121,6 +121,15 @@ struct Context {
     log: Log,
 }
 
+/// runc's words.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Rootless {
+    True,
+    False,
+    /// If the caller is not root.
+    Auto,
+}
+
 impl Global {
     fn root(&self) -> PathBuf {
         let name = "knarr-oci";
@@ -142,6 +151,11 @@ impl Global {
         };
         let options = RuntimeOptions {
             cgroup_manager,
+            rootless: match self.rootless {
+                Rootless::True => Some(true),
+                Rootless::False => Some(false),
+                Rootless::Auto => None,
+            },
             systemd: Some(&systemd::Bus),
             no_pivot,
             no_new_keyring,

@@ -95,6 +95,11 @@ impl Failure {
             what: what.into(),
         }
     }
+
+    /// Whether the kernel gave this reason.
+    pub(crate) fn is(&self, errno: i32) -> bool {
+        self.errno == errno
+    }
 }
 
 /// Turns results of system calls into [`Failure`]s.

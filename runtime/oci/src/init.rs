@@ -39,6 +39,8 @@ pub(crate) struct Plan<'a> {
     /// Where start connects.
     pub listener: &'a OwnedFd,
     pub pivot: bool,
+    /// Whether the maker is an ordinary user.
+    pub rootless: bool,
     /// For hooks that run in here.
     pub state: &'a State,
 }
@@ -65,11 +67,20 @@ pub(crate) fn run(plan: &Plan<'_>, role: Role, channel: Channel) -> ! {
     }
 }
 
+fn hide() -> Result<(), Failure> {
+    sys::prctl(libc::PR_SET_DUMPABLE, 0, 0)
+        .map(drop)
+        .or_fail(Step::Privileges, || "hide from ptrace")
+}
+
 impl Plan<'_> {
     /// `Err(None)`: an intermediate process has done its work.
     fn run(&self, role: Role, channel: &Channel) -> Result<Infallible, Option<Failure>> {
         // Nobody inside may look into this process (memory, descriptors, its program) before it is the user's.
-        sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).or_fail(Step::Privileges, || "hide from ptrace")?;
+        // An ordinary user is the one exception: he could not write our mappings then, so it waits for these.
+        if !self.mapped_by_user() {
+            hide()?;
+        }
         nix::sys::stat::umask(nix::sys::stat::Mode::empty());
         self.enter_cgroup()?;
         if let Some(user) = self
@@ -102,6 +113,10 @@ impl Plan<'_> {
             .report(&Report::Ready)
             .or_fail(Step::Channel, || "report to be ready")?;
         Err(Some(self.wait_and_execute(armed)?))
+    }
+
+    fn mapped_by_user(&self) -> bool {
+        self.rootless && self.namespaces.is_new(Kind::User)
     }
 
     fn enter_cgroup(&self) -> Result<(), Failure> {
@@ -197,6 +212,7 @@ impl Plan<'_> {
             channel
                 .wait()
                 .or_fail(Step::Namespace, || "wait for the user mappings")?;
+            hide()?;
         }
         if self.namespaces.contains(Kind::User) {
             // What is made from here on belongs to root inside, unless nobody is root there.

@@ -6,13 +6,17 @@
 //! but not the image's own script.
 //!
 //! The remedy: run from a private, read-only mount of the file. A detached mount belongs to no namespace, so nobody can
-//! make it writable again, and it costs one more exec instead of a copy of the program.
+//! make it writable again, and it costs one more exec instead of a copy of the program. An ordinary user cannot mount, and
+//! pays for the copy: a sealed file in memory.
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::sys::{self, MountAttr};
 
@@ -22,22 +26,19 @@ use crate::sys::{self, MountAttr};
 ///
 /// # Errors
 ///
-/// If the mount cannot be made, as without `CAP_SYS_ADMIN`.
+/// If neither the mount nor the copy can be made.
 pub fn run_read_only() -> io::Result<()> {
     let exe = std::fs::File::open("/proc/self/exe")?;
-    if sys::is_read_only(exe.as_fd())? {
+    if sys::is_read_only(exe.as_fd())? || is_sealed(exe.as_fd()) {
         // Executed by descriptor, it is named after its number.
         let name = std::env::args_os().next().unwrap_or_default();
         let name = Path::new(&name).file_name().unwrap_or_default();
         return sys::set_process_name(&CString::new(name.as_encoded_bytes())?);
     }
-    let path = CString::new("/proc/self/exe")?;
-    let mount = sys::open_tree_clone(nix::fcntl::AT_FDCWD, &path, false)?;
-    let attr = MountAttr {
-        set: 1,
-        ..MountAttr::default()
+    let program = match read_only_mount() {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => sealed_copy(exe)?,
+        mounted => mounted?,
     };
-    sys::mount_setattr(mount.as_fd(), c"", false, &attr)?;
     let strings = |list: Vec<std::ffi::OsString>| {
         list.into_iter()
             .map(|text| CString::new(text.into_vec()))
@@ -51,5 +52,33 @@ pub fn run_read_only() -> io::Result<()> {
         pair
     };
     let env = strings(std::env::vars_os().map(pair).collect())?;
-    Err(sys::fexecve(mount.as_fd(), &args, &env))
+    Err(sys::fexecve(program.as_fd(), &args, &env))
+}
+
+fn read_only_mount() -> io::Result<OwnedFd> {
+    let path = CString::new("/proc/self/exe")?;
+    let mount = sys::open_tree_clone(nix::fcntl::AT_FDCWD, &path, false)?;
+    let attr = MountAttr {
+        set: 1,
+        ..MountAttr::default()
+    };
+    sys::mount_setattr(mount.as_fd(), c"", false, &attr)?;
+    Ok(mount)
+}
+
+fn all_seals() -> SealFlag {
+    SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE
+}
+
+fn is_sealed(file: BorrowedFd<'_>) -> bool {
+    // Files of other kinds have no seals, and say so with an error.
+    fcntl(file, FcntlArg::F_GET_SEALS).is_ok_and(|seals| seals == all_seals().bits())
+}
+
+fn sealed_copy(mut exe: std::fs::File) -> io::Result<OwnedFd> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let mut copy = std::fs::File::from(memfd_create(c"knarr-oci", flags)?);
+    io::copy(&mut exe, &mut copy)?;
+    fcntl(&copy, FcntlArg::F_ADD_SEALS(all_seals()))?;
+    Ok(copy.into())
 }

@@ -175,7 +175,16 @@ impl Rootfs {
                 let name = CString::new(name)
                     .map_err(|_| Failure::new(Step::Mount, format!("file system type {name:?}")))?;
                 let source = mount.source().as_deref();
-                let new = new_filesystem(&name, source, &options, context.label)?;
+                let new = match new_filesystem(&name, source, &options, context.label) {
+                    // Only who owns the network namespace may mount it: then the host's is shown, as crun and runc's
+                    // example for users do.
+                    Err(failure) if name.as_c_str() == c"sysfs" && failure.is(libc::EPERM) => {
+                        let tree = open_tree(Path::new("/sys"), true)?;
+                        apply_attributes(tree.as_fd(), &options)?;
+                        tree
+                    }
+                    made => made?,
+                };
                 let target = if matches!(name.as_bytes(), b"proc" | b"sysfs") {
                     self.plain_directory(destination)?
                 } else {

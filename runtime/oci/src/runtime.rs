@@ -20,6 +20,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 mod create;
 mod exec;
+mod mapping;
 mod scope;
 mod start;
 
@@ -42,6 +43,8 @@ pub struct RuntimeOptions {
     pub cgroup_manager: CgroupManager,
     /// Who talks to systemd; also used for containers that were made with it, whatever the manager is now.
     pub systemd: Option<&'static dyn Systemd>,
+    /// Whether a container may go without a cgroup where none may be made; by default if the caller is not root.
+    pub rootless: Option<bool>,
     /// Use chroot where pivot_root is not possible (an initramfs as root).
     pub no_pivot: bool,
     /// Leave processes in the caller's session keyring.

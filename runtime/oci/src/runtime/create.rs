@@ -13,12 +13,13 @@ use nix::sys::socket::{
 use nix::sys::stat::Mode;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
-use oci_spec::runtime::{LinuxIdMapping, Process, Spec};
+use oci_spec::runtime::{LinuxIdMapping, LinuxResources, Process, Spec};
 
+use super::mapping;
 use super::scope::Holder;
 use super::{CgroupManager, Created, Io, Runtime};
 use crate::cgroup::systemd::{Scope, Systemd, Unit};
-use crate::cgroup::{self, Group, Layout};
+use crate::cgroup::{self, Group, GroupRecord, Layout};
 use crate::error::CreateError;
 use crate::hooks;
 use crate::id::ContainerId;
@@ -157,13 +158,22 @@ impl Runtime {
             (None, Some(path)) => path.clone(),
             (None, None) => PathBuf::from(id.as_str()),
         };
-        let mut group =
-            Group::create(&layout, &group_path, resources).map_err(CreateError::Cgroup)?;
+        let may_go_without = self.may_go_without_group() && holder.is_none();
+        let made = match Group::create(&layout, &group_path, resources) {
+            Err(error) if may_go_without && error.is_denied() => None,
+            made => Some(made.map_err(CreateError::Cgroup)?),
+        };
+        let without_group = made.is_none();
+        let mut group = made.unwrap_or_else(|| Group::from_record(GroupRecord::default()));
         unfinished.group = Some(group.clone());
         if let Some(resources) = resources {
-            let applied = group.apply(&layout, resources).map_err(CreateError::Cgroup);
-            unfinished.group = Some(group.clone());
-            applied?;
+            if without_group {
+                refuse_limits(resources)?;
+            } else {
+                let applied = group.apply(&layout, resources).map_err(CreateError::Cgroup);
+                unfinished.group = Some(group.clone());
+                applied?;
+            }
         }
         if let Some(owner) = group_owner(spec, &namespaces) {
             group.give_to(owner).map_err(CreateError::Cgroup)?;
@@ -195,6 +205,7 @@ impl Runtime {
             sources: &sources,
             listener: &listener,
             pivot: !self.options.no_pivot,
+            rootless: is_ordinary_user(),
             state: &state,
         };
         let (channel, newborn) = spawn(&plan, group_fd.as_ref())?;
@@ -205,6 +216,10 @@ impl Runtime {
                 cgroup::ignored(resources, group.is_unified())
             }),
         };
+        if without_group {
+            let text = "the container has no cgroup of its own: this user may make none";
+            born.warnings.push(text.to_owned());
+        }
         let attended = self.attend(
             &plan,
             &channel,
@@ -242,6 +257,11 @@ impl Runtime {
         })
     }
 
+    /// Whether a group that may not be made is no failure.
+    fn may_go_without_group(&self) -> bool {
+        self.options.rootless.unwrap_or_else(is_ordinary_user)
+    }
+
     /// Has systemd make the container's scope.
     fn start_scope(
         &self,
@@ -258,7 +278,7 @@ impl Runtime {
         let annotations = annotations
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect();
-        let user = !nix::unistd::geteuid().is_root();
+        let user = is_ordinary_user();
         let unit = Unit::new(
             id.as_str(),
             &path,
@@ -470,6 +490,11 @@ pub(super) fn check_process(process: &Process) -> Result<(), CreateError> {
 }
 
 fn check_namespaces(spec: &Spec, namespaces: &NamespaceSet) -> Result<(), CreateError> {
+    if is_ordinary_user() && !namespaces.contains(Kind::User) {
+        return Err(CreateError::invalid(
+            "an ordinary user's container needs a user namespace",
+        ));
+    }
     let invalid = |what: &str| Err(CreateError::invalid(what));
     if !namespaces.contains(Kind::Mount) {
         return Err(CreateError::Unsupported {
@@ -607,7 +632,8 @@ fn open_sources(
     bundle: &Path,
 ) -> Result<Vec<Option<OwnedFd>>, CreateError> {
     let linux = spec.linux().as_ref().expect("checked before");
-    let all = namespaces.contains(Kind::User);
+    // An ordinary user can mount inside only, and reaches no more from outside.
+    let all = namespaces.contains(Kind::User) && !is_ordinary_user();
     let mut mapper = Mapper::default();
     let mut sources = Vec::new();
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
@@ -660,7 +686,7 @@ fn spawn(plan: &Plan<'_>, group: Option<&OwnedFd>) -> Result<(Channel, Newborn),
                 pidfd: Some(pidfd),
             };
             if plan.namespaces.is_new(Kind::User) {
-                write_mappings(plan.spec, pid)?;
+                mapping::write(plan.spec, pid)?;
                 // Inside, it could not raise them any more; if we cannot either, it says so.
                 drop(process::raise_limits(plan.settings.process, pid));
                 ours.go()
@@ -700,24 +726,33 @@ pub(super) fn clone_in(
     made
 }
 
-/// user_namespaces(7): each file is written once, with all its lines.
-fn write_mappings(spec: &Spec, pid: Pid) -> Result<(), CreateError> {
-    let Some(linux) = spec.linux() else {
-        return Ok(());
-    };
-    for (file, list) in [
-        ("uid_map", linux.uid_mappings()),
-        ("gid_map", linux.gid_mappings()),
-    ] {
-        let lines: String = list
-            .iter()
-            .flatten()
-            .map(|map| format!("{} {} {}\n", map.container_id(), map.host_id(), map.size()))
-            .collect();
-        let path = format!("/proc/{pid}/{file}");
-        fs::write(&path, lines).map_err(CreateError::system(format!("write {path}")))?;
+/// Whether the caller has not the rights of root: not outside, and not in a user namespace that it lives in.
+pub(super) fn is_ordinary_user() -> bool {
+    !nix::unistd::geteuid().is_root()
+}
+
+/// Without a group there are no limits; device rules are the exception, because a user's container cannot make devices.
+fn refuse_limits(resources: &LinuxResources) -> Result<(), CreateError> {
+    let mut rest = resources.clone();
+    rest.set_devices(None);
+    let value =
+        serde_json::to_value(&rest).map_err(|error| CreateError::invalid(error.to_string()))?;
+    if says_something(&value) {
+        return Err(CreateError::invalid(
+            "linux.resources has limits, and this user may make no cgroup that could have them",
+        ));
     }
     Ok(())
+}
+
+/// Whether anything in it is more than empty.
+fn says_something(value: &serde_json::Value) -> bool {
+    match value {
+        serde_json::Value::Null => false,
+        serde_json::Value::Array(list) => list.iter().any(says_something),
+        serde_json::Value::Object(map) => map.values().any(says_something),
+        _ => true,
+    }
 }
 
 /// To whom the container's group is given: the user who is root inside, if the container sees its groups as its own and may

@@ -9,7 +9,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::unistd::Pid;
 use oci_spec::runtime::{Process, Spec};
 
-use super::create::{Newborn, check_process, clone_in, finish};
+use super::create::{Newborn, check_process, clone_in, finish, is_ordinary_user};
 use super::{Created, Io, Runtime, status_of};
 use crate::cgroup::{Group, GroupRecord};
 use crate::error::{CreateError, ExecError, Failure, OrFail, StateError, Step};
@@ -48,6 +48,8 @@ struct Plan<'a> {
     init: &'a OwnedFd,
     /// Namespaces to enter together.
     namespaces: CloneFlags,
+    /// Whether the PID namespace is entered with them, by a second process.
+    pid_namespace: bool,
     user_namespace: bool,
     entrances: &'a [OwnedFd],
 }
@@ -122,13 +124,16 @@ impl Runtime {
             },
             init: &init,
             namespaces,
+            pid_namespace: pid_namespace && is_ordinary_user(),
             user_namespace: namespaces.contains(CloneFlags::CLONE_NEWUSER),
             entrances: &entrances,
         };
         let (channel, theirs) =
             Channel::pair().map_err(CreateError::system("make a socket pair"))?;
+        // Only who has rights over the user namespace may enter the PID namespace: an ordinary user has them inside.
+        let later = pid_namespace && is_ordinary_user();
         let forked = clone_in(
-            pid_namespace.then_some(&init),
+            (pid_namespace && !later).then_some(&init),
             CloneFlags::empty(),
             group_fd.as_ref(),
         )?;
@@ -245,7 +250,17 @@ fn attend(
                 super::tell_agent(spec, newborn.pid, pidfd.as_fd(), number, state)?;
                 channel.go().map_err(talk())?;
             }
-            Report::Sibling(_) | Report::Mounted | Report::Network => {
+            Report::Sibling(real) => {
+                let pid = Pid::from_raw(real);
+                let pidfd =
+                    sys::pidfd_open(pid).map_err(CreateError::system("open the new process"))?;
+                // The one that entered for it has nothing left to do.
+                *newborn = Newborn {
+                    pid,
+                    pidfd: Some(pidfd),
+                };
+            }
+            Report::Mounted | Report::Network => {
                 return Err(talk()(io::ErrorKind::InvalidData.into()));
             }
         }
@@ -271,13 +286,30 @@ impl Plan<'_> {
                 .map(drop)
                 .or_fail(Step::Cgroup, || "enter the cgroup")?;
         }
+        let mut namespaces = self.namespaces;
+        if self.pid_namespace {
+            namespaces |= CloneFlags::CLONE_NEWPID;
+        }
+        if !namespaces.is_empty() {
+            setns(self.init, namespaces)
+                .or_fail(Step::Namespace, || "enter the container's namespaces")?;
+        }
+        if self.pid_namespace {
+            // It is entered by children only, and the child is to be the caller's.
+            let flags = CloneFlags::CLONE_PARENT.bits() as u32;
+            match sys::clone3(flags.into(), None).or_fail(Step::Namespace, || "make the process")? {
+                Fork::Child => {}
+                Fork::Parent { pid, .. } => {
+                    channel
+                        .report(&Report::Sibling(pid.as_raw()))
+                        .or_fail(Step::Channel, || "report the process")?;
+                    sys::exit_now(0);
+                }
+            }
+        }
         nix::unistd::setsid()
             .map(drop)
             .or_fail(Step::Namespace, || "start a session")?;
-        if !self.namespaces.is_empty() {
-            setns(self.init, self.namespaces)
-                .or_fail(Step::Namespace, || "enter the container's namespaces")?;
-        }
         if self.user_namespace {
             for done in [sys::setresgid(0), sys::setresuid(0)] {
                 match done {
