@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use bytes::{Bytes, BytesMut};
 use futures::{SinkExt, StreamExt};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::channels::{self, Wire, channel, parse_size};
 
@@ -16,6 +16,10 @@ pub(super) const PROTOCOLS: [&str; 3] =
     ["v5.channel.k8s.io", "v4.channel.k8s.io", "channel.k8s.io"];
 /// How often a silent client is asked whether it is there.
 const PING: Duration = Duration::from_secs(30);
+/// How long output waits for the first sign that the client reads.
+///
+/// A pong comes within a round trip; a client that never answers pings still gets its output.
+const LISTENING: Duration = Duration::from_secs(1);
 
 /// Carries a session that `open` makes once the socket is there.
 pub(super) async fn carry<F>(socket: WebSocket, open: F)
@@ -29,9 +33,15 @@ where
     let (stdin, stdin_end) = mpsc::channel(16);
     let (resize, resize_end) = mpsc::channel(16);
     let (out, mut out_end) = mpsc::channel::<(u8, Bytes)>(16);
+    let (listening, client_listens) = oneshot::channel();
     let reading = async move {
         let mut stdin = Some(stdin);
+        let mut listening = Some(listening);
         while let Some(Ok(message)) = stream.next().await {
+            if let Some(listening) = listening.take() {
+                // Fails only if output no longer waits.
+                let _late = listening.send(());
+            }
             let data = match message {
                 Message::Binary(data) => data,
                 Message::Text(text) => Bytes::from(text),
@@ -62,6 +72,12 @@ where
         }
     };
     let writing = async move {
+        // kubectl up to 1.32 starts to read a moment before it knows its streams, and discards what comes for one that it
+        // does not know yet. Its pong shows that it reads, and is a round trip old by the time of the first output.
+        if sink.send(Message::Ping(Bytes::new())).await.is_err() {
+            return;
+        }
+        let _silent = tokio::time::timeout(LISTENING, client_listens).await;
         let mut ping = tokio::time::interval(PING);
         ping.reset();
         loop {
