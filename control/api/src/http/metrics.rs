@@ -200,8 +200,8 @@ impl Metrics {
                 .set(i64::try_from(collection.len()).unwrap_or(i64::MAX));
         }
         let mut text = String::new();
-        // Writing to a string cannot fail.
-        let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)
+            .expect("writing to a string cannot fail");
         text
     }
 }

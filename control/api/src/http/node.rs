@@ -83,7 +83,10 @@ async fn dial(nodes: &Nodes, backend: &Backend) -> Result<Box<dyn Stream>, ApiEr
         Err(_) => return Err(backend.unreachable(&"i/o timeout")),
     };
     // Small pieces of a terminal's traffic must not wait for each other.
-    let _ = stream.set_nodelay(true);
+    if let Err(error) = stream.set_nodelay(true) {
+        // Slower, not wrong: small answers wait for more to send along.
+        tracing::debug!(%error, "set TCP_NODELAY");
+    }
     if !backend.tls {
         return Ok(Box::new(stream));
     }

@@ -151,7 +151,10 @@ async fn connection(
     watcher: hyper_util::server::graceful::Watcher,
 ) {
     // Small answers must not wait for the acknowledgement of the one before.
-    let _ = stream.set_nodelay(true);
+    if let Err(error) = stream.set_nodelay(true) {
+        // Slower, not wrong: small answers wait for more to send along.
+        tracing::debug!(%error, "set TCP_NODELAY");
+    }
     let stream = match tokio::time::timeout(HEAD_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake"),
