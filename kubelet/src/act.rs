@@ -31,8 +31,11 @@ impl Worker {
                 self.memory.creating_sandbox = true;
                 let (ctx, pod, wake) = (self.ctx.clone(), self.pod.clone(), self.wake.clone());
                 let cancel = self.cancel.clone();
+                let volumes_failed = self.memory.volumes_failed;
                 self.jobs.spawn(async move {
-                    Done::Sandbox(create_sandbox(&ctx, &pod, attempt, &wake, &cancel).await)
+                    let made =
+                        create_sandbox(&ctx, &pod, attempt, volumes_failed, &wake, &cancel).await;
+                    Done::Sandbox(made)
                 });
                 false
             }
@@ -221,10 +224,14 @@ impl Worker {
     }
 }
 
+/// Makes the pod's volumes and its sandbox, side by side.
+///
+/// A pod whose volumes failed before waits for them first, so that no sandbox is made and removed with each try.
 async fn create_sandbox(
     ctx: &Arc<Ctx>,
     pod: &k8s_openapi::api::core::v1::Pod,
     attempt: u32,
+    volumes_failed: bool,
     wake: &Arc<tokio::sync::Notify>,
     cancel: &CancellationToken,
 ) -> Result<(SandboxId, Option<SystemTime>), SandboxError> {
@@ -237,19 +244,45 @@ async fn create_sandbox(
             message: format!("make {}: {e}", directory.display()),
         })?;
     }
-    // Waiting for volumes may be given up; making the sandbox may not, or it would be left behind.
     let begun = Instant::now();
-    let renew_at = cancel
-        .run_until_cancelled(volumes::set_up(ctx, pod, &[], wake))
-        .await
-        .ok_or(SandboxError::Cancelled)?
-        .map_err(SandboxError::Mount)?;
-    let mounted = begun.elapsed();
-    let id = ctx
-        .runtime
-        .run_sandbox(config)
-        .await
-        .map_err(|e| SandboxError::Runtime { message: chain(&e) })?;
+    // Waiting for volumes may be given up; making the sandbox may not, or it would be left behind.
+    let volumes = async {
+        let made = cancel
+            .run_until_cancelled(volumes::set_up(ctx, pod, &[], wake))
+            .await;
+        let mounted = begun.elapsed();
+        match made {
+            Some(made) => made
+                .map(|renew_at| (renew_at, mounted))
+                .map_err(|error| SandboxError::Mount { error, left: None }),
+            None => Err(SandboxError::Cancelled { left: None }),
+        }
+    };
+    let run = async {
+        let made = ctx.runtime.run_sandbox(config).await;
+        made.map_err(|e| SandboxError::Runtime { message: chain(&e) })
+    };
+    let (volumes, id) = if volumes_failed {
+        (Ok(volumes.await?), run.await)
+    } else {
+        tokio::join!(volumes, run)
+    };
+    let id = id?;
+    let (renew_at, mounted) = match volumes {
+        Ok(made) => made,
+        Err(mut error) => {
+            if let Err(undo) = ctx.runtime.remove_sandbox(&id).await {
+                tracing::warn!(pod = %PodKey::of(pod), error = chain(&undo), "remove the sandbox of a pod without its volumes");
+                // Stopped at least; it is removed with the pod.
+                if let SandboxError::Mount { left, .. } | SandboxError::Cancelled { left } =
+                    &mut error
+                {
+                    *left = Some(id);
+                }
+            }
+            return Err(error);
+        }
+    };
     tracing::debug!(pod = %PodKey::of(pod), ?mounted, whole = ?begun.elapsed(), "volumes and sandbox are there");
     Ok((id, renew_at))
 }

@@ -47,14 +47,21 @@ pub(crate) enum Done {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SandboxError {
     /// A volume is not there.
-    #[error("{0}")]
-    Mount(MountError),
+    #[error("{error}")]
+    Mount {
+        error: MountError,
+        /// A sandbox that was made meanwhile and could not be removed.
+        left: Option<SandboxId>,
+    },
     /// The runtime could not make it.
     #[error("{message}")]
     Runtime { message: String },
     /// The pod ends before its volumes were there.
     #[error("the pod is being stopped")]
-    Cancelled,
+    Cancelled {
+        /// A sandbox that was made meanwhile and could not be removed.
+        left: Option<SandboxId>,
+    },
 }
 
 impl Worker {
@@ -134,21 +141,26 @@ impl Worker {
 
     fn sandbox_made(&mut self, result: Result<(SandboxId, Option<SystemTime>), SandboxError>) {
         self.memory.creating_sandbox = false;
-        let error = match result {
+        let mut error = match result {
             Ok((id, renew_at)) => {
                 self.sandboxes.push(id);
                 self.renew_at = renew_at;
+                self.memory.volumes_failed = false;
                 return;
             }
             Err(error) => error,
         };
+        if let SandboxError::Mount { left, .. } | SandboxError::Cancelled { left } = &mut error {
+            self.sandboxes.extend(left.take());
+        }
+        self.memory.volumes_failed = matches!(error, SandboxError::Mount { .. });
         let (reason, message) = match &error {
-            SandboxError::Mount(_) => ("FailedMount", error.to_string()),
+            SandboxError::Mount { .. } => ("FailedMount", error.to_string()),
             SandboxError::Runtime { message } => (
                 "FailedCreatePodSandBox",
                 format!("Failed to create pod sandbox: {message}"),
             ),
-            SandboxError::Cancelled => return,
+            SandboxError::Cancelled { .. } => return,
         };
         self.ctx
             .events

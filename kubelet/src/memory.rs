@@ -147,6 +147,8 @@ pub(crate) struct Memory {
     pub(crate) containers: BTreeMap<String, ContainerMemory>,
     /// The sandbox is being made.
     pub(crate) creating_sandbox: bool,
+    /// The last try failed for its volumes.
+    pub(crate) volumes_failed: bool,
     /// When a failed sandbox may be tried again.
     pub(crate) sandbox_retry_at: Option<SystemTime>,
     /// The container that is being pulled, created and started.
