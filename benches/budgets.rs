@@ -197,8 +197,10 @@ async fn one_at_a_time(client: &Client, count: usize) -> anyhow::Result<()> {
         if n == 0 {
             shims()?;
         }
-        pods.delete(&name, &DeleteParams::default().grace_period(0))
+        pods.delete(&name, &DeleteParams::default().grace_period(1))
             .await?;
+        // Nothing of one pod is left to be taken down while the next one starts.
+        wait_gone(&pods).await?;
     }
     times.sort();
     let ms = |at: usize| times[at].as_secs_f64() * 1000.0;
