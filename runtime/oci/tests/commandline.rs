@@ -467,3 +467,31 @@ fn the_log_has_debug_lines_on_request_and_both_formats() {
     assert_eq!(case.verb(&["--rootless", "nonsense", "list"]).code, 1);
     assert_eq!(case.verb(&["--rootless", "false", "list"]).code, 0);
 }
+
+#[test]
+fn checkpoint_and_restore_are_refused_clearly() {
+    if !is_ours() {
+        return;
+    }
+    let case = Case::command(SLEEP);
+    case.start();
+    for verb in ["checkpoint", "restore"] {
+        let done = case.verb(&[verb, "--image-path", "/nowhere", "--shell-job", &case.id]);
+        assert_eq!(done.code, 1, "{done:?}");
+        assert!(done.err.contains("not supported"), "{done:?}");
+    }
+    assert_eq!(case.status(), "running");
+}
+
+#[test]
+fn completion_is_printed_for_each_shell() {
+    if !is_ours() {
+        return;
+    }
+    let case = Case::command(SLEEP);
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let done = case.verb(&["completion", shell]);
+        assert_eq!(done.code, 0, "{done:?}");
+        assert!(done.out.contains("console-socket"), "{shell}");
+    }
+}
