@@ -71,16 +71,3 @@ fn annotations_are_in_the_state() {
     case.start();
     assert_eq!(case.state()["annotations"]["org.example.key"], "value");
 }
-
-#[test]
-fn what_this_runtime_has_not_is_an_error_that_names_the_field() {
-    if !is_ours() {
-        return;
-    }
-    let mut case = Case::new("true");
-    case.linux()["intelRdt"] = json!({ "closID": "x" });
-    let done = case.run();
-    assert_eq!(done.code, 1);
-    assert!(done.err.contains("linux.intelRdt"), "{done:?}");
-    case.assert_nothing_left();
-}
