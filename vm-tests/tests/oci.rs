@@ -26,6 +26,6 @@ fn containers_run_with_their_limits_on_pure_cgroup_v2() -> anyhow::Result<()> {
     };
     let passed = machine::run(&kernel, &files, hardware)?;
     println!("{}", passed.join("\n"));
-    assert_eq!(passed.len(), 9, "{passed:#?}");
+    assert_eq!(passed.len(), 14, "{passed:#?}");
     Ok(())
 }
