@@ -31,6 +31,8 @@ pub(crate) struct Plan<'a> {
     pub namespaces: &'a NamespaceSet,
     pub bundle: &'a Path,
     pub rootfs: &'a Path,
+    /// The root as it is attached in the host's mount namespace, for a container without one of its own.
+    pub host_root: Option<&'a OwnedFd>,
     /// Files to write `0` to; empty if the process was made inside its group.
     pub entrances: &'a [OwnedFd],
     pub group: &'a GroupRecord,
@@ -134,7 +136,11 @@ impl Plan<'_> {
             .map(drop)
             .or_fail(Step::Namespace, || "start a session")?;
         self.enter_namespaces(channel)?;
-        let rootfs = Rootfs::attach(self.rootfs, self.linux().rootfs_propagation().as_deref())?;
+        let propagation = self.linux().rootfs_propagation().as_deref();
+        let rootfs = match self.host_root {
+            Some(root) => Rootfs::attached(root)?,
+            None => Rootfs::attach(self.rootfs, propagation)?,
+        };
         let mounts = self.spec.mounts().as_deref().unwrap_or_default();
         let context = MountContext {
             sources: self.sources,
@@ -176,7 +182,10 @@ impl Plan<'_> {
         let terminal = self.open_terminal(&rootfs, channel)?;
         self.run_hooks_before_pivot(channel)?;
         self.protect(&rootfs)?;
-        rootfs.enter(self.spec, self.pivot)?;
+        match self.host_root {
+            Some(_) => rootfs.enter_on_host()?,
+            None => rootfs.enter(self.spec, self.pivot)?,
+        }
         Ok((rootfs, terminal))
     }
 

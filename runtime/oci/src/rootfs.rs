@@ -126,6 +126,37 @@ impl Rootfs {
         })
     }
 
+    /// For a container without a mount namespace of its own: makes the root a mount of its own where it is, so that all
+    /// that comes on top goes with it in the end ([`unmount_from_host`]).
+    pub fn attach_on_host(path: &Path) -> Result<OwnedFd, Failure> {
+        let what = || format!("mount the rootfs {} on the host", path.display());
+        let tree = open_tree(path, true)?;
+        let attr = MountAttr {
+            propagation: libc::MS_PRIVATE,
+            ..MountAttr::default()
+        };
+        sys::mount_setattr(tree.as_fd(), c"", true, &attr).or_fail(Step::Rootfs, what)?;
+        let target = open_path(path).or_fail(Step::Rootfs, what)?;
+        sys::move_mount(tree.as_fd(), target.as_fd()).or_fail(Step::Rootfs, what)?;
+        Ok(tree)
+    }
+
+    /// Takes a root that is attached already.
+    pub fn attached(fd: &OwnedFd) -> Result<Self, Failure> {
+        let fd = fd
+            .try_clone()
+            .or_fail(Step::Rootfs, || "copy the root's descriptor")?;
+        Ok(Self {
+            fd,
+            held: hold::Held::default(),
+        })
+    }
+
+    /// Makes this root the root of the process, without touching the host's tree.
+    pub fn enter_on_host(&self) -> Result<(), Failure> {
+        enter_root(self.fd.as_fd()).or_fail(Step::Rootfs, || "chroot")
+    }
+
     pub fn root(&self) -> RootRef<'_> {
         RootRef::from_fd(self.fd.as_fd())
     }
@@ -512,6 +543,23 @@ impl Rootfs {
             .or_fail(Step::Terminal, || "find a place for /dev/console")?;
         let tree = sys::open_tree_clone(terminal, c"", false).or_fail(Step::Terminal, what)?;
         sys::move_mount(tree.as_fd(), target.as_fd()).or_fail(Step::Terminal, what)
+    }
+}
+
+/// Changes the root of this process.
+pub(crate) fn enter_root(root: BorrowedFd<'_>) -> io::Result<()> {
+    nix::unistd::fchdir(root)?;
+    nix::unistd::chroot(".")?;
+    Ok(nix::unistd::chdir("/")?)
+}
+
+/// Takes away what [`Rootfs::attach_on_host`] has attached, with all on top of it.
+pub(crate) fn unmount_from_host(path: &Path) -> io::Result<()> {
+    use nix::mount::{MntFlags, umount2};
+    match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        // Somebody was faster.
+        Err(nix::Error::EINVAL | nix::Error::ENOENT) => Ok(()),
+        done => Ok(done?),
     }
 }
 

@@ -275,6 +275,13 @@ impl Runtime {
         if !record.own_pid_namespace || record.pid == 0 {
             group.kill_all().map_err(ControlError::Cgroup)?;
         }
+        if record.mounted_on_host {
+            let failed = |source| ControlError::System {
+                what: format!("unmount {}", record.rootfs.display()),
+                source,
+            };
+            crate::rootfs::unmount_from_host(&record.rootfs).map_err(failed)?;
+        }
         if let Some(scope) = &record.scope {
             let stopped = self.systemd().and_then(|systemd| systemd.stop(scope));
             stopped.map_err(ControlError::Systemd)?;

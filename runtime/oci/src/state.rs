@@ -94,6 +94,9 @@ pub(crate) struct Record {
     /// Whether the configuration names no process: then it can be created, but not started.
     #[serde(default)]
     pub no_process: bool,
+    /// Whether it shares the host's mount namespace, so that its mounts have to be taken away.
+    #[serde(default)]
+    pub mounted_on_host: bool,
     /// Whether there are poststart hooks, so that start need not read the configuration otherwise.
     #[serde(default)]
     pub poststart: bool,

@@ -423,3 +423,39 @@ fn what_the_kernel_lacks_is_refused_by_name() {
         case.config[at].as_object_mut().unwrap().remove(field);
     }
 }
+
+#[test]
+fn a_container_may_share_every_namespace_of_the_host() {
+    let script = "readlink /proc/self/ns/mnt; ls /data; cat /masked/f; touch /marked; echo $?";
+    let mut case = Case::new(&format!("{script}; sleep 1000"));
+    case.config.as_object_mut().unwrap().remove("hostname");
+    case.linux()["namespaces"] = json!([]);
+    std::fs::create_dir(case.rootfs().join("masked")).unwrap();
+    std::fs::write(case.rootfs().join("masked/f"), "secret").unwrap();
+    case.linux()["maskedPaths"] = json!(["/masked"]);
+    let source = owned(&case, "f", 0);
+    case.add_mount(
+        json!({ "destination": "/data", "type": "bind", "source": source, "options": ["bind"] }),
+    );
+    case.start();
+    let own = std::fs::read_link("/proc/self/ns/mnt").unwrap();
+    support::wait(|| {
+        let out = case.output();
+        if out.lines().count() == 3 {
+            Ok(())
+        } else {
+            Err(out)
+        }
+    });
+    let out = case.output();
+    assert_eq!(out, format!("{}\nf\n0\n", own.display()), "{out}");
+    assert!(case.rootfs().join("marked").exists());
+    let done = case.verb(&["exec", &case.id, "/bin/ls", "/data"]);
+    assert_eq!(done.out, "f\n", "{done:?}");
+    let done = case.verb(&["delete", "--force", &case.id]);
+    assert_eq!(done.code, 0, "{done:?}");
+    case.assert_nothing_left();
+    // Nor after a failure half way.
+    case.add_mount(json!({ "destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["nonsense"] }));
+    refused(&case, "nonsense");
+}

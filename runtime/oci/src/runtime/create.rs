@@ -30,7 +30,7 @@ use crate::mount::Options;
 use crate::namespace::{Kind, NamespaceSet};
 use crate::netdev;
 use crate::process::{self, Settings};
-use crate::rootfs;
+use crate::rootfs::{self, Rootfs};
 use crate::seccomp::Program;
 use crate::state::{OCI_VERSION, ProcStat, Record, StateDir, Status, now};
 use crate::sys::{self, Fork};
@@ -40,6 +40,8 @@ struct Unfinished {
     dir: Option<StateDir>,
     scope: Option<(&'static dyn Systemd, Scope)>,
     group: Option<Group>,
+    /// Where a root is attached on the host.
+    mounted: Option<PathBuf>,
     /// Last to be made, first to go.
     process: Option<Newborn>,
 }
@@ -48,6 +50,9 @@ impl Drop for Unfinished {
     fn drop(&mut self) {
         // Already on the way out with an error, which is the one to tell.
         drop(self.process.take());
+        if let Some(path) = self.mounted.take() {
+            let _kept = rootfs::unmount_from_host(&path);
+        }
         if let Some(group) = self.group.take() {
             let _kept = group.kill_all();
             if let Some((systemd, scope)) = self.scope.take() {
@@ -130,6 +135,7 @@ impl Runtime {
             dir: None,
             scope: None,
             group: None,
+            mounted: None,
             process: None,
         };
         let dir = self.dir(id);
@@ -193,6 +199,18 @@ impl Runtime {
             Some(_) => Vec::new(),
             None => group.entrances().map_err(CreateError::Cgroup)?,
         };
+        let host_root = if namespaces.contains(Kind::Mount) {
+            None
+        } else {
+            let root = Rootfs::attach_on_host(&rootfs)
+                .map_err(|failure| CreateError::from_failure(failure, ""))?;
+            unfinished.mounted = Some(rootfs.clone());
+            record.mounted_on_host = true;
+            // Not before: what another has mounted there must never be taken away.
+            dir.write_record(&record)
+                .map_err(state_file("write state.json in", dir.path()))?;
+            Some(root)
+        };
         let state = hooks::state_for(&record, 0, Status::Creating);
         let plan = Plan {
             spec,
@@ -200,6 +218,7 @@ impl Runtime {
             namespaces: &namespaces,
             bundle: &bundle,
             rootfs: &rootfs,
+            host_root: host_root.as_ref(),
             entrances: &entrances,
             group: group.record(),
             sources: &sources,
@@ -249,6 +268,7 @@ impl Runtime {
         unfinished.scope = None;
         unfinished.group = None;
         unfinished.dir = None;
+        unfinished.mounted = None;
         Ok(Created {
             pid,
             pidfd,
@@ -496,11 +516,6 @@ fn check_namespaces(spec: &Spec, namespaces: &NamespaceSet) -> Result<(), Create
         ));
     }
     let invalid = |what: &str| Err(CreateError::invalid(what));
-    if !namespaces.contains(Kind::Mount) {
-        return Err(CreateError::Unsupported {
-            what: "a container without mount namespace".into(),
-        });
-    }
     let named = |name: &Option<String>| name.as_ref().is_some_and(|name| !name.is_empty());
     if (named(spec.hostname()) || named(spec.domainname())) && !namespaces.contains(Kind::Uts) {
         return invalid("hostname or domainname without a UTS namespace");
@@ -598,6 +613,7 @@ fn new_record(
         cgroup: group.record().clone(),
         scope: None,
         own_pid_namespace: namespaces.is_new(Kind::Pid),
+        mounted_on_host: false,
         no_process: spec.process().is_none(),
         poststart: has(hooks.and_then(|hooks| hooks.poststart().as_ref())),
         poststop: has(hooks.and_then(|hooks| hooks.poststop().as_ref())),

@@ -51,6 +51,8 @@ struct Plan<'a> {
     /// Whether the PID namespace is entered with them, by a second process.
     pid_namespace: bool,
     user_namespace: bool,
+    /// The container's root, if entering its namespaces does not lead there.
+    root: Option<OwnedFd>,
     entrances: &'a [OwnedFd],
 }
 
@@ -125,6 +127,14 @@ impl Runtime {
             init: &init,
             namespaces,
             pid_namespace: pid_namespace && is_ordinary_user(),
+            root: match namespaces.contains(CloneFlags::CLONE_NEWNS) {
+                true => None,
+                false => {
+                    let path = format!("/proc/{}/root", record.pid);
+                    let opened = crate::rootfs::open_path(std::path::Path::new(&path));
+                    Some(opened.map_err(CreateError::system(format!("open {path}")))?)
+                }
+            },
             user_namespace: namespaces.contains(CloneFlags::CLONE_NEWUSER),
             entrances: &entrances,
         };
@@ -310,6 +320,10 @@ impl Plan<'_> {
         nix::unistd::setsid()
             .map(drop)
             .or_fail(Step::Namespace, || "start a session")?;
+        if let Some(root) = &self.root {
+            crate::rootfs::enter_root(root.as_fd())
+                .or_fail(Step::Rootfs, || "enter the container's root")?;
+        }
         if self.user_namespace {
             for done in [sys::setresgid(0), sys::setresuid(0)] {
                 match done {
