@@ -176,7 +176,13 @@ impl Runtime {
             if without_group {
                 refuse_limits(resources)?;
             } else {
-                let applied = group.apply(&layout, resources).map_err(CreateError::Cgroup);
+                let mut limits = resources.clone();
+                if is_ordinary_user() {
+                    // It may load no device program into a group that was delegated to it, and needs none: nodes that it
+                    // cannot make or open stay out of its reach.
+                    limits.set_devices(None);
+                }
+                let applied = group.apply(&layout, &limits).map_err(CreateError::Cgroup);
                 unfinished.group = Some(group.clone());
                 applied?;
             }
