@@ -33,7 +33,12 @@ impl Rootless {
     fn new(script: &str) -> Self {
         let case = Case::new("true");
         // Its own command line is not used: the tests talk to the runtime as the user.
-        std::fs::copy(support::runtime(), case.path("knarr-oci")).unwrap();
+        // By a process of its own: a descriptor of ours, open for writing while another test forks, would keep the copy
+        // from being executed (ETXTBSY).
+        let copied = Command::new("cp")
+            .args([support::runtime(), case.path("knarr-oci")])
+            .status();
+        assert!(copied.unwrap().success());
         std::fs::create_dir(case.path("run")).unwrap();
         give(&case.path("."));
         let mut this = Self {
