@@ -28,8 +28,9 @@ pub fn json_patch(original: &Value, patch: &[u8]) -> Result<Value, ApiError> {
     json_patch::patch(&mut patched, &operations).map_err(|err| ApiError {
         code: 422,
         reason: "Invalid",
-        message: "the server rejected our request due to an error in our request".into(),
-        details: json!({ "causes": [{ "message": err.to_string() }] }),
+        // Not as a cause: kubectl would print a cause in place of the message, after the name of a field that it has not.
+        message: format!("the server rejected our request due to an error in our request: {err}"),
+        details: json!({}),
     })?;
     Ok(patched)
 }
