@@ -104,6 +104,7 @@ impl Strategy for Deployment {
         old: &Value,
     ) {
         if sub == Some(Subresource::Status) {
+            drop_zero_counts(object, &["replicas"]);
             common::keep(object, old, "spec");
             object["metadata"]["labels"] = old["metadata"]["labels"].clone();
             if object["metadata"]["labels"].is_null() {
@@ -241,6 +242,25 @@ impl Strategy for Deployment {
     }
 }
 
+/// Leaves out the counts that Go leaves out when they are zero: those of every workload, and `more`.
+fn drop_zero_counts(object: &mut Value, more: &[&str]) {
+    let Some(status) = object["status"].as_object_mut() else {
+        return;
+    };
+    let counts = [
+        "updatedReplicas",
+        "readyReplicas",
+        "availableReplicas",
+        "unavailableReplicas",
+        "fullyLabeledReplicas",
+    ];
+    for field in counts.iter().chain(more) {
+        if status.get(*field) == Some(&json!(0)) {
+            status.remove(*field);
+        }
+    }
+}
+
 fn validate_counts(status: &Value) -> Vec<FieldError> {
     let mut errors = Errors::default();
     let total = status["replicas"].as_i64().unwrap_or(0);
@@ -343,6 +363,9 @@ impl Strategy for ReplicaSet {
         old: &Value,
     ) {
         common::split_update(sub, object, old, true);
+        if sub == Some(Subresource::Status) {
+            drop_zero_counts(object, &[]);
+        }
     }
 
     fn validate(&self, object: &Value) -> Vec<FieldError> {
