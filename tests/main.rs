@@ -4,8 +4,11 @@ mod api;
 mod example;
 mod faults;
 mod harness;
+mod images;
+mod kubectl;
 mod nodes;
 mod pods;
+mod storage;
 
 use harness::Machine;
 

@@ -51,10 +51,16 @@ pub struct Cluster {
 impl Cluster {
     /// Starts a cluster and waits until its node is Ready.
     pub fn start(name: &str) -> Self {
+        Self::start_after(name, "true")
+    }
+
+    /// [`Cluster::start`] in a machine that a script prepared.
+    pub fn start_after(name: &str, script: &str) -> Self {
         let mut cluster = Self {
             machine: Machine::start(name, "192.168.77.2/24"),
             knarr: None,
         };
+        cluster.machine.sh_ok(script);
         cluster.up();
         cluster.wait_ready();
         cluster

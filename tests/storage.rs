@@ -1,0 +1,112 @@
+//! The data directory's limits: a disk that gets full, and history that is gone.
+
+use crate::harness::{Cluster, hello_image};
+
+/// Fills the disk of the data directory to its last byte.
+fn fill(cluster: &Cluster) {
+    cluster.machine().sh_ok(
+        "dd if=/dev/zero of=/var/lib/knarr/filler bs=64k status=none 2>/dev/null; \
+         dd if=/dev/zero bs=512 status=none 2>/dev/null >> /var/lib/knarr/filler; \
+         test $(stat -f -c %a /var/lib/knarr) = 0",
+    );
+}
+
+fn names(cluster: &Cluster, kind: &str) -> Vec<String> {
+    cluster
+        .kubectl(&["get", kind, "-o", "jsonpath={.items[*].metadata.name}"])
+        .split_whitespace()
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn a_full_disk_refuses_writes_disturbs_nobody_and_recovers() {
+    // A data directory on a disk of its own, as small as a pod's files allow.
+    let mut cluster =
+        Cluster::start_after("full", "mount -t tmpfs -o size=64m small /var/lib/knarr");
+    cluster.import(&hello_image("v1"));
+    cluster.kubectl(&[
+        "create",
+        "deployment",
+        "web",
+        "--image=knarr.local/hello:v1",
+        "--replicas=2",
+    ]);
+    cluster.kubectl(&[
+        "expose",
+        "deployment",
+        "web",
+        "--port=80",
+        "--target-port=8080",
+    ]);
+    cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]);
+    let pods = names(&cluster, "pods");
+    let address = cluster.kubectl(&["get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"]);
+    let answers = || {
+        cluster.machine().sh_ok(&format!(
+            "curl --silent --fail --max-time 5 --retry 3 http://{address}/"
+        ))
+    };
+    answers();
+
+    let large = cluster.machine().dir().join("large");
+    std::fs::write(&large, "x".repeat(700_000)).expect("write a file");
+    let from = format!("--from-file={}", large.display());
+    fill(&cluster);
+    // The store's file may have room inside; what is acknowledged counts, until a write is refused.
+    let mut acknowledged = Vec::new();
+    let refusal = loop {
+        let name = format!("map-{}", acknowledged.len());
+        match cluster.try_kubectl(&["create", "configmap", &name, &from]) {
+            Ok(_) => acknowledged.push(name),
+            Err(said) => break said,
+        }
+        assert!(
+            acknowledged.len() < 100,
+            "nothing is refused on a full disk"
+        );
+    };
+    assert!(refusal.contains("no space left"), "{refusal}");
+    // Reads go on, and so does everything that runs.
+    assert_eq!(names(&cluster, "pods"), pods);
+    let mut maps = names(&cluster, "configmaps");
+    maps.retain(|name| name.starts_with("map-"));
+    maps.sort();
+    acknowledged.sort();
+    assert_eq!(maps, acknowledged);
+    assert!(pods.contains(&answers().trim().to_owned()));
+    assert_eq!(cluster.kubectl(&["get", "--raw", "/healthz"]), "ok");
+    let manifest = format!(
+        r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"again"}},"data":{{"large":"{}"}}}}"#,
+        "x".repeat(700_000)
+    );
+    std::fs::write(&large, manifest).expect("write a file");
+    let refusal = cluster.kubectl_fails(&["create", "-f", large.to_str().expect("UTF-8")]);
+    assert!(
+        refusal.contains("Error from server (InsufficientStorage)"),
+        "{refusal}"
+    );
+
+    // Room again: everything works at once, and after a kill -9 all that was acknowledged is there.
+    cluster.machine().sh_ok("rm /var/lib/knarr/filler");
+    cluster.kubectl(&["create", "configmap", "after", &from]);
+    cluster.kubectl(&["scale", "deployment/web", "--replicas=3"]);
+    cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]);
+    cluster.kill();
+    cluster.up();
+    cluster.wait_ready();
+    let after = names(&cluster, "configmaps");
+    for name in acknowledged.iter().map(String::as_str).chain(["after"]) {
+        assert!(
+            after.iter().any(|is| is == name),
+            "{name} is not in {after:?}"
+        );
+    }
+    let restarts = cluster.kubectl(&[
+        "get",
+        "pods",
+        "-o",
+        "jsonpath={.items[*].status.containerStatuses[0].restartCount}",
+    ]);
+    assert_eq!(restarts, "0 0 0");
+}
