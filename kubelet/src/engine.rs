@@ -190,6 +190,10 @@ impl Runtime for EngineRuntime {
             .map_err(failed)
     }
 
+    async fn remove_cgroup(&self, path: &str) -> Result<(), RuntimeError> {
+        self.engine.remove_cgroup(path).await.map_err(failed)
+    }
+
     async fn pull_image(
         &self,
         reference: &str,

@@ -358,4 +358,8 @@ async fn kill_all(ctx: &Ctx) {
         }
         logs::remove_directory(&sandbox.config.log_directory);
     }
+    // The groups of the quality of service classes are below the first one.
+    if let Err(error) = ctx.runtime.remove_cgroup(resources::QOS_ROOT).await {
+        tracing::warn!(error = chain(&error), "remove the pods' cgroups");
+    }
 }

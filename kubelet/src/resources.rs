@@ -210,10 +210,13 @@ fn group(path: &'static str, milli_cpu: i64) -> (&'static str, LinuxResources) {
     )
 }
 
+/// The group that all pods are in.
+pub(crate) const QOS_ROOT: &str = "kubepods";
+
 /// The groups above the pods, while there are no pods yet.
 pub(crate) fn qos_groups(capacity_milli_cpu: i64) -> [(&'static str, LinuxResources); 3] {
     [
-        group("kubepods", capacity_milli_cpu),
+        group(QOS_ROOT, capacity_milli_cpu),
         burstable_group(0),
         group("kubepods/besteffort", 0),
     ]

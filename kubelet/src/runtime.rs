@@ -106,6 +106,7 @@ pub(crate) trait Runtime: Send + Sync + 'static {
     async fn container_stats(&self, id: &ContainerId) -> Result<Stats, RuntimeError>;
     async fn sandbox_stats(&self, id: &SandboxId) -> Result<Stats, RuntimeError>;
     async fn set_cgroup(&self, path: &str, resources: LinuxResources) -> Result<(), RuntimeError>;
+    async fn remove_cgroup(&self, path: &str) -> Result<(), RuntimeError>;
     async fn pull_image(
         &self,
         reference: &str,

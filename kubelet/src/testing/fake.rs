@@ -256,6 +256,10 @@ impl Runtime for FakeRuntime {
         Ok(())
     }
 
+    async fn remove_cgroup(&self, _path: &str) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
     async fn pull_image(
         &self,
         reference: &str,

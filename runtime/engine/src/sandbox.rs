@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use knarr_network::{PortMapping, Protocol as NetworkProtocol};
-use knarr_oci::cgroup::Group;
+use knarr_oci::cgroup::{Group, Layout};
 use knarr_shim::protocol::Call;
 use parking_lot::Mutex;
 
@@ -234,15 +234,7 @@ impl Engine {
         blocking(move || -> Result<(), EngineError> {
             run_dir.unmount()?;
             if !cgroup.is_empty() {
-                let failed = |source| EngineError::Cgroup {
-                    path: cgroup.clone(),
-                    source,
-                };
-                let group = Group::open(&inner.cgroups, Path::new(&cgroup)).map_err(failed)?;
-                // All of it is ours to remove, though an earlier start of this program may have made it.
-                let mut record = group.record().clone();
-                record.made = record.directories.values().cloned().collect();
-                Group::from_record(record).remove().map_err(failed)?;
+                remove_group(&inner.cgroups, &cgroup)?;
             }
             Ok(record::remove(&run_dir.0)?)
         })
@@ -273,6 +265,17 @@ impl Engine {
         .await
     }
 
+    /// Removes a cgroup that [`set_cgroup`](Self::set_cgroup) made, with the empty ones below it. One that is not there is fine.
+    ///
+    /// # Errors
+    ///
+    /// If a process is still in it after ten seconds.
+    pub async fn remove_cgroup(&self, path: &str) -> Result<(), EngineError> {
+        let path = path.to_owned();
+        let inner = self.inner.clone();
+        blocking(move || remove_group(&inner.cgroups, &path)).await
+    }
+
     /// A sandbox's shim ended though nobody told it to.
     pub(crate) async fn lost_shim(&self, id: &SandboxId) {
         let Ok(sandbox) = self.sandbox(id) else {
@@ -293,6 +296,18 @@ impl Engine {
             pod_uid,
         });
     }
+}
+
+fn remove_group(layout: &Layout, path: &str) -> Result<(), EngineError> {
+    let failed = |source| EngineError::Cgroup {
+        path: path.to_owned(),
+        source,
+    };
+    let group = Group::open(layout, Path::new(path)).map_err(failed)?;
+    // All of it is ours to remove, though an earlier start of this program may have made it.
+    let mut record = group.record().clone();
+    record.made = record.directories.values().cloned().collect();
+    Group::from_record(record).remove().map_err(failed)
 }
 
 /// Runs what blocks on a thread of its own kind.
