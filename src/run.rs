@@ -24,7 +24,7 @@ pub enum Role {
     Node(Join),
 }
 
-/// The running parts: the first to end stops the rest.
+/// The running parts of one half, server or node.
 pub struct Parts {
     tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
     stop: CancellationToken,
@@ -55,39 +55,46 @@ impl Parts {
             .spawn(async move { (name, part.await.map_err(Into::into)) });
     }
 
-    /// Waits for a signal or the end of a part, then ends all.
-    async fn run_to_end(mut self) -> anyhow::Result<()> {
-        let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
-        // Neither branch holds anything that its drop would lose: signals stay pending, tasks stay in the set.
-        let first = tokio::select! {
-            _ = terminate.recv() => None,
-            _ = interrupt.recv() => None,
-            ended = self.tasks.join_next() => ended,
-        };
-        let mut outcome = Ok(());
-        match first {
-            None => tracing::info!("stopping"),
-            Some(ended) => outcome = describe(ended),
-        }
+    /// Ends the parts and waits until they have.
+    async fn end(&mut self, outcome: &mut anyhow::Result<()>) {
         self.stop.cancel();
-        let rest = async {
-            while let Some(ended) = self.tasks.join_next().await {
-                let ended = describe_stopped(ended);
-                if outcome.is_ok() {
-                    outcome = ended;
-                } else if let Err(error) = ended {
-                    tracing::error!(error = format!("{error:#}"), "while stopping");
-                }
+        while let Some(ended) = self.tasks.join_next().await {
+            let ended = describe_stopped(ended);
+            if outcome.is_ok() {
+                *outcome = ended;
+            } else if let Err(error) = ended {
+                tracing::error!(error = format!("{error:#}"), "while stopping");
             }
-        };
-        tokio::select! {
-            () = rest => {}
-            () = tokio::time::sleep(GRACE) => anyhow::bail!("not every part came to rest within {} s", GRACE.as_secs()),
-            _ = interrupt.recv() => anyhow::bail!("interrupted twice"),
         }
-        outcome
     }
+}
+
+/// Waits for a signal or the end of a part, then ends all: the node's parts first, which have something to tell the server.
+async fn run_to_end(mut server: Parts, mut node: Parts) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
+    // No branch holds anything that its drop would lose: signals stay pending, tasks stay in their set.
+    let first = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        Some(ended) = server.tasks.join_next() => Some(ended),
+        Some(ended) = node.tasks.join_next() => Some(ended),
+    };
+    let mut outcome = Ok(());
+    match first {
+        None => tracing::info!("stopping"),
+        Some(ended) => outcome = describe(ended),
+    }
+    let rest = async {
+        node.end(&mut outcome).await;
+        server.end(&mut outcome).await;
+    };
+    tokio::select! {
+        () = rest => {}
+        () = tokio::time::sleep(GRACE) => anyhow::bail!("not every part came to rest within {} s", GRACE.as_secs()),
+        _ = interrupt.recv() => anyhow::bail!("interrupted twice"),
+    }
+    outcome
 }
 
 type Ended = Result<(&'static str, anyhow::Result<()>), tokio::task::JoinError>;
@@ -114,20 +121,20 @@ fn describe_stopped(ended: Ended) -> anyhow::Result<()> {
 ///
 /// If a part could not start, or failed.
 pub async fn run(config: &Config, role: Role) -> anyhow::Result<()> {
-    let mut parts = Parts::new();
+    let (mut server, mut node) = (Parts::new(), Parts::new());
     match role {
         Role::Up => {
-            let server = server::start(config, &mut parts).await?;
-            let identity = server.node_identity(config)?;
-            node::start(config, identity, &mut parts).await?;
+            let started = server::start(config, &mut server).await?;
+            let identity = started.node_identity(config)?;
+            node::start(config, identity, &mut node).await?;
         }
         Role::Server => {
-            server::start(config, &mut parts).await?;
+            server::start(config, &mut server).await?;
         }
         Role::Node(join) => {
             let identity = node::join(config, join).await?;
-            node::start(config, identity, &mut parts).await?;
+            node::start(config, identity, &mut node).await?;
         }
     }
-    parts.run_to_end().await
+    run_to_end(server, node).await
 }

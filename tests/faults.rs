@@ -197,3 +197,29 @@ fn containers_go_on_when_knarr_is_told_to_stop_and_are_taken_up_again() {
     cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]);
     assert_eq!(processes(&cluster), before);
 }
+
+#[test]
+fn with_kill_pods_on_exit_nothing_of_them_is_left() {
+    let mut cluster = Cluster::start("demo");
+    cluster.import(&hello_image("v1"));
+    cluster.kubectl(&[
+        "create",
+        "deployment",
+        "web",
+        "--image=knarr.local/hello:v1",
+        "--replicas=2",
+    ]);
+    cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]);
+    assert_eq!(processes(&cluster).len(), 2);
+    // The setting may come with a later start than the pods.
+    cluster.end(nix::sys::signal::Signal::SIGTERM);
+    cluster.up_with(&["--kill-pods-on-exit"]);
+    cluster.wait_ready();
+    cluster.end(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(processes(&cluster).len(), 0);
+    assert_eq!(remains(&cluster), "");
+    let groups = cluster
+        .machine()
+        .sh_ok("find /sys/fs/cgroup -type d -name 'kubepods*'");
+    assert_eq!(groups, "");
+}

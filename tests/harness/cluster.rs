@@ -73,6 +73,11 @@ impl Cluster {
 
     /// Starts `knarr up`; its log goes to a file that a failing test prints.
     pub fn up(&mut self) {
+        self.up_with(&[]);
+    }
+
+    /// The same, with these arguments.
+    pub fn up_with(&mut self, args: &[&str]) {
         let log = File::options()
             .create(true)
             .append(true)
@@ -82,6 +87,7 @@ impl Cluster {
             .machine
             .command(program("knarr"))
             .arg("up")
+            .args(args)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("duplicate a descriptor"))
             .stderr(log)
