@@ -86,6 +86,10 @@ pub fn run(command: &Command, at: Option<usize>, blow: Blow) -> Outcome {
         stopped.current_dir(directory);
     }
     let null = || std::process::Stdio::null();
+    #[expect(
+        clippy::zombie_processes,
+        reason = "the tracer waits for it, as for every process it traces"
+    )]
     let child: Child = stopped
         .stdin(null())
         .stdout(null())
