@@ -158,7 +158,7 @@ async fn idle(knarr: &Knarr) -> anyhow::Result<()> {
         &format!("{share:.2} % of one core"),
         "0.5 %",
     );
-    Ok(())
+    syncs(pid)
 }
 
 /// The sum of fields of `/proc/<pid>/smaps_rollup`, in MiB.
@@ -194,9 +194,6 @@ async fn one_at_a_time(client: &Client, count: usize) -> anyhow::Result<()> {
         pods.create(&PostParams::default(), &pod(&name)?).await?;
         wait_running(&pods, 1, Some(&name)).await?;
         times.push(start.elapsed());
-        if n == 0 {
-            shims()?;
-        }
         pods.delete(&name, &DeleteParams::default().grace_period(1))
             .await?;
         // Nothing of one pod is left to be taken down while the next one starts.
@@ -212,7 +209,10 @@ async fn one_at_a_time(client: &Client, count: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn shims() -> anyhow::Result<()> {
+/// Private memory of the shims of `count` pods that have been left alone for a moment.
+async fn shims(count: usize) -> anyhow::Result<()> {
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let mut private = Vec::new();
     for entry in std::fs::read_dir("/proc")?.flatten() {
         let Some(pid) = entry
             .file_name()
@@ -223,15 +223,47 @@ fn shims() -> anyhow::Result<()> {
         };
         let name = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("comm"));
         if name.is_ok_and(|name| name.trim() == "knarr-shim") {
-            let private = rollup(pid, &["Private_Clean", "Private_Dirty"])?;
-            row(
-                "a shim's private memory",
-                &format!("{private:.2} MiB"),
-                "1 MiB",
-            );
-            break;
+            private.push(rollup(pid, &["Private_Clean", "Private_Dirty"])?);
         }
     }
+    if private.len() != count {
+        bail!("{} shims for {count} pods", private.len());
+    }
+    row(
+        &format!("a shim's private memory, the largest of {count}"),
+        &format!("{:.2} MiB", private.iter().copied().fold(0.0, f64::max)),
+        "1 MiB",
+    );
+    Ok(())
+}
+
+/// What the idle cluster writes to the disk: fsync(2) and its kin, as strace(1) sees them.
+fn syncs(pid: u32) -> anyhow::Result<()> {
+    let seconds = 30;
+    let output = Command::new("timeout")
+        .args([
+            "--signal=INT",
+            &seconds.to_string(),
+            "strace",
+            "--follow-forks",
+        ])
+        .args(["--trace=fsync,fdatasync,sync_file_range,msync,io_uring_enter"])
+        .args(["--attach", &pid.to_string()])
+        .output()
+        .context("strace")?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    if !text.contains("attached") {
+        bail!("strace: {text}");
+    }
+    let calls = text
+        .lines()
+        .filter(|line| line.contains("sync") && line.contains(") = "))
+        .count();
+    row(
+        &format!("fsyncs of the idle `knarr up` in {seconds} s"),
+        &calls.to_string(),
+        "0",
+    );
     Ok(())
 }
 
@@ -297,6 +329,7 @@ async fn at_once(client: &Client, count: usize) -> anyhow::Result<()> {
         &format!("{:.2} s", start.elapsed().as_secs_f64()),
         "3 s",
     );
+    shims(count).await?;
     let start = Instant::now();
     pods.delete_collection(
         &DeleteParams::default().grace_period(1),
