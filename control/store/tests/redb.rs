@@ -260,13 +260,9 @@ async fn renew(store: &RedbStore, key: &str, value: &str) -> u64 {
 }
 
 /// Says each revision on its standard output, then waits to be killed.
-#[tokio::test]
-#[ignore = "the process that a_kill_ test kills"]
-async fn writes_renews_and_waits() {
+async fn write_renew_and_wait(dir: &Path) {
     use std::io::{Read as _, Write as _};
-    let store = open(Path::new(
-        &std::env::var_os(DIR).expect("started by a test"),
-    ));
+    let store = open(dir);
     let mut out = std::io::stdout();
     let mut say = |what: &str, revision: u64| {
         writeln!(out, "\n{what}={revision}").unwrap();
@@ -289,17 +285,13 @@ async fn writes_renews_and_waits() {
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
 }
 
-/// Runs [`writes_renews_and_waits`] until it has said all, and kills it.
-fn life(dir: &Path) -> Vec<(String, u64)> {
+/// Runs `test` of this program in a process of its own, which is to [`write_renew_and_wait`], until it has said all, and
+/// kills it.
+fn life(test: &str, dir: &Path) -> Vec<(String, u64)> {
     use std::io::BufRead as _;
     use std::process::{Command, Stdio};
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "writes_renews_and_waits",
-            "--ignored",
-            "--nocapture",
-        ])
+        .args(["--exact", test, "--nocapture"])
         .env(DIR, dir)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -321,10 +313,16 @@ fn life(dir: &Path) -> Vec<(String, u64)> {
 
 #[tokio::test]
 async fn a_kill_undoes_renewals_and_their_revisions_are_never_given_again() {
+    if let Some(dir) = std::env::var_os(DIR) {
+        return write_renew_and_wait(Path::new(&dir)).await;
+    }
     let dir = tempfile::tempdir().unwrap();
     let mut newest = 0;
     for _ in 0..3 {
-        let said = life(dir.path());
+        let said = life(
+            "a_kill_undoes_renewals_and_their_revisions_are_never_given_again",
+            dir.path(),
+        );
         assert_eq!(said.len(), 7, "{said:?}");
         assert!(said[0].1 > newest, "{said:?} after {newest}");
         assert!(said.is_sorted_by_key(|(_, revision)| *revision), "{said:?}");
