@@ -25,6 +25,8 @@ use serde::{Deserialize, Serialize};
 
 mod devices;
 mod events;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod layout;
 mod merge;
 mod stats;
@@ -96,6 +98,12 @@ pub enum CgroupError {
         what: String,
         /// `v1` or `v2`.
         version: &'static str,
+    },
+    /// The field holds what cannot be.
+    #[error("invalid {what}")]
+    Invalid {
+        /// The field, and its value.
+        what: String,
     },
     /// `checkBeforeUpdate` was asked for, and the limit is below what is used.
     #[error("memory limit {limit} is not above the {usage} bytes that are used now")]
@@ -745,15 +753,18 @@ fn collect(directory: &Path, found: &mut Vec<Pid>) -> Result<(), CgroupError> {
         }
         Err(source) => return Err(CgroupError::Read { path, source }),
     };
-    found.extend(
-        text.lines()
-            .filter_map(|line| line.parse().ok())
-            .map(Pid::from_raw),
-    );
+    found.extend(processes_in(&text));
     for child in children(directory) {
         collect(&child, found)?;
     }
     Ok(())
+}
+
+/// From the text of `cgroup.procs`. A process of another PID namespace is shown as 0, which kill(2) would take for the
+/// caller's own process group.
+fn processes_in(text: &str) -> impl Iterator<Item = Pid> {
+    let numbers = text.lines().filter_map(|line| line.parse().ok());
+    numbers.filter(|number| *number > 0).map(Pid::from_raw)
 }
 
 fn children(directory: &Path) -> Vec<PathBuf> {

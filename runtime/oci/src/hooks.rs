@@ -140,13 +140,20 @@ fn run(hook: &Hook, state: &State) -> Result<(), HookError> {
     Ok(())
 }
 
+/// When `limit` is over, counted from now; `None` if no clock will ever get there: `timeout` is any number of seconds.
+pub(crate) fn deadline(limit: Duration) -> Option<Instant> {
+    Instant::now().checked_add(limit)
+}
+
 /// Waits until `fd` is readable (a pidfd: until its process has ended); false if that takes longer than `limit`.
 pub(crate) fn wait_readable(fd: std::os::fd::BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
-    let deadline = Instant::now() + limit;
+    let deadline = deadline(limit);
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline.map_or(Duration::MAX, |deadline| {
+            deadline.saturating_duration_since(Instant::now())
+        });
         // Rounded up: with less than a millisecond left, zero would spin.
-        let millis = i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX);
+        let millis = i32::try_from(left.as_millis().saturating_add(1)).unwrap_or(i32::MAX);
         let timeout = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
         match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
             Ok(0) if left.is_zero() => return Ok(false),

@@ -23,6 +23,9 @@
 mod capability;
 pub mod cgroup;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod hooks;
 pub mod id;
 mod idmap;

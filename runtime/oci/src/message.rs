@@ -133,32 +133,7 @@ impl Channel {
     /// `InvalidData` for what no report is.
     pub fn next(&self) -> io::Result<Report> {
         let (packet, fd) = self.receive()?;
-        let bad = || io::Error::from(io::ErrorKind::InvalidData);
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        match (packet.split_first(), fd) {
-            (None, _) => Ok(Report::Gone),
-            (Some((b'P', pid)), _) => Ok(Report::Sibling(i32::from_ne_bytes(
-                pid.try_into().map_err(|_| bad())?,
-            ))),
-            (Some((b'M', _)), _) => Ok(Report::Mounted),
-            (Some((b'D', _)), _) => Ok(Report::Network),
-            (Some((b'T', _)), Some(fd)) => Ok(Report::Terminal(fd)),
-            (Some((b'N', number)), _) => Ok(Report::SeccompListener(RawFd::from_ne_bytes(
-                number.try_into().map_err(|_| bad())?,
-            ))),
-            (Some((b'W', rest)), _) => Ok(Report::Warning(text(rest))),
-            (Some((b'R', _)), _) => Ok(Report::Ready),
-            (Some((b'E', rest)), _) => {
-                let (step, rest) = rest.split_first().ok_or_else(bad)?;
-                let (errno, what) = rest.split_first_chunk().ok_or_else(bad)?;
-                Ok(Report::Failed(Failure {
-                    step: Step::from_number(*step).ok_or_else(bad)?,
-                    errno: i32::from_ne_bytes(*errno),
-                    what: text(what),
-                }))
-            }
-            _ => Err(bad()),
-        }
+        parse(&packet, fd)
     }
 
     fn send(&self, bytes: &[u8], fd: Option<RawFd>) -> io::Result<()> {
@@ -178,6 +153,36 @@ impl Channel {
 
     fn receive(&self) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
         receive(std::os::fd::AsFd::as_fd(&self.0))
+    }
+}
+
+/// One packet. What no report is, is an error: the sender may be a process that somebody has taken over.
+pub(crate) fn parse(packet: &[u8], fd: Option<OwnedFd>) -> io::Result<Report> {
+    let bad = || io::Error::from(io::ErrorKind::InvalidData);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    match (packet.split_first(), fd) {
+        (None, _) => Ok(Report::Gone),
+        (Some((b'P', pid)), _) => Ok(Report::Sibling(i32::from_ne_bytes(
+            pid.try_into().map_err(|_| bad())?,
+        ))),
+        (Some((b'M', _)), _) => Ok(Report::Mounted),
+        (Some((b'D', _)), _) => Ok(Report::Network),
+        (Some((b'T', _)), Some(fd)) => Ok(Report::Terminal(fd)),
+        (Some((b'N', number)), _) => Ok(Report::SeccompListener(RawFd::from_ne_bytes(
+            number.try_into().map_err(|_| bad())?,
+        ))),
+        (Some((b'W', rest)), _) => Ok(Report::Warning(text(rest))),
+        (Some((b'R', _)), _) => Ok(Report::Ready),
+        (Some((b'E', rest)), _) => {
+            let (step, rest) = rest.split_first().ok_or_else(bad)?;
+            let (errno, what) = rest.split_first_chunk().ok_or_else(bad)?;
+            Ok(Report::Failed(Failure {
+                step: Step::from_number(*step).ok_or_else(bad)?,
+                errno: i32::from_ne_bytes(*errno),
+                what: text(what),
+            }))
+        }
+        _ => Err(bad()),
     }
 }
 

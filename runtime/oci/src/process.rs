@@ -252,7 +252,11 @@ impl<'a> Settings<'a> {
 impl Armed<'_> {
     /// Gives up the last privileges and becomes the user's program. `program` comes back only as a failure.
     pub fn execute(self, channel: &Channel) -> Result<Infallible, Failure> {
-        let first = 3 + self.settings.preserve_fds;
+        let first = 3u32
+            .checked_add(self.settings.preserve_fds)
+            .ok_or_else(|| {
+                Failure::new(Step::Command, "more descriptors to preserve than can be")
+            })?;
         sys::close_range_cloexec(first).or_fail(Step::Command, || "close descriptors")?;
         for fd in 3..first {
             keep_open(fd as RawFd)?;
@@ -390,7 +394,7 @@ fn become_user(process: &Process) -> Result<(), Failure> {
     sys::setresuid(user.uid()).or_fail(Step::User, || format!("become user {}", user.uid()))
 }
 
-fn strings(list: &[String]) -> Result<Vec<CString>, Failure> {
+pub(crate) fn strings(list: &[String]) -> Result<Vec<CString>, Failure> {
     let convert = |text: &String| {
         CString::new(text.as_str())
             .map_err(|_| Failure::new(Step::Command, format!("{text:?} holds a NUL")))
@@ -399,7 +403,7 @@ fn strings(list: &[String]) -> Result<Vec<CString>, Failure> {
 }
 
 /// The environment as given, each name once (the last one counts), and `HOME` if nobody set it.
-fn environment(process: &Process) -> Result<Vec<CString>, Failure> {
+pub(crate) fn environment(process: &Process) -> Result<Vec<CString>, Failure> {
     let given = process.env().as_deref().unwrap_or_default();
     let name = |pair: &String| {
         pair.split_once('=')
@@ -442,7 +446,7 @@ fn home(uid: u32) -> Option<String> {
     home_in(&String::from_utf8_lossy(&text), uid)
 }
 
-fn home_in(passwd: &str, uid: u32) -> Option<String> {
+pub(crate) fn home_in(passwd: &str, uid: u32) -> Option<String> {
     passwd.lines().find_map(|line| {
         let mut fields = line.split(':');
         let id: u32 = fields.nth(2)?.parse().ok()?;
@@ -517,6 +521,11 @@ fn executable(path: &std::ffi::CStr) -> io::Result<()> {
 }
 
 fn set_scheduler(scheduler: &Scheduler) -> Result<(), Failure> {
+    let attr = scheduling(scheduler)?;
+    sys::sched_setattr(&attr).or_fail(Step::Limits, || "set the scheduler")
+}
+
+pub(crate) fn scheduling(scheduler: &Scheduler) -> Result<SchedAttr, Failure> {
     let policy = match scheduler.policy() {
         LinuxSchedulerPolicy::SchedOther => 0,
         LinuxSchedulerPolicy::SchedFifo => 1,
@@ -551,7 +560,7 @@ fn set_scheduler(scheduler: &Scheduler) -> Result<(), Failure> {
         period: scheduler.period().unwrap_or(0),
         ..SchedAttr::default()
     };
-    sys::sched_setattr(&attr).or_fail(Step::Limits, || "set the scheduler")
+    Ok(attr)
 }
 
 fn set_personality(personality: &LinuxPersonality) -> Result<(), Failure> {
@@ -595,40 +604,43 @@ fn set_memory_policy(policy: &LinuxMemoryPolicy) -> Result<(), Failure> {
         .flatten()
         .map(flag)
         .fold(0, |all, flag| all | flag);
-    let nodes = match policy.nodes().as_deref() {
+    let mask = match policy.nodes().as_deref() {
         Some(list) => parse_list(list)
             .ok_or_else(|| Failure::new(Step::Limits, format!("memory nodes {list:?}")))?,
         None => Vec::new(),
     };
-    let mut mask = vec![0u64; nodes.iter().max().map_or(0, |max| max / 64 + 1)];
-    for node in nodes {
-        mask[node / 64] |= 1 << (node % 64);
-    }
     sys::set_mempolicy(mode | flags, &mask).or_fail(Step::Limits, || "set the memory policy")
 }
 
 fn set_affinity(list: &str) -> Result<(), Failure> {
     let bad = || Failure::new(Step::Limits, format!("processor list {list:?}"));
     let mut set = nix::sched::CpuSet::new();
-    for cpu in parse_list(list).ok_or_else(bad)? {
+    let mask = parse_list(list).ok_or_else(bad)?;
+    for cpu in (0..mask.len() * 64).filter(|cpu| mask[cpu / 64] >> (cpu % 64) & 1 == 1) {
         set.set(cpu).map_err(|_| bad())?;
     }
     nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)
         .or_fail(Step::Limits, || format!("run on processors {list}"))
 }
 
-/// `0-2,7` as numbers; at most 4096, so that a typing mistake does not eat the memory.
-fn parse_list(list: &str) -> Option<Vec<usize>> {
-    let mut numbers = Vec::new();
+/// `0-2,7` as a bit mask of at most 4096 bits: neither a typing mistake nor a list that says the same again and again eats
+/// the memory.
+pub(crate) fn parse_list(list: &str) -> Option<Vec<u64>> {
+    let mut mask = Vec::new();
     for part in list.trim().split(',').filter(|part| !part.is_empty()) {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
         if first > last || last >= 4096 {
             return None;
         }
-        numbers.extend(first..=last);
+        if mask.len() <= last / 64 {
+            mask.resize(last / 64 + 1, 0);
+        }
+        for bit in first..=last {
+            mask[bit / 64] |= 1 << (bit % 64);
+        }
     }
-    Some(numbers)
+    Some(mask)
 }
 
 fn resource(limit: PosixRlimitType) -> u32 {
@@ -658,7 +670,9 @@ mod tests {
 
     #[test]
     fn lists_of_processors_are_read_as_the_kernel_writes_them() {
-        assert_eq!(parse_list("0-2,7"), Some(vec![0, 1, 2, 7]));
+        assert_eq!(parse_list("0-2,7"), Some(vec![0b1000_0111]));
+        assert_eq!(parse_list("65,64"), Some(vec![0, 3]));
+        assert_eq!(parse_list(""), Some(Vec::new()));
         assert_eq!(parse_list("3-1"), None);
         assert_eq!(parse_list("x"), None);
         assert_eq!(parse_list("0-99999999"), None);

@@ -18,7 +18,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
-mod create;
+pub(crate) mod create;
 mod exec;
 mod mapping;
 mod scope;

@@ -92,7 +92,7 @@ fn respell(process: &mut Value) -> bool {
 
 /// Straight to the types; only if that fails, through a value from which unknown capabilities are taken: the specification
 /// wants a warning for those (config.md, "capabilities").
-fn parse<T: serde::de::DeserializeOwned>(
+pub(crate) fn parse<T: serde::de::DeserializeOwned>(
     bytes: &[u8],
     process: fn(&mut Value) -> Option<&mut Value>,
 ) -> Result<Loaded<T>, serde_json::Error> {

@@ -71,7 +71,7 @@ pub struct State {
 }
 
 /// What `state.json` holds.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Record {
     pub oci_version: String,
@@ -246,7 +246,7 @@ impl ProcStat {
     }
 
     /// The command's name may hold anything, also parentheses: fields count from the last one (proc_pid_stat(5)).
-    fn parse(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let end = bytes.iter().rposition(|byte| *byte == b')')?;
         let rest = std::str::from_utf8(bytes.get(end + 1..)?).ok()?;
         let mut fields = rest.split_ascii_whitespace();

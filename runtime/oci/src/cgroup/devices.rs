@@ -61,6 +61,7 @@ struct Rule {
 }
 
 impl Rule {
+    /// `None` for a number that no device can have (it must not come to mean all devices): such a rule is about nothing.
     fn parse(text: &str, allow: bool) -> Option<Self> {
         let mut fields = text.split(' ');
         let kind = match fields.next()? {
@@ -69,6 +70,10 @@ impl Rule {
             _ => None,
         };
         let (major, minor) = fields.next()?.split_once(':')?;
+        let number = |text: &str| match text {
+            "*" => Some(None),
+            digits => digits.parse().ok().map(Some),
+        };
         let access = fields.next()?;
         let access = ACCESS
             .iter()
@@ -77,8 +82,8 @@ impl Rule {
         Some(Self {
             allow,
             kind,
-            major: major.parse().ok(),
-            minor: minor.parse().ok(),
+            major: number(major)?,
+            minor: number(minor)?,
             access,
         })
     }
@@ -89,6 +94,18 @@ impl Rule {
 /// Programs on a group only ever restrict together, so this is done once for a group; runc replaces on update, we refuse
 /// to loosen: a second program makes it stricter.
 pub(super) fn install(directory: &Path, rules: &[LinuxDeviceCgroup]) -> Result<(), CgroupError> {
+    let failed = |source| CgroupError::DeviceProgram { source };
+    let program = sys::bpf_load_device_program(&program(rules)).map_err(failed)?;
+    let group = std::fs::File::open(directory).map_err(failed)?;
+    sys::bpf_attach_device_program(
+        std::os::fd::AsFd::as_fd(&group),
+        std::os::fd::AsFd::as_fd(&program),
+    )
+    .map_err(failed)
+}
+
+/// The rules, followed by the defaults, as a program.
+pub(super) fn program(rules: &[LinuxDeviceCgroup]) -> Vec<[u8; 8]> {
     let rules: Vec<Rule> = rules
         .iter()
         .filter_map(|rule| Rule::parse(&v1_rule(rule), rule.allow()))
@@ -98,14 +115,7 @@ pub(super) fn install(directory: &Path, rules: &[LinuxDeviceCgroup]) -> Result<(
                 .filter_map(|rule| Rule::parse(rule, true)),
         )
         .collect();
-    let failed = |source| CgroupError::DeviceProgram { source };
-    let program = sys::bpf_load_device_program(&compile(&rules)).map_err(failed)?;
-    let group = std::fs::File::open(directory).map_err(failed)?;
-    sys::bpf_attach_device_program(
-        std::os::fd::AsFd::as_fd(&group),
-        std::os::fd::AsFd::as_fd(&program),
-    )
-    .map_err(failed)
+    compile(&rules)
 }
 
 /// One eBPF instruction in the kernel's layout (`struct bpf_insn`).
@@ -220,6 +230,13 @@ mod tests {
                 other => panic!("unknown instruction {other:#x}"),
             }
         }
+    }
+
+    #[test]
+    fn a_number_that_no_device_has_does_not_mean_all_devices() {
+        assert_eq!(Rule::parse("c 4294967296:1 rwm", true), None);
+        let any = Rule::parse("c *:1 rwm", true).unwrap();
+        assert_eq!((any.major, any.minor), (None, Some(1)));
     }
 
     #[test]

@@ -60,11 +60,16 @@ impl OomEvents {
             "memory.events"
         };
         let text = std::fs::read_to_string(self.directory.join(file)).unwrap_or_default();
-        let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
-        count
-            .and_then(|count| count.trim().parse().ok())
-            .unwrap_or(0)
+        kills(&text)
     }
+}
+
+/// From the text of `memory.events` or `memory.oom_control`.
+pub(super) fn kills(text: &str) -> u64 {
+    let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    count
+        .and_then(|count| count.trim().parse().ok())
+        .unwrap_or(0)
 }
 
 impl AsFd for OomEvents {

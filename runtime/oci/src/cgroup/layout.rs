@@ -49,7 +49,7 @@ impl Layout {
     }
 
     /// From the text of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
-    fn parse(mountinfo: &str) -> Self {
+    pub(super) fn parse(mountinfo: &str) -> Self {
         let mut layout = Self::default();
         for line in mountinfo.lines() {
             let Some((mount, filesystem)) = line.split_once(" - ") else {
@@ -64,9 +64,19 @@ impl Layout {
                     layout.unified.get_or_insert_with(|| unescape(point));
                 }
                 (Some("cgroup"), Some(options)) => {
+                    // Controllers stand among the hierarchy's options (kernel/cgroup/cgroup-v1.c, cgroup1_show_options).
                     let ours = |option: &&str| {
-                        option.starts_with("name=")
-                            || !matches!(*option, "rw" | "ro" | "xattr" | "clone_children")
+                        !option.starts_with("release_agent=")
+                            && !matches!(
+                                *option,
+                                "" | "rw"
+                                    | "ro"
+                                    | "xattr"
+                                    | "clone_children"
+                                    | "noprefix"
+                                    | "cpuset_v2_mode"
+                                    | "favordynmods"
+                            )
                     };
                     for controller in options.split(',').filter(ours) {
                         layout

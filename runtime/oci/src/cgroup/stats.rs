@@ -1,7 +1,6 @@
 //! What a group has used.
 
 use std::fs;
-use std::path::Path;
 
 use serde::Serialize;
 
@@ -88,28 +87,37 @@ pub struct BlkioStats {
 const V1_UNLIMITED: u64 = 0x7fff_ffff_ffff_f000;
 
 pub(super) fn read(group: &Group) -> Result<Stats, CgroupError> {
+    let files = |controller: &str, file: &str| {
+        let directory = group.directory(controller)?;
+        // A file that the kernel has not, or a group that has just gone, counts nothing.
+        fs::read_to_string(directory.join(file)).ok()
+    };
     Ok(if group.is_unified() {
-        unified(group)
+        unified(&files)
     } else {
-        legacy(group)
+        legacy(&files)
     })
 }
 
-fn number(directory: &Path, file: &str) -> Option<u64> {
-    fs::read_to_string(directory.join(file))
-        .ok()?
-        .trim()
-        .parse()
-        .ok()
+/// The text of a controller's file, if there is such a file.
+type Files<'a> = &'a dyn Fn(&str, &str) -> Option<String>;
+
+fn number(files: Files<'_>, controller: &str, file: &str) -> Option<u64> {
+    files(controller, file)?.trim().parse().ok()
+}
+
+/// The kernel's microseconds as nanoseconds. No clock gets near the end of the range (584 years), so a larger number can
+/// only be a mistake; it is shown as the largest there is rather than as a small one.
+fn nanoseconds(microseconds: u64) -> u64 {
+    microseconds.saturating_mul(1000)
 }
 
 /// A file of `name number` lines.
 struct Table(String);
 
 impl Table {
-    fn read(directory: &Path, file: &str) -> Self {
-        // A file that the kernel has not, or a group that has just gone, counts nothing.
-        Self(fs::read_to_string(directory.join(file)).unwrap_or_default())
+    fn read(files: Files<'_>, controller: &str, file: &str) -> Self {
+        Self(files(controller, file).unwrap_or_default())
     }
 
     fn get(&self, name: &str) -> u64 {
@@ -121,41 +129,45 @@ impl Table {
     }
 }
 
-fn unified(group: &Group) -> Stats {
-    let Some(directory) = group.directory("") else {
-        return Stats::default();
-    };
-    let cpu = Table::read(directory, "cpu.stat");
-    let memory = Table::read(directory, "memory.stat");
-    let usage = number(directory, "memory.current").unwrap_or(0);
+/// Counters of several devices in one: saturating for the reason given at [`nanoseconds`].
+fn add(sum: &mut u64, value: u64) {
+    *sum = sum.saturating_add(value);
+}
+
+pub(super) fn unified(files: Files<'_>) -> Stats {
+    let table = |file: &str| Table::read(files, "", file);
+    let number = |file: &str| number(files, "", file);
+    let cpu = table("cpu.stat");
+    let memory = table("memory.stat");
+    let usage = number("memory.current").unwrap_or(0);
     let mut stats = Stats {
         cpu: CpuStats {
-            usage_ns: cpu.get("usage_usec") * 1000,
-            user_ns: cpu.get("user_usec") * 1000,
-            system_ns: cpu.get("system_usec") * 1000,
+            usage_ns: nanoseconds(cpu.get("usage_usec")),
+            user_ns: nanoseconds(cpu.get("user_usec")),
+            system_ns: nanoseconds(cpu.get("system_usec")),
             periods: cpu.get("nr_periods"),
             throttled_periods: cpu.get("nr_throttled"),
-            throttled_ns: cpu.get("throttled_usec") * 1000,
+            throttled_ns: nanoseconds(cpu.get("throttled_usec")),
         },
         memory: MemoryStats {
             usage,
             working_set: usage.saturating_sub(memory.get("inactive_file")),
             rss: memory.get("anon"),
             cache: memory.get("file"),
-            swap: number(directory, "memory.swap.current").unwrap_or(0),
-            limit: number(directory, "memory.max"),
-            peak: number(directory, "memory.peak").unwrap_or(0),
+            swap: number("memory.swap.current").unwrap_or(0),
+            limit: number("memory.max"),
+            peak: number("memory.peak").unwrap_or(0),
             page_faults: memory.get("pgfault"),
             major_page_faults: memory.get("pgmajfault"),
-            oom_kills: Table::read(directory, "memory.events").get("oom_kill"),
+            oom_kills: table("memory.events").get("oom_kill"),
         },
         pids: PidsStats {
-            current: number(directory, "pids.current").unwrap_or(0),
-            limit: number(directory, "pids.max"),
+            current: number("pids.current").unwrap_or(0),
+            limit: number("pids.max"),
         },
         blkio: BlkioStats::default(),
     };
-    for field in Table::read(directory, "io.stat").0.split_ascii_whitespace() {
+    for field in table("io.stat").0.split_ascii_whitespace() {
         let Some((key, Ok(value))) = field
             .split_once('=')
             .map(|(key, value)| (key, value.parse::<u64>()))
@@ -163,64 +175,64 @@ fn unified(group: &Group) -> Stats {
             continue;
         };
         match key {
-            "rbytes" => stats.blkio.read_bytes += value,
-            "wbytes" => stats.blkio.write_bytes += value,
-            "rios" => stats.blkio.reads += value,
-            "wios" => stats.blkio.writes += value,
+            "rbytes" => add(&mut stats.blkio.read_bytes, value),
+            "wbytes" => add(&mut stats.blkio.write_bytes, value),
+            "rios" => add(&mut stats.blkio.reads, value),
+            "wios" => add(&mut stats.blkio.writes, value),
             _ => {}
         }
     }
     stats
 }
 
-fn legacy(group: &Group) -> Stats {
-    let mut stats = Stats::default();
-    if let Some(directory) = group.directory("cpuacct") {
-        stats.cpu.usage_ns = number(directory, "cpuacct.usage").unwrap_or(0);
-        stats.cpu.user_ns = number(directory, "cpuacct.usage_user").unwrap_or(0);
-        stats.cpu.system_ns = number(directory, "cpuacct.usage_sys").unwrap_or(0);
-    }
-    if let Some(directory) = group.directory("cpu") {
-        let table = Table::read(directory, "cpu.stat");
-        stats.cpu.periods = table.get("nr_periods");
-        stats.cpu.throttled_periods = table.get("nr_throttled");
-        stats.cpu.throttled_ns = table.get("throttled_time");
-    }
-    if let Some(directory) = group.directory("memory") {
-        let table = Table::read(directory, "memory.stat");
-        let usage = number(directory, "memory.usage_in_bytes").unwrap_or(0);
-        stats.memory = MemoryStats {
+pub(super) fn legacy(files: Files<'_>) -> Stats {
+    let table = |controller: &str, file: &str| Table::read(files, controller, file);
+    let number = |controller: &str, file: &str| number(files, controller, file);
+    let cpu = table("cpu", "cpu.stat");
+    let memory = table("memory", "memory.stat");
+    let usage = number("memory", "memory.usage_in_bytes").unwrap_or(0);
+    let sum = |file: &str, kind: &str| -> u64 {
+        let table = table("blkio", file);
+        let mut all = 0;
+        for line in table.0.lines() {
+            let mut fields = line.split(' ').skip(1);
+            let value = (fields.next() == Some(kind))
+                .then(|| fields.next()?.parse().ok())
+                .flatten();
+            add(&mut all, value.unwrap_or(0));
+        }
+        all
+    };
+    Stats {
+        cpu: CpuStats {
+            usage_ns: number("cpuacct", "cpuacct.usage").unwrap_or(0),
+            user_ns: number("cpuacct", "cpuacct.usage_user").unwrap_or(0),
+            system_ns: number("cpuacct", "cpuacct.usage_sys").unwrap_or(0),
+            periods: cpu.get("nr_periods"),
+            throttled_periods: cpu.get("nr_throttled"),
+            throttled_ns: cpu.get("throttled_time"),
+        },
+        memory: MemoryStats {
             usage,
-            working_set: usage.saturating_sub(table.get("total_inactive_file")),
-            rss: table.get("total_rss"),
-            cache: table.get("total_cache"),
-            swap: table.get("total_swap"),
-            limit: number(directory, "memory.limit_in_bytes").filter(|limit| *limit < V1_UNLIMITED),
-            peak: number(directory, "memory.max_usage_in_bytes").unwrap_or(0),
-            page_faults: table.get("total_pgfault"),
-            major_page_faults: table.get("total_pgmajfault"),
-            oom_kills: Table::read(directory, "memory.oom_control").get("oom_kill"),
-        };
-    }
-    if let Some(directory) = group.directory("pids") {
-        stats.pids.current = number(directory, "pids.current").unwrap_or(0);
-        stats.pids.limit = number(directory, "pids.max");
-    }
-    if let Some(directory) = group.directory("blkio") {
-        let sum = |file: &str, kind: &str| -> u64 {
-            let table = Table::read(directory, file);
-            let lines = table.0.lines().filter_map(|line| {
-                let mut fields = line.split(' ').skip(1);
-                (fields.next()? == kind).then(|| fields.next()?.parse::<u64>().ok())?
-            });
-            lines.sum()
-        };
-        stats.blkio = BlkioStats {
+            working_set: usage.saturating_sub(memory.get("total_inactive_file")),
+            rss: memory.get("total_rss"),
+            cache: memory.get("total_cache"),
+            swap: memory.get("total_swap"),
+            limit: number("memory", "memory.limit_in_bytes").filter(|limit| *limit < V1_UNLIMITED),
+            peak: number("memory", "memory.max_usage_in_bytes").unwrap_or(0),
+            page_faults: memory.get("total_pgfault"),
+            major_page_faults: memory.get("total_pgmajfault"),
+            oom_kills: table("memory", "memory.oom_control").get("oom_kill"),
+        },
+        pids: PidsStats {
+            current: number("pids", "pids.current").unwrap_or(0),
+            limit: number("pids", "pids.max"),
+        },
+        blkio: BlkioStats {
             read_bytes: sum("blkio.throttle.io_service_bytes_recursive", "Read"),
             write_bytes: sum("blkio.throttle.io_service_bytes_recursive", "Write"),
             reads: sum("blkio.throttle.io_serviced_recursive", "Read"),
             writes: sum("blkio.throttle.io_serviced_recursive", "Write"),
-        };
+        },
     }
-    stats
 }

@@ -14,6 +14,8 @@ use super::v2;
 mod property;
 
 pub use property::Property;
+#[cfg(any(test, fuzzing))]
+pub(crate) use property::bits;
 
 /// Asking systemd for something failed.
 #[derive(Debug, thiserror::Error)]
@@ -250,7 +252,7 @@ pub fn limits(resources: &LinuxResources, unified: bool) -> Vec<(String, Propert
             set("MemoryLow", given(memory.reservation()).map(number));
             let swap = match (given(memory.swap()), limit) {
                 (Some(-1), _) | (None, Some(-1)) => Some(-1),
-                (Some(swap), Some(limit)) if limit > 0 => Some((swap - limit).max(0)),
+                (Some(swap), Some(limit)) if limit > 0 => Some(swap.saturating_sub(limit).max(0)),
                 _ => None,
             };
             set("MemorySwapMax", swap.map(number));

@@ -139,7 +139,7 @@ pub(super) fn plan(
         ));
     }
     block_io(resources, &mut writes);
-    super::v2::hugetlb(resources, "limit_in_bytes", &mut writes);
+    super::v2::hugetlb(resources, "limit_in_bytes", &mut writes)?;
     if let Some(network) = resources.network() {
         if let Some(class) = network.class_id() {
             writes.push(Write1::new(

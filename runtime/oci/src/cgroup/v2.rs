@@ -59,7 +59,7 @@ pub(super) fn plan(resources: &LinuxResources) -> Result<Vec<Write1>, CgroupErro
         ));
     }
     io(resources, &mut writes);
-    hugetlb(resources, "max", &mut writes);
+    hugetlb(resources, "max", &mut writes)?;
     for (device, limits) in resources.rdma().iter().flatten() {
         writes.push(Write1::new(
             "rdma",
@@ -104,10 +104,29 @@ pub(super) fn plan(resources: &LinuxResources) -> Result<Vec<Write1>, CgroupErro
 
 /// Pages in use, and pages set aside (`rsvd`, which a program that maps too many learns of by an error rather than by
 /// SIGBUS); not every kernel has the second.
-pub(super) fn hugetlb(resources: &LinuxResources, suffix: &str, writes: &mut Vec<Write1>) {
+///
+/// The page's size becomes part of a file's name, so it can only be what the specification's schema lets through: a number
+/// and `KB`, `MB` or `GB`.
+pub(super) fn hugetlb(
+    resources: &LinuxResources,
+    suffix: &str,
+    writes: &mut Vec<Write1>,
+) -> Result<(), CgroupError> {
     for limit in resources.hugepage_limits().as_deref().unwrap_or_default() {
+        let size = limit.page_size();
+        let number = ["KB", "MB", "GB"]
+            .iter()
+            .find_map(|unit| size.strip_suffix(unit));
+        if !number.is_some_and(|number| {
+            number.starts_with(|first| matches!(first, '1'..='9'))
+                && number.bytes().all(|byte| byte.is_ascii_digit())
+        }) {
+            return Err(CgroupError::Invalid {
+                what: format!("linux.resources.hugepageLimits.pageSize {size:?}"),
+            });
+        }
         for (part, optional) in [("", false), ("rsvd.", true)] {
-            let file = format!("hugetlb.{}.{part}{suffix}", limit.page_size());
+            let file = format!("hugetlb.{size}.{part}{suffix}");
             writes.push(Write1 {
                 optional,
                 ..Write1::new(
@@ -119,6 +138,7 @@ pub(super) fn hugetlb(resources: &LinuxResources, suffix: &str, writes: &mut Vec
             });
         }
     }
+    Ok(())
 }
 
 /// With `checkBeforeUpdate`: v2 would not refuse a limit below what is used, but kill.
@@ -438,6 +458,10 @@ mod tests {
         assert!(check(r#"{"unified":{"cgroup.procs":"1"}}"#).is_err());
         assert!(check(r#"{"unified":{"../memory.max":"1"}}"#).is_err());
         assert!(check(r#"{"unified":{"cgroup.max.descendants":"5"}}"#).is_ok());
+        for size in ["", "2", "MB", "/../../x2MB", "02MB", "2TB"] {
+            let json = format!(r#"{{"hugepageLimits":[{{"pageSize":"{size}","limit":1}}]}}"#);
+            assert!(check(&json).is_err(), "{size}");
+        }
     }
 
     #[test]

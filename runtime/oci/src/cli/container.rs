@@ -164,7 +164,9 @@ pub(super) fn io(
         .unwrap_or(0);
     Ok(Io {
         stdio,
-        preserve_fds: preserve_fds + listen,
+        preserve_fds: preserve_fds
+            .checked_add(listen)
+            .context("more descriptors to preserve than can be")?,
     })
 }
 

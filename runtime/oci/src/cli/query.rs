@@ -77,7 +77,8 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
             _ => return Err(bad()),
         };
         let number: f64 = number.parse().map_err(|_| bad())?;
-        interval += Duration::try_from_secs_f64(number * seconds).map_err(|_| bad())?;
+        let part = Duration::try_from_secs_f64(number * seconds).map_err(|_| bad())?;
+        interval = interval.checked_add(part).ok_or_else(bad)?;
         rest = after;
     }
     if interval.is_zero() {
@@ -315,7 +316,14 @@ mod tests {
         assert_eq!(interval("1m30s"), Ok(90_000));
         assert_eq!(interval("1.5s"), Ok(1500));
         assert_eq!(interval("250ms"), Ok(250));
-        for bad in ["", "0s", "x", "5y", "s"] {
+        for bad in [
+            "",
+            "0s",
+            "x",
+            "5y",
+            "s",
+            "18000000000000000000s18000000000000000000s",
+        ] {
             assert!(interval(bad).is_err(), "{bad}");
         }
     }

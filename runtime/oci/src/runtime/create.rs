@@ -486,7 +486,7 @@ fn check(spec: &Spec) -> Result<(), CreateError> {
     Ok(())
 }
 
-pub(super) fn check_process(process: &Process) -> Result<(), CreateError> {
+pub(crate) fn check_process(process: &Process) -> Result<(), CreateError> {
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         return Err(CreateError::invalid("process.args is empty"));
     }
@@ -681,6 +681,46 @@ fn open_sources(
         sources.push(Some(tree));
     }
     Ok(sources)
+}
+
+/// All that is decided from a configuration before anything is made, for the fuzzer: what comes of it is what would be
+/// written to `state.json`.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn decide(id: &ContainerId, spec: &Spec) -> Result<Record, CreateError> {
+    check(spec)?;
+    let linux = spec.linux().as_ref().expect("checked");
+    // What is joined is opened, and nothing of this machine shall be.
+    let mut list = linux.namespaces().clone().unwrap_or_default();
+    for namespace in &mut list {
+        namespace.set_path(None);
+    }
+    let namespaces = NamespaceSet::open(&list).map_err(CreateError::Namespace)?;
+    check_namespaces(spec, &namespaces)?;
+    netdev::check(spec, &namespaces)?;
+    let bundle = Path::new("/bundle");
+    for mount in spec.mounts().iter().flatten() {
+        let options = Options::parse(mount.options().as_deref().unwrap_or_default())
+            .map_err(|error| CreateError::invalid(error.to_string()))?;
+        Wanted::of(mount, &options, linux, &namespaces)?;
+        if options.is_bind(mount.typ().as_deref()) {
+            rootfs::bind_source(mount, bundle)
+                .map_err(|failure| CreateError::from_failure(failure, ""))?;
+        }
+    }
+    if let Some(resources) = linux.resources() {
+        // Whatever it says, it has to be able to say it.
+        let _refused = refuse_limits(resources);
+    }
+    let _owner = group_owner(spec, &namespaces);
+    let group = Group::from_record(GroupRecord::default());
+    Ok(new_record(
+        id,
+        spec,
+        bundle,
+        &bundle.join("rootfs"),
+        &group,
+        &namespaces,
+    ))
 }
 
 /// Makes the process; in the parent, gives the end of the channel and the child.

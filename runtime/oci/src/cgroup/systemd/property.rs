@@ -27,7 +27,7 @@ pub enum Property {
 
 /// A property from an annotation: name and value as in `systemctl show`, the value in the text form of GVariant, with which
 /// runc began it. Times in seconds become microseconds, because that is what goes over the bus.
-pub(super) fn from_annotation(name: &str, value: &str) -> Option<(String, Property)> {
+pub(crate) fn from_annotation(name: &str, value: &str) -> Option<(String, Property)> {
     if name.len() < 3 || !name.bytes().all(|byte| byte.is_ascii_alphabetic()) {
         return None;
     }
@@ -116,7 +116,7 @@ fn strings(text: &str) -> Option<Property> {
 }
 
 /// A list like `0-3,7` as a bit mask, lowest first; none if it is no such list.
-pub(super) fn bits(list: &str) -> Option<Vec<u8>> {
+pub(crate) fn bits(list: &str) -> Option<Vec<u8>> {
     /// More processors than any kernel can have; a typing error shall not cost gigabytes.
     const HIGHEST: usize = 8191;
     let mut mask = Vec::new();
