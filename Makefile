@@ -1,6 +1,6 @@
 # Index of commands; each line calls cargo or a script.
 
-.PHONY: help up test bench lint build vm-test fuzz clean
+.PHONY: help up test bench lint build vm-test man fuzz clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -22,6 +22,9 @@ build: ## release builds of the three programs, in target/release
 
 vm-test: build ## only the tests in virtual machines
 	@cargo nextest run -p knarr-vm-tests
+
+man: ## manual pages, in target/man
+	@scripts/man
 
 fuzz: ## feed the parsers with what they do not expect, ten minutes each
 	@scripts/fuzz

@@ -11,6 +11,8 @@ mod container;
 mod exec;
 mod features;
 mod log;
+#[cfg(test)]
+mod man;
 mod query;
 mod spec;
 mod systemd;
