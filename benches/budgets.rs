@@ -35,7 +35,7 @@ fn main() -> anyhow::Result<()> {
             .context("install ring")?;
         return tokio::runtime::Runtime::new()?.block_on(measure());
     }
-    let machine = harness::Machine::start("bench", "192.168.77.2/24");
+    let machine = harness::Machine::start("bench", "192.168.77.2/24", harness::Disk::Real);
     let status = machine
         .command(std::env::current_exe()?)
         .arg("inside")

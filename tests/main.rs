@@ -10,11 +10,11 @@ mod nodes;
 mod pods;
 mod storage;
 
-use harness::Machine;
+use harness::{Disk, Machine};
 
 #[test]
 fn a_machine_has_its_own_network_processes_and_groups() {
-    let machine = Machine::start("alone", "192.168.77.2/24");
+    let machine = Machine::start("alone", "192.168.77.2/24", Disk::Memory);
     assert_eq!(machine.sh_ok("hostname").trim(), "alone");
     assert!(
         machine

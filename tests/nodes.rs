@@ -2,7 +2,7 @@
 
 use std::process::{Child, Command, Stdio};
 
-use crate::harness::{Machine, busybox_image, hello_image, program, wait_until};
+use crate::harness::{Disk, Machine, busybox_image, hello_image, program, wait_until};
 
 /// A program that ends with the test.
 struct Daemon(Child);
@@ -54,8 +54,8 @@ fn logs(machines: &[&Machine]) -> String {
 
 #[test]
 fn a_server_and_a_node_on_two_machines_run_pods_that_reach_services() {
-    let server = Machine::start("one", "192.168.77.2/24");
-    let worker = Machine::start("two", "192.168.77.3/24");
+    let server = Machine::start("one", "192.168.77.2/24", Disk::Memory);
+    let worker = Machine::start("two", "192.168.77.3/24", Disk::Memory);
     server.connect(&worker);
     // A node beside the server too, so that packets cross from one machine to the other.
     let _up = Daemon::start(&server, &["up"]);

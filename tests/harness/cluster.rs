@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use super::{Machine, wait_until};
+use super::{Disk, Machine, wait_until};
 
 /// The programs under test: `$KNARR_BIN_DIR`, else the release build.
 pub fn program(name: &str) -> PathBuf {
@@ -57,7 +57,7 @@ impl Cluster {
     /// [`Cluster::start`] in a machine that a script prepared.
     pub fn start_after(name: &str, script: &str) -> Self {
         let mut cluster = Self {
-            machine: Machine::start(name, "192.168.77.2/24"),
+            machine: Machine::start(name, "192.168.77.2/24", Disk::Memory),
             knarr: None,
         };
         cluster.machine.sh_ok(script);

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// What makes a new set of namespaces into a machine; `$1` is its address with prefix, `$2` its directory, `$3` its name.
+/// What makes a new set of namespaces into a machine; `$1` is its address with prefix, `$2` its directory, `$3` its name,
+/// `$4` the size of its disk, or nothing for a directory on the disk of the real machine.
 ///
 /// `cat` is PID 1: it ends when the test ends, however that ends, and the kernel then kills all that runs inside.
 const SETUP: &str = r#"
 set -e
-address=$1 dir=$2 name=$3
+address=$1 dir=$2 name=$3 disk=$4
 hostname "$name"
 ip link set lo up
 ip link add eth0 type veth peer name wire0
@@ -34,6 +35,7 @@ for one in $names; do
 done
 if [ -z "$names" ]; then mount -t cgroup2 cgroup2 /sys/fs/cgroup; fi
 mkdir -p "$dir/run" "$dir/log" "$dir/data"
+if [ -n "$disk" ]; then mount -t tmpfs -o "mode=755,size=$disk" data "$dir/data"; fi
 mount -t tmpfs -o mode=755 run /run
 mkdir -p /var/log/pods /var/log/containers /var/lib/knarr /run/knarr
 mount --bind "$dir/log" /var/log
@@ -41,6 +43,19 @@ mount --bind "$dir/data" /var/lib/knarr
 echo ready
 exec cat
 "#;
+
+/// What a machine's data directory is on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Disk {
+    /// An empty file system in memory: how full the real disk is does not put the node under pressure.
+    Memory,
+    /// A directory on the real disk, for measurements.
+    #[allow(
+        dead_code,
+        reason = "the harness is compiled into each program that tests"
+    )]
+    Real,
+}
 
 /// A simulated machine.
 pub struct Machine {
@@ -56,7 +71,7 @@ pub struct Machine {
 
 impl Machine {
     /// Starts a machine with this host name and this address on its `eth0`, such as `192.168.77.2/24`.
-    pub fn start(name: &str, address: &str) -> Self {
+    pub fn start(name: &str, address: &str, disk: Disk) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         assert!(
             nix::unistd::geteuid().is_root(),
@@ -84,6 +99,10 @@ impl Machine {
             .args(["-c", &script, SETUP, address])
             .arg(dir.path())
             .arg(name)
+            .arg(match disk {
+                Disk::Memory => "4g",
+                Disk::Real => "",
+            })
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -6,7 +6,7 @@ pub mod machine;
 use std::time::{Duration, Instant};
 
 pub use cluster::{Cluster, Kubectl, busybox_image, hello_image, program};
-pub use machine::Machine;
+pub use machine::{Disk, Machine};
 
 /// How long a test waits for anything at the most.
 pub const DEADLINE: Duration = Duration::from_secs(30);
