@@ -21,6 +21,9 @@ const PING: Duration = Duration::from_secs(30);
 /// A pong comes within a round trip; a client that never answers pings still gets its output.
 const LISTENING: Duration = Duration::from_secs(1);
 
+/// How long the client's answer to our close frame is waited for.
+const FAREWELL: Duration = Duration::from_secs(5);
+
 /// Carries a session that `open` makes once the socket is there.
 pub(super) async fn carry<F>(socket: WebSocket, open: F)
 where
@@ -129,9 +132,13 @@ where
     let serve = async {
         tokio::join!(session, writing);
     };
+    let mut reading = std::pin::pin!(reading);
     // A client that leaves ends the session; its process ends when its streams do.
     tokio::select! {
         () = serve => {}
-        () = reading => {}
+        () = &mut reading => return,
     }
+    // A socket that is closed with unread data resets the connection, and what was sent last, the status, may never arrive. So
+    // the client's farewell is waited for (RFC 6455, 7.1.1).
+    let _slow = tokio::time::timeout(FAREWELL, reading).await;
 }
