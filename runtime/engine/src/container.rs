@@ -11,9 +11,9 @@ use nix::sys::signal::Signal;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::engine::{Container, Engine, end_of, new_id, unknown_end};
+use crate::engine::{Container, Engine, end_of, new_id, start_error, unknown_end};
 use crate::error::EngineError;
-use crate::record::{self, ContainerRecord, End};
+use crate::record::{self, ContainerRecord};
 use crate::sandbox::blocking;
 use crate::shim::ShimError;
 use crate::spec::{self, Input};
@@ -25,6 +25,9 @@ const KILL_PATIENCE: Duration = Duration::from_secs(60);
 
 impl Engine {
     /// Makes a container in a sandbox; it waits to be started.
+    ///
+    /// What the runtime could not make as it was specified (a command that is not there, a root that cannot be mounted) is told
+    /// by [`start_container`](Self::start_container), where containerd makes the process.
     ///
     /// # Errors
     ///
@@ -51,6 +54,7 @@ impl Engine {
                 image_digest_ref: String::new(),
                 created_at: SystemTime::now(),
                 created: false,
+                start_failure: None,
                 stop_signal: Signal::SIGTERM as i32,
                 started_at: None,
                 end: None,
@@ -148,13 +152,17 @@ impl Engine {
                 Ok((name, parse_signal(signal.as_deref())))
             })
             .await?;
-        let Reply::Created { pid } = shim.call(Call::Create(create)).await? else {
-            return Err(ShimError::Answer.into());
+        let (pid, start_failure) = match shim.call(Call::Create(create)).await {
+            Ok(Reply::Created { pid }) => (Some(pid), None),
+            Ok(_) => return Err(ShimError::Answer.into()),
+            Err(ShimError::Refused(failure)) if failure.task => (None, Some(failure.message)),
+            Err(error) => return Err(error.into()),
         };
         let mut record = container.record.lock();
         record.image_digest_ref = image_digest_ref;
         record.stop_signal = stop_signal;
-        record.pid = Some(pid);
+        record.pid = pid;
+        record.start_failure = start_failure;
         record.created = true;
         Ok(())
     }
@@ -167,14 +175,18 @@ impl Engine {
     pub async fn start_container(&self, id: &ContainerId) -> Result<(), EngineError> {
         let container = self.container(id)?;
         let _busy = container.busy.lock().await;
-        let (sandbox_id, state) = {
+        let (sandbox_id, failure, state) = {
             let record = container.record.lock();
             let state = match (&record.end, record.started_at) {
                 (Some(_), _) => Some("exited"),
                 (None, Some(_)) => Some("running"),
                 (None, None) => None,
             };
-            (record.sandbox_id.clone(), state)
+            (
+                record.sandbox_id.clone(),
+                record.start_failure.clone(),
+                state,
+            )
         };
         if let Some(state) = state {
             return Err(EngineError::State {
@@ -182,6 +194,11 @@ impl Engine {
                 id: id.0.clone(),
                 state,
             });
+        }
+        if let Some(message) = failure {
+            let end = start_error(SystemTime::now(), message.clone());
+            self.inner.ended(id, end);
+            return Err(EngineError::Start { message });
         }
         let shim = self.shim_of(&sandbox_id)?;
         container.record.lock().started_at = Some(SystemTime::now());
@@ -193,20 +210,13 @@ impl Engine {
             })
             .await
         {
-            let message = match &error {
-                ShimError::Refused(failure) => failure.message.clone(),
+            let message = match error {
+                ShimError::Refused(failure) => failure.message,
                 other => other.to_string(),
             };
-            self.inner.ended(
-                id,
-                End {
-                    at: SystemTime::now(),
-                    code: 128,
-                    reason: "StartError".to_owned(),
-                    message,
-                },
-            );
-            return Err(error.into());
+            let end = start_error(SystemTime::now(), message.clone());
+            self.inner.ended(id, end);
+            return Err(EngineError::Start { message });
         }
         let pod_uid = self.inner.pod_uid(&sandbox_id);
         let _ = self.inner.events.send(Event::ContainerStarted {
@@ -233,7 +243,7 @@ impl Engine {
             (
                 record.sandbox_id.clone(),
                 record.stop_signal,
-                record.created && record.end.is_none(),
+                record.created && record.start_failure.is_none() && record.end.is_none(),
             )
         };
         if !running {

@@ -325,6 +325,9 @@ impl Inner {
             if record.end.is_some() {
                 return;
             }
+            if end.reason == START_ERROR {
+                record.started_at = None;
+            }
             record.end = Some(end);
             record.sandbox_id.clone()
         };
@@ -355,8 +358,24 @@ impl Inner {
     }
 }
 
+/// The reason of a container that ended because it could not be started.
+const START_ERROR: &str = "StartError";
+
+/// How a container ended that could not be started, as the kubelet shows it with containerd.
+pub(crate) fn start_error(at: SystemTime, message: String) -> End {
+    End {
+        at,
+        code: 128,
+        reason: START_ERROR.to_owned(),
+        message,
+    }
+}
+
 /// How a container ended, from what its shim recorded.
 pub(crate) fn end_of(exit: &Exit) -> End {
+    if let Some(message) = &exit.start_error {
+        return start_error(exit.at, message.clone());
+    }
     let reason = if exit.oom_killed {
         "OOMKilled"
     } else if exit.code == 0 {

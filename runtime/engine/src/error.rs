@@ -110,6 +110,13 @@ pub enum EngineError {
         /// The system's error.
         source: io::Error,
     },
+    /// The runtime could not make the container's process or execute its program: the container has ended with
+    /// reason `StartError`.
+    #[error("{message}")]
+    Start {
+        /// The whole reason.
+        message: String,
+    },
     /// A command did not end in time and was killed.
     #[error("command {command:?} timed out")]
     Timeout {

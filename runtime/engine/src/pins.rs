@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -54,6 +55,9 @@ impl RunDir {
     fn uts(&self) -> PathBuf {
         self.0.join("uts")
     }
+    fn pid(&self) -> PathBuf {
+        self.0.join("pid")
+    }
     fn shm(&self) -> PathBuf {
         self.0.join("shm")
     }
@@ -74,13 +78,14 @@ impl RunDir {
             ipc: pod(namespaces.ipc, self.ipc()),
             // The host name belongs to the network, as in every other runtime.
             uts: pod(namespaces.network, self.uts()),
+            pid: (namespaces.pid == NamespaceMode::Pod).then(|| self.pid()),
             shm: if namespaces.ipc == NamespaceMode::Node {
                 "/dev/shm".into()
             } else {
                 self.shm()
             },
             resolv_conf: config.dns.as_ref().map(|_| self.resolv_conf()),
-            hostname: (!config.hostname.is_empty()).then(|| self.hostname()),
+            hostname: self.hostname(),
         }
     }
 
@@ -90,9 +95,14 @@ impl RunDir {
         if let Some(dns) = &config.dns {
             write(&self.resolv_conf(), &resolv_conf(dns))?;
         }
-        if !config.hostname.is_empty() {
-            write(&self.hostname(), &format!("{}\n", config.hostname))?;
-        }
+        let hostname = match config.hostname.as_str() {
+            "" => nix::unistd::gethostname()
+                .map_err(failed("tell the host name for", &self.hostname()))?
+                .to_string_lossy()
+                .into_owned(),
+            own => own.to_owned(),
+        };
+        write(&self.hostname(), &format!("{hostname}\n"))?;
         if namespaces.ipc != NamespaceMode::Node {
             let shm = self.shm();
             fs::create_dir_all(&shm).map_err(failed("create", &shm))?;
@@ -124,9 +134,15 @@ impl RunDir {
         })?
     }
 
+    /// Pins the PID namespace that the containers share.
+    pub fn pin_pids(&self, namespace: &OwnedFd) -> Result<(), PinError> {
+        let source = PathBuf::from(format!("/proc/self/fd/{}", namespace.as_raw_fd()));
+        pin_one(&source, &self.pid())
+    }
+
     /// Takes all mounts of the sandbox away; what is not there is fine.
     pub fn unmount(&self) -> Result<(), PinError> {
-        for path in [self.ipc(), self.uts(), self.shm(), self.netns()] {
+        for path in [self.ipc(), self.uts(), self.shm(), self.netns(), self.pid()] {
             loop {
                 match umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
                     // Once more: a crash between two attempts may have mounted twice.
@@ -147,17 +163,21 @@ fn pin(flags: CloneFlags, pins: &[(&str, PathBuf)], hostname: &str) -> Result<()
         nix::unistd::sethostname(hostname).map_err(failed("set the host name of", own))?;
     }
     for (kind, path) in pins {
-        fs::File::create(path).map_err(failed("create", path))?;
-        mount(
-            Some(&own.join(kind)),
-            path,
-            None::<&str>,
-            MsFlags::MS_BIND,
-            None::<&str>,
-        )
-        .map_err(failed("pin a namespace on", path))?;
+        pin_one(&own.join(kind), path)?;
     }
     Ok(())
+}
+
+fn pin_one(namespace: &Path, path: &Path) -> Result<(), PinError> {
+    fs::File::create(path).map_err(failed("create", path))?;
+    mount(
+        Some(namespace),
+        path,
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    )
+    .map_err(failed("pin a namespace on", path))
 }
 
 fn write(path: &Path, text: &str) -> Result<(), PinError> {

@@ -43,6 +43,9 @@ pub struct ContainerRecord {
     pub created_at: SystemTime,
     /// Whether it was made whole.
     pub created: bool,
+    /// Why it will not start: what the runtime said when it was to make the container.
+    #[serde(default)]
+    pub start_failure: Option<String>,
     /// The signal that asks it to stop.
     pub stop_signal: i32,
     /// When it was started.

@@ -147,6 +147,10 @@ impl Engine {
 
     /// A container with a record that its shim does not know: never made, or deleted just before the crash.
     fn forgotten(&self, id: &ContainerId, container: &Container) {
+        if container.record.lock().start_failure.is_some() {
+            // The runtime could not make it, so no shim knows it; whoever starts it is told why.
+            return;
+        }
         let created = container.record.lock().created;
         let exit = read_exit(&self.inner.container_dir(id));
         if created || exit.is_some() {

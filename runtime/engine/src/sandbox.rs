@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use knarr_network::{PortMapping, Protocol as NetworkProtocol};
 use knarr_oci::cgroup::{Group, Layout};
-use knarr_shim::protocol::Call;
+use knarr_shim::protocol::{Call, SharePids};
 use parking_lot::Mutex;
 
 use crate::engine::{Engine, Sandbox, new_id};
@@ -25,12 +25,6 @@ impl Engine {
     /// What could not be made; the rest of it is removed again.
     pub async fn run_sandbox(&self, config: SandboxConfig) -> Result<SandboxId, EngineError> {
         let namespaces = config.namespaces;
-        if namespaces.pid == NamespaceMode::Pod {
-            return Err(SpecError::Unsupported {
-                what: "a PID namespace shared by the pod (shareProcessNamespace)",
-            }
-            .into());
-        }
         if namespaces.user == NamespaceMode::Pod {
             return Err(SpecError::Unsupported {
                 what: "a user namespace of the pod's own (hostUsers: false)",
@@ -116,12 +110,35 @@ impl Engine {
         cgroups?;
         pins?;
         let ips = network?;
+        if config.namespaces.pid == NamespaceMode::Pod {
+            self.share_pids(id, &run_dir, &config).await?;
+        }
         {
             let mut record = sandbox.record.lock();
             record.ips = ips;
             record.complete = true;
         }
         self.inner.save_sandbox(sandbox)
+    }
+
+    /// Has the shim make the PID namespace that the containers share, and pins it.
+    async fn share_pids(
+        &self,
+        id: &SandboxId,
+        run_dir: &RunDir,
+        config: &SandboxConfig,
+    ) -> Result<(), EngineError> {
+        let around = run_dir.surroundings(config);
+        let wanted = SharePids {
+            network: around.network,
+            ipc: around.ipc,
+            uts: around.uts,
+            cgroup: Path::new(&config.cgroup_parent).join(&id.0),
+        };
+        let shim = self.shim_of(id)?;
+        let (_, mut fds) = shim.call_with(Call::SharePids(wanted), &[]).await?;
+        let namespace = fds.pop().ok_or(ShimError::Answer)?;
+        Ok(run_dir.pin_pids(&namespace)?)
     }
 
     async fn attach_network(

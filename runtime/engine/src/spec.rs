@@ -109,12 +109,14 @@ pub struct Surroundings {
     pub ipc: Option<PathBuf>,
     /// The pinned UTS namespace; `None` for the host's.
     pub uts: Option<PathBuf>,
+    /// The pinned PID namespace; `None` for the host's, or one of each container's own.
+    pub pid: Option<PathBuf>,
     /// `/dev/shm` of the pod.
     pub shm: PathBuf,
     /// `/etc/resolv.conf` of the pod; `None` to leave the image's.
     pub resolv_conf: Option<PathBuf>,
     /// `/etc/hostname` of the pod.
-    pub hostname: Option<PathBuf>,
+    pub hostname: PathBuf,
 }
 
 /// Why there is no specification.
@@ -349,6 +351,7 @@ fn namespaces(sandbox: &SandboxConfig, surroundings: &Surroundings) -> Vec<Value
         list.push(json!({ "type": "pid" }));
     }
     for (kind, pin) in [
+        ("pid", &surroundings.pid),
         ("network", &surroundings.network),
         ("ipc", &surroundings.ipc),
         ("uts", &surroundings.uts),
@@ -420,8 +423,11 @@ fn mounts(input: &Input<'_>) -> Vec<Value> {
     ];
     // Read-only roots may not hide that these two are the pod's; a mount of the pod's own at the same place wins.
     let of_pod = [
-        ("/etc/resolv.conf", &input.surroundings.resolv_conf),
-        ("/etc/hostname", &input.surroundings.hostname),
+        (
+            "/etc/resolv.conf",
+            input.surroundings.resolv_conf.as_deref(),
+        ),
+        ("/etc/hostname", Some(input.surroundings.hostname.as_path())),
     ];
     let own = |destination: &str| {
         input
@@ -639,9 +645,10 @@ mod tests {
             network: Some("/run/net".into()),
             ipc: None,
             uts: Some("/run/uts".into()),
+            pid: None,
             shm: "/run/shm".into(),
             resolv_conf: Some("/run/resolv.conf".into()),
-            hostname: None,
+            hostname: "/run/hostname".into(),
         }
     }
 

@@ -6,8 +6,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use knarr_engine::types::{
-    ContainerConfig, ContainerId, ContainerState, ContainerStatus, LinuxResources, NamespaceMode,
-    Namespaces, SandboxConfig, SandboxId, SandboxState, SecurityContext, TerminalSize,
+    ContainerConfig, ContainerId, ContainerState, ContainerStatus, LinuxResources, Mount,
+    NamespaceMode, Namespaces, SandboxConfig, SandboxId, SandboxState, SecurityContext,
+    TerminalSize,
 };
 use knarr_engine::{Engine, EngineConfig, EngineError, ExecRequest, NetworkConfig};
 use nix::mount::{MsFlags, mount};
@@ -179,6 +180,69 @@ impl Machine {
             }
         }
     }
+}
+
+/// A test that failed takes its shims, containers, mounts and groups with it; after [`Machine::finish`] there are none.
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        // The engine's own tasks end with the thread; what is done here must not need them.
+        let groups = || {
+            let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten();
+            hierarchies
+                .flatten()
+                .map(|hierarchy| hierarchy.path().join(&self.group))
+                .filter(|group| group.exists())
+        };
+        let start = Instant::now();
+        kill_by_argument(&self.dir.path().join("run/oci"));
+        for group in groups() {
+            // The members of a group in one hierarchy are those in the others: each kill is tried until all are gone.
+            while start.elapsed() < DEADLINE && remove_group(&group).is_err() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+}
+
+/// Kills the shims: the processes with this path as their one argument.
+fn kill_by_argument(argument: &Path) {
+    use std::os::unix::ffi::OsStrExt;
+    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|n| n.parse().ok()) else {
+            continue;
+        };
+        let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+        if line.split(|byte| *byte == 0).nth(1) == Some(argument.as_os_str().as_bytes()) {
+            kill(pid);
+        }
+    }
+}
+
+fn kill(pid: i32) {
+    // One that has ended meanwhile is what is wanted.
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(pid),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .ok();
+}
+
+/// Kills what is in a group and in those below it, and removes them.
+fn remove_group(group: &Path) -> std::io::Result<()> {
+    for below in std::fs::read_dir(group)?.flatten() {
+        if below.path().is_dir() {
+            remove_group(&below.path())?;
+        }
+    }
+    let members = std::fs::read_to_string(group.join("cgroup.procs"))?;
+    members
+        .lines()
+        .filter_map(|pid| pid.parse().ok())
+        .for_each(kill);
+    std::fs::remove_dir(group)
 }
 
 async fn open(dir: &Path) -> Engine {
@@ -423,27 +487,85 @@ fn a_mistake_in_a_container_is_told_and_leaves_nothing() {
         .await
         .unwrap_err();
         assert!(chain(&error).contains("NONSENSE"), "{}", chain(&error));
+        machine.finish().await;
+    });
+}
 
-        // A command that is not there: the runtime says so at create or at start.
-        let missing = ContainerConfig {
-            command: vec!["/absent".into()],
+#[test]
+fn what_cannot_be_started_is_told_by_start_also_after_a_restart() {
+    const CREATE: &str = "failed to create container task: OCI runtime create failed: \
+                          unable to start container process: ";
+    in_machine(|mut machine| async move {
+        let sandbox = machine
+            .engine()
+            .run_sandbox(machine.sandbox("unstartable"))
+            .await
+            .unwrap();
+        let script = machine.dir.path().join("script");
+        std::fs::write(&script, "#!/no-interpreter\n").unwrap();
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .unwrap();
+        let mount = Mount {
+            host_path: script,
+            container_path: "/script".into(),
+            ..Default::default()
+        };
+        let with = |command: &str| ContainerConfig {
+            command: vec![command.to_owned()],
+            mounts: vec![mount.clone()],
             ..shell("true")
         };
-        match create(missing).await {
-            Err(error) => assert!(chain(&error).contains("/absent"), "{}", chain(&error)),
-            Ok(container) => {
-                let error = machine
-                    .engine()
-                    .start_container(&container)
-                    .await
-                    .unwrap_err();
-                assert!(chain(&error).contains("/absent"), "{}", chain(&error));
-                let status = machine.exited(&container).await;
-                assert_eq!(
-                    (status.exit_code, status.reason.as_str()),
-                    (128, "StartError")
-                );
-            }
+        let init = format!("{CREATE}error during container init: exec: ");
+        let cases = [
+            (
+                with("/nope"),
+                format!("{init}\"/nope\": stat /nope: no such file or directory"),
+            ),
+            (
+                with("nope"),
+                format!("{init}\"nope\": executable file not found in $PATH"),
+            ),
+            (
+                with("/etc/passwd"),
+                format!("{init}\"/etc/passwd\": permission denied"),
+            ),
+            (with("/etc"), format!("{init}\"/etc\": is a directory")),
+            (
+                ContainerConfig {
+                    working_dir: Some("/script/x".into()),
+                    ..with("true")
+                },
+                CREATE.to_owned(),
+            ),
+            (
+                with("/script"),
+                "OCI runtime start failed: exec /script: no such file or directory".to_owned(),
+            ),
+        ];
+        for (config, reason) in cases {
+            let container = machine
+                .engine()
+                .create_container(&sandbox, config)
+                .await
+                .unwrap_or_else(|e| panic!("{reason}: {}", chain(&e)));
+            // A crash here changes nothing.
+            machine.reopen().await;
+            let before = machine.engine().container_status(&container).await.unwrap();
+            assert_eq!(before.state, ContainerState::Created, "{reason}");
+            let error = machine
+                .engine()
+                .start_container(&container)
+                .await
+                .unwrap_err();
+            assert!(matches!(error, EngineError::Start { .. }), "{error:?}");
+            assert!(chain(&error).contains(&reason), "{}", chain(&error));
+            machine.reopen().await;
+            let status = machine.exited(&container).await;
+            assert_eq!(
+                (status.exit_code, status.reason.as_str(), status.started_at),
+                (128, "StartError", None)
+            );
+            assert_eq!(status.message, chain(&error));
         }
         machine.finish().await;
     });
@@ -549,6 +671,209 @@ fn a_shim_that_dies_takes_its_containers_along_and_leaves_nothing() {
                 .state,
             SandboxState::NotReady
         );
+        machine.finish().await;
+    });
+}
+
+/// The processes that a container sees: id and command line.
+async fn processes(machine: &Machine, container: &ContainerId) -> Vec<(i32, String)> {
+    let script =
+        "for p in /proc/[0-9]*; do echo \"${p#/proc/} $(tr '\\0' ' ' < $p/cmdline)\"; done";
+    let command = ["sh", "-c", script].map(String::from).to_vec();
+    let output = machine
+        .engine()
+        .exec_sync(container, command, Some(DEADLINE))
+        .await
+        .unwrap();
+    let mut list: Vec<_> = String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .map(|(pid, line)| (pid.parse().unwrap(), line.trim_end().to_owned()))
+        .collect();
+    list.sort();
+    list
+}
+
+fn shared_pids(machine: &Machine, name: &str) -> SandboxConfig {
+    SandboxConfig {
+        namespaces: Namespaces {
+            pid: NamespaceMode::Pod,
+            ..Default::default()
+        },
+        ..machine.sandbox(name)
+    }
+}
+
+#[test]
+fn containers_that_share_their_processes_see_each_other_under_one_that_reaps() {
+    in_machine(|mut machine| async move {
+        let config = shared_pids(&machine, "share");
+        let sandbox = machine.engine().run_sandbox(config).await.unwrap();
+        let first = machine.start(&sandbox, shell("exec sleep 1001")).await;
+        // It leaves an orphan and another one that ends, and then ends itself.
+        let script = "sleep 1002 & (sleep 0 &); until [ -e /tmp/go ]; do sleep 0.02; done; exit 9";
+        let second = machine.start(&sandbox, shell(script)).await;
+        machine.reopen().await;
+        let all = processes(&machine, &first).await;
+        let commands: Vec<_> = all.iter().map(|(_, line)| line.as_str()).collect();
+        assert_eq!(all[0], (1, "/pause".to_owned()), "{all:?}");
+        assert!(commands.contains(&"sleep 1001"), "{all:?}");
+        assert!(commands.contains(&"sleep 1002"), "{all:?}");
+        // One that has ended has no command line, and the first process takes it away.
+        let start = Instant::now();
+        while processes(&machine, &first)
+            .await
+            .iter()
+            .any(|(_, line)| line.is_empty())
+        {
+            assert!(start.elapsed() < DEADLINE, "an orphan is not reaped");
+        }
+
+        let run = |script: &str| {
+            let command = ["sh", "-c", script].map(String::from).to_vec();
+            machine.engine().exec_sync(&first, command, Some(DEADLINE))
+        };
+        let status = run("cat /proc/1/status").await.unwrap().stdout;
+        let status = String::from_utf8(status).unwrap();
+        for line in [
+            "Uid:\t65535\t65535\t65535\t65535",
+            "CapInh:\t0000000000000000",
+            "CapPrm:\t0000000000000000",
+            "CapEff:\t0000000000000000",
+            "CapBnd:\t0000000000000000",
+            "NoNewPrivs:\t1",
+        ] {
+            assert!(status.contains(line), "{line}: {status}");
+        }
+        // From outside, as root: it holds nothing, and its root is empty.
+        let pid = machine
+            .engine()
+            .container_status(&first)
+            .await
+            .unwrap()
+            .pid
+            .unwrap();
+        let pause = first_process(pid);
+        let count = |path: &str| {
+            std::fs::read_dir(format!("/proc/{pause}/{path}"))
+                .unwrap()
+                .count()
+        };
+        assert_eq!((count("fd"), count("root")), (0, 0));
+        for kind in ["net", "ipc", "uts"] {
+            let of = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+            assert_eq!(of(pause), of(pid), "{kind}");
+        }
+        let kind = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).unwrap();
+        assert_ne!(kind(pause), kind(std::process::id() as i32));
+        for signal in ["HUP", "USR1", "QUIT", "KILL"] {
+            run(&format!("kill -{signal} 1")).await.unwrap();
+        }
+
+        let go = ["touch", "/tmp/go"].map(String::from).to_vec();
+        machine.engine().exec_sync(&second, go, None).await.unwrap();
+        assert_eq!(machine.exited(&second).await.exit_code, 9);
+        let left = processes(&machine, &first).await;
+        assert!(
+            !left.iter().any(|(_, line)| line == "sleep 1002"),
+            "an ended container's process is left: {left:?}"
+        );
+        assert_eq!(
+            machine
+                .engine()
+                .container_status(&first)
+                .await
+                .unwrap()
+                .state,
+            ContainerState::Running
+        );
+        machine
+            .engine()
+            .stop_container(&first, Duration::from_millis(300))
+            .await
+            .unwrap();
+        let code = machine.exited(&first).await.exit_code;
+        assert_eq!(code, 143, "SIGTERM ends a process that is not the first");
+        machine.finish().await;
+        assert!(!Path::new(&format!("/proc/{pause}")).exists());
+    });
+}
+
+/// The host's id of the first process in the PID namespace of `pid`.
+fn first_process(pid: i32) -> i32 {
+    let namespace = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .find(|other| {
+            let status = std::fs::read_to_string(format!("/proc/{other}/status"));
+            let first = status.is_ok_and(|text| {
+                text.lines()
+                    .any(|line| line.starts_with("NSpid:") && line.ends_with("\t1"))
+            });
+            first && namespace(*other) == namespace(pid)
+        })
+        .expect("a first process")
+}
+
+#[test]
+fn a_pod_ends_with_the_first_of_its_shared_processes() {
+    in_machine(|machine| async move {
+        let config = shared_pids(&machine, "first");
+        let sandbox = machine.engine().run_sandbox(config).await.unwrap();
+        let container = machine.start(&sandbox, shell("exec sleep 1000")).await;
+        let kill = ["kill", "1"].map(String::from).to_vec();
+        // It may be gone before its own end is told.
+        drop(machine.engine().exec_sync(&container, kill, None).await);
+        let status = machine.exited(&container).await;
+        assert_eq!((status.exit_code, status.reason.as_str()), (137, "Error"));
+        let start = Instant::now();
+        loop {
+            let status = machine.engine().sandbox_status(&sandbox).await.unwrap();
+            if status.state == SandboxState::NotReady {
+                break;
+            }
+            assert!(start.elapsed() < DEADLINE, "still {:?}", status.state);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        machine.finish().await;
+    });
+}
+
+fn has_process(command_line: &[u8]) -> bool {
+    std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+        std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == command_line)
+    })
+}
+
+#[test]
+fn a_container_in_the_hosts_namespaces_sees_the_host() {
+    in_machine(|machine| async move {
+        let config = SandboxConfig {
+            namespaces: Namespaces {
+                pid: NamespaceMode::Node,
+                ipc: NamespaceMode::Node,
+                ..Default::default()
+            },
+            ..machine.sandbox("hostpid")
+        };
+        let sandbox = machine.engine().run_sandbox(config).await.unwrap();
+        let script = "sleep 1003 & readlink /proc/self/ns/pid; readlink /proc/self/ns/ipc; exit 4";
+        let container = machine.start(&sandbox, shell(script)).await;
+        assert_eq!(machine.exited(&container).await.exit_code, 4);
+        let log = machine.log(&container).await;
+        for kind in ["pid", "ipc"] {
+            let own = std::fs::read_link(format!("/proc/self/ns/{kind}")).unwrap();
+            assert!(log.contains(own.to_str().unwrap()), "{own:?}: {log}");
+        }
+        // What it left behind in the host's namespace was killed with it.
+        let start = Instant::now();
+        while has_process(b"sleep\x001003\0") {
+            assert!(start.elapsed() < DEADLINE, "an orphan is left");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         machine.finish().await;
     });
 }

@@ -226,7 +226,7 @@ pub enum CreateError {
 fn command_reason(command: &str, source: &io::Error) -> String {
     match source.raw_os_error() {
         Some(libc::ENOENT) if !command.contains('/') => "executable file not found in $PATH".into(),
-        Some(libc::ENOENT) => "no such file or directory".into(),
+        Some(libc::ENOENT) => format!("stat {command}: no such file or directory"),
         Some(libc::EACCES) => "permission denied".into(),
         Some(libc::ENOEXEC) => "exec format error".into(),
         Some(libc::EISDIR) => "is a directory".into(),

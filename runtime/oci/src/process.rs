@@ -514,10 +514,11 @@ fn find_program(process: &Process, env: &[CString]) -> Result<CString, Failure> 
 
 fn executable(path: &std::ffi::CStr) -> io::Result<()> {
     sys::may_execute(path)?;
-    if nix::sys::stat::stat(path)?.st_mode & libc::S_IFMT != libc::S_IFREG {
-        return Err(io::Error::from_raw_os_error(libc::EACCES));
+    match nix::sys::stat::stat(path)?.st_mode & libc::S_IFMT {
+        libc::S_IFREG => Ok(()),
+        libc::S_IFDIR => Err(io::Error::from_raw_os_error(libc::EISDIR)),
+        _ => Err(io::Error::from_raw_os_error(libc::EACCES)),
     }
-    Ok(())
 }
 
 fn set_scheduler(scheduler: &Scheduler) -> Result<(), Failure> {

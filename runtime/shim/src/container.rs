@@ -35,7 +35,11 @@ pub struct Container {
     pub what: Create,
     pub pid: i32,
     pub started: bool,
+    /// Whether it has a PID namespace of its own, so that nothing in it outlives its first process.
+    pub own_pids: bool,
     pub exit: Option<Exit>,
+    /// Why its program could not be executed; its end is about to be noticed then.
+    pub start_error: Option<String>,
     pub stdout: Option<OwnedFd>,
     pub stderr: Option<OwnedFd>,
     pub stdin: Option<OwnedFd>,
@@ -52,7 +56,9 @@ impl Container {
             what,
             pid,
             started: false,
+            own_pids: true,
             exit: None,
+            start_error: None,
             stdout: None,
             stderr: None,
             stdin: None,

@@ -10,12 +10,14 @@
 //!     └──────────── Message ────────────────┴── SIGCHLD: exit.json, then Exited
 //! ```
 //!
-//! Reading order: [`protocol`], [`socket`], [`log`](mod@log), `container`, `server`.
+//! Reading order: [`protocol`], [`socket`], [`log`](mod@log), `container`, `words`, [`pause`], `server`.
 
 mod container;
 pub mod log;
+pub mod pause;
 pub mod protocol;
 mod server;
 pub mod socket;
+mod words;
 
 pub use server::{ServeError, serve};

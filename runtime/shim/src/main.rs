@@ -4,7 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let mut args = std::env::args_os().skip(1);
+    let mut args = std::env::args_os();
+    if args.next().as_deref() == Some(knarr_shim::pause::NAME.as_ref()) {
+        return knarr_shim::pause::run();
+    }
     let (Some(state), None) = (args.next(), args.next()) else {
         eprintln!(
             "usage: knarr-shim OCI-STATE-DIR (started by knarr, with a listening socket as standard input)"
@@ -19,13 +22,7 @@ fn main() -> ExitCode {
     match knarr_shim::serve(PathBuf::from(state)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let mut text = error.to_string();
-            let mut source = std::error::Error::source(&error);
-            while let Some(cause) = source {
-                text.push_str(&format!(": {cause}"));
-                source = cause.source();
-            }
-            eprintln!("knarr-shim: {text}");
+            eprintln!("knarr-shim: {}", knarr_oci::error::chain(&error));
             ExitCode::FAILURE
         }
     }

@@ -34,6 +34,9 @@ pub enum Call {
         /// The engine's [`VERSION`].
         version: u32,
     },
+    /// Makes the PID namespace that the pod's containers share, with a process as its first that does nothing but reap. The
+    /// namespace comes with the reply. The shim ends when that process does, and the process when the shim does.
+    SharePids(SharePids),
     /// Makes a container from the bundle's `config.json`; answered with [`Reply::Created`].
     Create(Create),
     /// Lets a container's first process run.
@@ -103,6 +106,19 @@ pub enum Call {
     List,
     /// Ends the shim; refused while a container runs.
     Shutdown,
+}
+
+/// Where the first process of a shared PID namespace lives.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SharePids {
+    /// The pod's network namespace; `None` for the host's.
+    pub network: Option<PathBuf>,
+    /// The pod's IPC namespace; `None` for the host's.
+    pub ipc: Option<PathBuf>,
+    /// The pod's UTS namespace; `None` for the host's.
+    pub uts: Option<PathBuf>,
+    /// Its cgroup, relative to each hierarchy's root.
+    pub cgroup: PathBuf,
 }
 
 /// What a container needs to be made.
@@ -209,6 +225,9 @@ pub struct Container {
 pub struct Failure {
     /// Whether there is no such container or exec.
     pub not_found: bool,
+    /// Whether the runtime could not make the container as it was specified: whoever starts it is to hear of that.
+    #[serde(default)]
+    pub task: bool,
     /// The whole reason.
     pub message: String,
 }
@@ -222,6 +241,9 @@ pub struct Exit {
     pub oom_killed: bool,
     /// When.
     pub at: SystemTime,
+    /// Why its program could not be executed, if that is how it ended.
+    #[serde(default)]
+    pub start_error: Option<String>,
 }
 
 impl Exit {

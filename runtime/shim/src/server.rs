@@ -7,11 +7,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use knarr_oci::error::{StartError, chain};
 use knarr_oci::{ContainerId, Runtime, RuntimeOptions, Stdio};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use oci_spec::runtime::LinuxNamespaceType;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fs::{Mode, OFlags};
@@ -21,10 +23,12 @@ use rustix::pipe::PipeFlags;
 
 use crate::container::{Container, Left};
 use crate::log::{Log, Stream};
+use crate::pause;
 use crate::protocol::{
     self, Call, Create, Exit, Failure, MAX_MESSAGE, Message, Reply, Request, VERSION,
 };
 use crate::socket;
+use crate::words;
 
 /// Messages that may wait for a connection that does not read; one that lets more wait is closed and starts anew.
 const BACKLOG: usize = 1024;
@@ -105,6 +109,8 @@ struct Server {
     execs: BTreeMap<i32, Exec>,
     /// Requests were served since the free memory was given back.
     worked: bool,
+    /// The first process of the PID namespace that the containers share, if they do.
+    pause: Option<Pid>,
     over: bool,
 }
 
@@ -140,6 +146,7 @@ pub fn serve(state: PathBuf) -> Result<(), ServeError> {
         containers: BTreeMap::new(),
         execs: BTreeMap::new(),
         worked: false,
+        pause: None,
         over: false,
     };
     server.run()
@@ -320,6 +327,12 @@ impl Server {
                 Ok(WaitStatus::StillAlive) | Err(_) => return,
                 Ok(_) => continue,
             };
+            if self.pause == Some(pid) {
+                // The kernel has ended all that was in the namespace and let us see each end before this one.
+                self.pause = None;
+                self.over = true;
+                continue;
+            }
             if let Some(exec) = self.execs.remove(&pid.as_raw()) {
                 self.send(
                     exec.client,
@@ -339,13 +352,17 @@ impl Server {
                 continue;
             };
             let oom_killed = code == 137 && self.was_oom_killed(&container.what.container);
+            if !container.own_pids {
+                self.kill_rest(&container.what.container);
+            }
+            let Some(container) = self.containers.get_mut(&number) else {
+                continue;
+            };
             let exit = Exit {
                 code,
                 oom_killed,
                 at: SystemTime::now(),
-            };
-            let Some(container) = self.containers.get_mut(&number) else {
-                continue;
+                start_error: container.start_error.clone(),
             };
             if let Err(error) = container.record(exit.clone()) {
                 // The engine hears it all the same; only a crash of both before it writes it down would lose it.
@@ -359,6 +376,19 @@ impl Server {
                 exit,
             };
             self.announce(&message);
+        }
+    }
+
+    /// Kills what a container leaves behind in a PID namespace that is not its own, where the kernel does not.
+    fn kill_rest(&self, container: &str) {
+        let Ok(id) = ContainerId::parse(container) else {
+            return;
+        };
+        if let Err(error) = self.runtime.kill(&id, Signal::SIGKILL, true) {
+            eprintln!(
+                "knarr-shim: kill the rest of {container}: {}",
+                chain(&error)
+            );
         }
     }
 
@@ -391,10 +421,7 @@ impl Server {
             .containers
             .values_mut()
             .find(|container| container.what.container == id);
-        found.ok_or_else(|| Failure {
-            not_found: true,
-            message: format!("container {id} does not exist"),
-        })
+        found.ok_or_else(|| not_found(format!("container {id} does not exist")))
     }
 
     fn call(
@@ -411,6 +438,16 @@ impl Server {
             Call::Hello { version } => Err(refuse(format!(
                 "version {version} of the protocol is not {VERSION}"
             ))),
+            Call::SharePids(_) if self.pause.is_some() => {
+                Err(refuse("the pod has a PID namespace already".to_owned()))
+            }
+            Call::SharePids(wanted) => {
+                let (pid, namespace) =
+                    pause::start(&wanted).map_err(|error| refuse(chain(&error)))?;
+                self.pause = Some(pid);
+                let pid = pid.as_raw();
+                Ok((Reply::Created { pid }, vec![namespace]))
+            }
             Call::Create(create) => Ok((
                 Reply::Created {
                     pid: self.create(create)?,
@@ -418,11 +455,7 @@ impl Server {
                 Vec::new(),
             )),
             Call::Start { container } => {
-                let id = parse(&container)?;
-                self.runtime
-                    .start(&id)
-                    .map_err(|error| refuse(chain(&error)))?;
-                self.find(&container)?.started = true;
+                self.start(&container)?;
                 done
             }
             Call::Exec {
@@ -437,10 +470,7 @@ impl Server {
                     .iter()
                     .find(|(_, e)| e.name == exec)
                     .map(|(pid, _)| *pid);
-                let pid = pid.ok_or_else(|| Failure {
-                    not_found: true,
-                    message: format!("process {exec} does not exist"),
-                })?;
+                let pid = pid.ok_or_else(|| not_found(format!("process {exec} does not exist")))?;
                 // The process is our child and not yet reaped, so its id is still its own.
                 let signal =
                     Signal::try_from(signal).map_err(|_| refuse(format!("no signal {signal}")))?;
@@ -528,7 +558,13 @@ impl Server {
                         running.what.container
                     )));
                 }
-                self.over = true;
+                match self.pause {
+                    // Our child and not reaped, so the id is its own. It ends when all in its namespace has been reaped,
+                    // by this loop, which then ends too.
+                    Some(pause) => nix::sys::signal::kill(pause, Signal::SIGKILL)
+                        .map_err(|error| refuse(format!("end the pod's first process: {error}")))?,
+                    None => self.over = true,
+                }
                 done
             }
         }
@@ -549,6 +585,7 @@ impl Server {
             .map_err(|error| refuse(format!("open the log {}: {error}", create.log.display())))?;
         let number = self.number();
         let mut container = Container::new(create.clone(), 0, log);
+        container.own_pids = has_own_pids(&spec);
         let stdio = if create.terminal {
             Stdio::Terminal
         } else {
@@ -574,7 +611,10 @@ impl Server {
         let created = self
             .runtime
             .create(&id, &create.bundle, &spec, stdio)
-            .map_err(|error| refuse(chain(&error)))?;
+            .map_err(|error| Failure {
+                task: true,
+                ..refuse(words::not_created(&error))
+            })?;
         for warning in &created.warnings {
             eprintln!("knarr-shim: create {}: {warning}", create.container);
         }
@@ -611,6 +651,25 @@ impl Server {
         let pid = container.pid;
         self.containers.insert(number, container);
         Ok(pid)
+    }
+
+    fn start(&mut self, id: &str) -> Result<(), Failure> {
+        let started = self.runtime.start(&parse(id)?);
+        let container = self.find(id)?;
+        match started {
+            Ok(()) => {
+                container.started = true;
+                Ok(())
+            }
+            Err(error) => {
+                let message = words::not_started(id, &error);
+                if matches!(error, StartError::Process(_)) {
+                    // The process ends of it. Its record says why, whoever reads it first.
+                    container.start_error = Some(message.clone());
+                }
+                Err(refuse(message))
+            }
+        }
     }
 
     fn exec(
@@ -695,6 +754,15 @@ fn take_stdin() -> io::Result<OwnedFd> {
     Ok(listener)
 }
 
+/// Whether the container's first process is the first of its PID namespace.
+fn has_own_pids(spec: &oci_spec::runtime::Spec) -> bool {
+    let namespaces = spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
+    namespaces
+        .into_iter()
+        .flatten()
+        .any(|namespace| namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_none())
+}
+
 /// A pipe that the shim reads without ever waiting; the writing end is the container's.
 fn pipe() -> Result<(OwnedFd, OwnedFd), Failure> {
     let (ours, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(refuse_errno)?;
@@ -709,21 +777,18 @@ fn parse(id: &str) -> Result<ContainerId, Failure> {
 fn refuse(message: String) -> Failure {
     Failure {
         not_found: false,
+        task: false,
         message,
+    }
+}
+
+fn not_found(message: String) -> Failure {
+    Failure {
+        not_found: true,
+        ..refuse(message)
     }
 }
 
 fn refuse_errno(error: Errno) -> Failure {
     refuse(error.to_string())
-}
-
-/// An error and its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }

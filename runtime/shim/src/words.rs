@@ -1,0 +1,84 @@
+//! What a user reads where a container did not come to run: containerd's and runc's words, which people and programs look for.
+//!
+//! Source: containerd, `core/runtime/v2` and `cmd/containerd-shim-runc-v2/process`; runc, `libcontainer/process_linux.go`.
+
+use knarr_oci::error::{CreateError, StartError, chain};
+
+/// The runtime could not make the container.
+pub fn not_created(error: &CreateError) -> String {
+    format!(
+        "failed to create container task: OCI runtime create failed: unable to start container process: {}",
+        chain_once(error)
+    )
+}
+
+/// The runtime could not start the container.
+pub fn not_started(id: &str, error: &StartError) -> String {
+    let reason = match error {
+        // The file was there at create: what is missing or wrong is its interpreter or its format.
+        StartError::Process(CreateError::Command { command, source }) => {
+            let reason = source.to_string().to_lowercase();
+            let reason = reason.split(" (os error").next().unwrap_or_default();
+            format!("exec {command}: {reason}")
+        }
+        other => chain(other),
+    };
+    format!("failed to start container task \"{id}\": OCI runtime start failed: {reason}")
+}
+
+/// An error with its causes; a command's message already holds its cause.
+fn chain_once(error: &CreateError) -> String {
+    match error {
+        CreateError::Command { .. } => format!("error during container init: {error}"),
+        other => chain(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(name: &str, errno: i32) -> CreateError {
+        CreateError::Command {
+            command: name.to_owned(),
+            source: std::io::Error::from_raw_os_error(errno),
+        }
+    }
+
+    #[test]
+    fn a_command_that_cannot_run_is_told_in_runcs_words() {
+        let begin = "failed to create container task: OCI runtime create failed: unable to start container process: \
+                     error during container init: ";
+        for (name, errno, reason) in [
+            (
+                "/nope",
+                2,
+                "exec: \"/nope\": stat /nope: no such file or directory",
+            ),
+            (
+                "nope",
+                2,
+                "exec: \"nope\": executable file not found in $PATH",
+            ),
+            (
+                "/etc/passwd",
+                13,
+                "exec: \"/etc/passwd\": permission denied",
+            ),
+            ("/etc", 21, "exec: \"/etc\": is a directory"),
+        ] {
+            assert_eq!(
+                not_created(&command(name, errno)),
+                format!("{begin}{reason}")
+            );
+        }
+        assert_eq!(
+            not_started("x", &StartError::Process(command("/script", 2))),
+            "failed to start container task \"x\": OCI runtime start failed: exec /script: no such file or directory"
+        );
+        assert_eq!(
+            not_started("x", &StartError::Process(command("/script", 8))),
+            "failed to start container task \"x\": OCI runtime start failed: exec /script: exec format error"
+        );
+    }
+}
