@@ -39,6 +39,7 @@ where
     let (listening, client_listens) = oneshot::channel();
     let reading = async move {
         let mut stdin = Some(stdin);
+        let mut resize = Some(resize);
         let mut listening = Some(listening);
         while let Some(Ok(message)) = stream.next().await {
             if let Some(listening) = listening.take() {
@@ -63,10 +64,12 @@ where
                     }
                 }
                 channel::RESIZE => {
-                    if let Some(size) = parse_size(payload)
-                        && resize.send(size).await.is_err()
+                    if let Some(sender) = &resize
+                        && let Some(size) = parse_size(payload)
+                        && sender.send(size).await.is_err()
                     {
-                        break;
+                        // The process has ended; its status is still on the way to the client.
+                        resize = None;
                     }
                 }
                 channel::CLOSE if v5 && payload.first() == Some(&channel::STDIN) => stdin = None,
