@@ -47,16 +47,16 @@ impl Wanted {
         self.sets.effective &= self.sets.permitted;
         self.sets.inheritable &= held;
         self.ambient &= self.sets.permitted & self.sets.inheritable;
-        let names = || {
-            (0..64)
-                .filter(|bit| missing >> bit & 1 == 1)
-                .map(|bit| bit.to_string())
-                .collect::<Vec<_>>()
-        };
         let warning = (missing != 0).then(|| {
+            let names: Vec<String> = ALL
+                .iter()
+                .enumerate()
+                .filter(|(bit, _)| missing >> bit & 1 == 1)
+                .map(|(_, capability)| format!("CAP_{capability}"))
+                .collect();
             format!(
-                "capabilities number {} cannot be granted: this process or kernel has them not",
-                names().join(", ")
+                "capabilities that cannot be granted are left out, because this process or kernel has them not: {}",
+                names.join(", ")
             )
         });
         (self, warning)
@@ -107,56 +107,71 @@ fn bits(set: Option<&Capabilities>) -> u64 {
         .fold(0, |all, capability| all | 1 << number(*capability))
 }
 
-/// The kernel's number (linux/capability.h).
-fn number(capability: Capability) -> u32 {
-    match capability {
-        Capability::Chown => 0,
-        Capability::DacOverride => 1,
-        Capability::DacReadSearch => 2,
-        Capability::Fowner => 3,
-        Capability::Fsetid => 4,
-        Capability::Kill => 5,
-        Capability::Setgid => 6,
-        Capability::Setuid => 7,
-        Capability::Setpcap => 8,
-        Capability::LinuxImmutable => 9,
-        Capability::NetBindService => 10,
-        Capability::NetBroadcast => 11,
-        Capability::NetAdmin => 12,
-        Capability::NetRaw => 13,
-        Capability::IpcLock => 14,
-        Capability::IpcOwner => 15,
-        Capability::SysModule => 16,
-        Capability::SysRawio => 17,
-        Capability::SysChroot => 18,
-        Capability::SysPtrace => 19,
-        Capability::SysPacct => 20,
-        Capability::SysAdmin => 21,
-        Capability::SysBoot => 22,
-        Capability::SysNice => 23,
-        Capability::SysResource => 24,
-        Capability::SysTime => 25,
-        Capability::SysTtyConfig => 26,
-        Capability::Mknod => 27,
-        Capability::Lease => 28,
-        Capability::AuditWrite => 29,
-        Capability::AuditControl => 30,
-        Capability::Setfcap => 31,
-        Capability::MacOverride => 32,
-        Capability::MacAdmin => 33,
-        Capability::Syslog => 34,
-        Capability::WakeAlarm => 35,
-        Capability::BlockSuspend => 36,
-        Capability::AuditRead => 37,
-        Capability::Perfmon => 38,
-        Capability::Bpf => 39,
-        Capability::CheckpointRestore => 40,
-    }
+/// All of them, each at the kernel's number (linux/capability.h).
+const ALL: [Capability; 41] = [
+    Capability::Chown,
+    Capability::DacOverride,
+    Capability::DacReadSearch,
+    Capability::Fowner,
+    Capability::Fsetid,
+    Capability::Kill,
+    Capability::Setgid,
+    Capability::Setuid,
+    Capability::Setpcap,
+    Capability::LinuxImmutable,
+    Capability::NetBindService,
+    Capability::NetBroadcast,
+    Capability::NetAdmin,
+    Capability::NetRaw,
+    Capability::IpcLock,
+    Capability::IpcOwner,
+    Capability::SysModule,
+    Capability::SysRawio,
+    Capability::SysChroot,
+    Capability::SysPtrace,
+    Capability::SysPacct,
+    Capability::SysAdmin,
+    Capability::SysBoot,
+    Capability::SysNice,
+    Capability::SysResource,
+    Capability::SysTime,
+    Capability::SysTtyConfig,
+    Capability::Mknod,
+    Capability::Lease,
+    Capability::AuditWrite,
+    Capability::AuditControl,
+    Capability::Setfcap,
+    Capability::MacOverride,
+    Capability::MacAdmin,
+    Capability::Syslog,
+    Capability::WakeAlarm,
+    Capability::BlockSuspend,
+    Capability::AuditRead,
+    Capability::Perfmon,
+    Capability::Bpf,
+    Capability::CheckpointRestore,
+];
+
+fn number(capability: Capability) -> usize {
+    let found = ALL.iter().position(|one| *one == capability);
+    found.expect("the list has every one")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_capability_has_the_kernels_number() {
+        for (capability, number_) in [
+            (Capability::Chown, 0),
+            (Capability::SysAdmin, 21),
+            (Capability::CheckpointRestore, 40),
+        ] {
+            assert_eq!(number(capability), number_, "{capability}");
+        }
+        assert_eq!(1 << number(Capability::SysAdmin), SYS_ADMIN);
+    }
 
     #[test]
     fn what_cannot_be_granted_is_left_out_with_a_warning() {
@@ -180,7 +195,7 @@ mod tests {
             }
         );
         assert_eq!((got.bounding, got.ambient), (0b101, 0b001));
-        assert!(warning.unwrap().contains("number 1 "));
+        assert!(warning.unwrap().ends_with(": CAP_DAC_OVERRIDE"));
         assert!(Wanted::default().limit_to(0).1.is_none());
     }
 }

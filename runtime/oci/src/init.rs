@@ -41,6 +41,8 @@ pub(crate) struct Plan<'a> {
     /// Where start connects.
     pub listener: &'a OwnedFd,
     pub pivot: bool,
+    /// The SELinux label of new file systems.
+    pub mount_label: Option<&'a str>,
     /// Whether the maker is an ordinary user.
     pub rootless: bool,
     /// For hooks that run in here.
@@ -146,11 +148,7 @@ impl Plan<'_> {
             sources: self.sources,
             cgroup: self.group,
             cgroup_namespace: self.namespaces.is_new(Kind::Cgroup),
-            label: self
-                .linux()
-                .mount_label()
-                .as_deref()
-                .filter(|label| !label.is_empty()),
+            label: self.mount_label,
             bundle: self.bundle,
         };
         rootfs.mount_all(mounts, &context)?;

@@ -14,7 +14,7 @@
 //! * `runtime`: the operations, as methods of [`Runtime`]
 //! * `init`: the container's first process, from clone3 to exec; `message`: what it tells its maker
 //! * [`namespace`], [`mount`], `idmap`, `netdev`, `rootfs`: its world
-//! * `process`, `capability`, [`seccomp`]: its rights
+//! * `process`, `capability`, `label`, [`seccomp`]: its rights
 //! * [`cgroup`]: its limits; usable alone
 //! * [`hooks`], [`error`], [`protect`]
 //! * [`spec`]: reading configurations
@@ -30,6 +30,7 @@ pub mod hooks;
 pub mod id;
 mod idmap;
 mod init;
+mod label;
 mod message;
 pub mod mount;
 pub mod namespace;

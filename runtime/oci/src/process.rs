@@ -50,6 +50,8 @@ pub(crate) struct Settings<'a> {
     pub preserve_fds: u32,
     /// The name of a session keyring to make.
     pub keyring: Option<String>,
+    /// The AppArmor profile, if the kernel has AppArmor.
+    pub apparmor: Option<&'a str>,
 }
 
 /// A process that has all but its last privileges and its program.
@@ -119,7 +121,7 @@ impl<'a> Settings<'a> {
         if let Some(name) = &self.keyring {
             self.join_keyring(name, channel)?;
         }
-        self.label()?;
+        self.label(channel)?;
         for warning in raise_limits(process, Pid::from_raw(0))? {
             channel
                 .report(&Report::Warning(warning))
@@ -224,13 +226,18 @@ impl<'a> Settings<'a> {
         }
     }
 
-    fn label(&self) -> Result<(), Failure> {
+    fn label(&self, channel: &Channel) -> Result<(), Failure> {
+        if self.apparmor.is_none()
+            && let Some(warning) = crate::label::without_apparmor(self.process)
+        {
+            channel
+                .report(&Report::Warning(warning))
+                .or_fail(Step::Channel, || "report a warning")?;
+        }
         let given = |label: &Option<String>| label.clone().filter(|label| !label.is_empty());
-        let profile =
-            given(self.process.apparmor_profile()).filter(|profile| profile != "unconfined");
         let writes = [
             (
-                profile.map(|profile| format!("exec {profile}")),
+                self.apparmor.map(|profile| format!("exec {profile}")),
                 "attr/apparmor/exec",
                 "AppArmor profile",
             ),

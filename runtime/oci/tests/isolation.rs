@@ -219,6 +219,7 @@ fn unknown_capabilities_are_ignored() {
         .push(json!("CAP_NO_SUCH"));
     let done = case.run();
     assert_eq!((done.code, done.out.as_str()), (0, "ran\n"), "{done:?}");
+    assert!(done.err.contains("CAP_NO_SUCH"), "the warning: {done:?}");
 }
 
 #[test]

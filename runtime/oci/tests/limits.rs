@@ -17,14 +17,7 @@ fn cpu(case: &Case, file: &str) -> String {
 fn update(case: &Case, resources: &serde_json::Value) -> support::Done {
     let path = case.path("resources.json");
     std::fs::write(&path, resources.to_string()).unwrap();
-    // Warnings go to standard error only on request.
-    case.verb(&[
-        "--debug",
-        "update",
-        "--resources",
-        path.to_str().unwrap(),
-        &case.id,
-    ])
+    case.verb(&["update", "--resources", path.to_str().unwrap(), &case.id])
 }
 
 #[test]

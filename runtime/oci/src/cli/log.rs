@@ -44,11 +44,9 @@ impl Log {
         }
     }
 
-    /// Without a file only on request: standard error is the container's own, and ends up in its log.
+    /// To the file, or to standard error as runc does: the specification has things that must be told, not refused.
     pub fn warn(&self, message: &str) {
-        if self.file.is_some() || self.debug {
-            self.write("warning", message);
-        }
+        self.write("warning", message);
     }
 
     pub fn debug(&self, message: &str) {
@@ -59,7 +57,8 @@ impl Log {
 
     fn write(&self, level: &str, message: &str) {
         let Some(mut file) = self.file.as_deref() else {
-            eprintln!("knarr-oci: {message}");
+            let mark = if level == "warning" { "warning: " } else { "" };
+            eprintln!("knarr-oci: {mark}{message}");
             return;
         };
         let time = knarr_oci::state::now();

@@ -25,6 +25,7 @@ use crate::hooks;
 use crate::id::ContainerId;
 use crate::idmap::{Mapper, Wanted};
 use crate::init::{self, Plan, Role};
+use crate::label;
 use crate::message::{Channel, Report};
 use crate::mount::Options;
 use crate::namespace::{Kind, NamespaceSet};
@@ -230,6 +231,7 @@ impl Runtime {
             sources: &sources,
             listener: &listener,
             pivot: !self.options.no_pivot,
+            mount_label: label::of_mounts(spec),
             rootless: is_ordinary_user(),
             state: &state,
         };
@@ -241,6 +243,7 @@ impl Runtime {
                 cgroup::ignored(resources, group.is_unified())
             }),
         };
+        born.warnings.extend(label::mount_warning(spec));
         if without_group {
             let text = "the container has no cgroup of its own: this user may make none";
             born.warnings.push(text.to_owned());
@@ -338,6 +341,7 @@ impl Runtime {
             memory_policy: linux.and_then(|linux| linux.memory_policy().as_ref()),
             preserve_fds: io.preserve_fds,
             keyring: (!self.options.no_new_keyring).then(|| format!("_ses.{id}")),
+            apparmor: label::apparmor(process),
         }
     }
 
@@ -457,14 +461,6 @@ fn check(spec: &Spec) -> Result<(), CreateError> {
     let unsupported = |what: &str| Err(CreateError::Unsupported { what: what.into() });
     if linux.intel_rdt().is_some() {
         return unsupported("linux.intelRdt");
-    }
-    if linux
-        .mount_label()
-        .as_ref()
-        .is_some_and(|label| !label.is_empty())
-        && !Path::new("/sys/fs/selinux").exists()
-    {
-        return unsupported("linux.mountLabel without SELinux");
     }
     for mount in spec.mounts().iter().flatten() {
         let options = Options::parse(mount.options().as_deref().unwrap_or_default())
