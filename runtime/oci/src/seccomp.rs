@@ -338,6 +338,43 @@ mod tests {
     }
 
     #[test]
+    fn a_filter_knows_the_architectures_it_is_told() {
+        // AUDIT_ARCH_I386, which a filter compares seccomp_data.arch with.
+        let knows_x86 = |program: &Program| format!("{program:?}").contains("k: 1073741827");
+        let profile = |more: &str| {
+            let text = format!(
+                r#"{{"defaultAction":"SCMP_ACT_ALLOW",{more}"syscalls":[{{"names":["mkdir"],"action":"SCMP_ACT_ERRNO"}}]}}"#
+            );
+            serde_json::from_str::<LinuxSeccomp>(&text).unwrap()
+        };
+        assert!(!knows_x86(&compile(&profile("")).unwrap()));
+        let both = profile(r#""architectures":["SCMP_ARCH_X86_64","SCMP_ARCH_X86"],"#);
+        assert!(knows_x86(&compile(&both).unwrap()));
+        let unknown = r#"{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_PDP11"]}"#;
+        assert!(serde_json::from_str::<LinuxSeccomp>(unknown).is_err());
+    }
+
+    #[test]
+    fn flags_reach_the_kernel_unless_it_would_refuse_them() {
+        let flags = |action: &str| {
+            let text = format!(
+                r#"{{"defaultAction":"SCMP_ACT_ALLOW","listenerPath":"/x","flags":["SECCOMP_FILTER_FLAG_TSYNC","SECCOMP_FILTER_FLAG_LOG",
+                "SECCOMP_FILTER_FLAG_SPEC_ALLOW","SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"],
+                "syscalls":[{{"names":["mkdir"],"action":"{action}"}}]}}"#
+            );
+            compile(&serde_json::from_str(&text).unwrap())
+                .unwrap()
+                .flags()
+        };
+        let (log, spec_allow, new_listener, wait_killable) = (2, 4, 8, 32);
+        assert_eq!(flags("SCMP_ACT_ERRNO"), log | spec_allow);
+        assert_eq!(
+            flags("SCMP_ACT_NOTIFY"),
+            log | spec_allow | new_listener | wait_killable
+        );
+    }
+
+    #[test]
     fn unknown_system_calls_are_skipped_and_bad_errnos_refused() {
         let profile = |json| serde_json::from_str::<LinuxSeccomp>(json).unwrap();
         let rule = r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["no_such_call","mkdir"],"action":"SCMP_ACT_ERRNO"}]}"#;

@@ -421,6 +421,27 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_below_what_is_used_is_refused_if_that_is_wanted() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("memory.current"), "1000\n").unwrap();
+        let check = |json: &str| {
+            let resources: LinuxResources = serde_json::from_str(json).unwrap();
+            check_usage(directory.path(), &resources)
+        };
+        assert!(check(r#"{"memory":{"limit":1001,"checkBeforeUpdate":true}}"#).is_ok());
+        assert!(check(r#"{"memory":{"limit":-1,"checkBeforeUpdate":true}}"#).is_ok());
+        assert!(check(r#"{"memory":{"limit":5}}"#).is_ok());
+        let refused = check(r#"{"memory":{"limit":999,"checkBeforeUpdate":true}}"#);
+        assert!(matches!(
+            refused,
+            Err(CgroupError::BelowUsage {
+                limit: 999,
+                usage: 1000
+            })
+        ));
+    }
+
+    #[test]
     fn weights_grow_with_shares() {
         let all: Vec<u64> = (2..=262_144).step_by(7).map(weight).collect();
         assert!(all.is_sorted());
