@@ -92,6 +92,9 @@ pub enum ImageCommand {
     Pull {
         /// The image's name
         reference: String,
+        /// Who we are to the registry
+        #[command(flatten)]
+        credentials: Credentials,
         /// The configuration, for the directories
         #[command(flatten)]
         run: Run,
@@ -104,13 +107,24 @@ pub enum ImageCommand {
     },
     /// Remove images
     Rm {
-        /// Names or ids
+        /// Names, ids or digests
         #[arg(required = true)]
         images: Vec<String>,
         /// The configuration, for the directories
         #[command(flatten)]
         run: Run,
     },
+}
+
+/// Who we are to a registry.
+#[derive(Args)]
+pub struct Credentials {
+    /// The user and the password for the registry
+    #[arg(long, value_name = "USER:PASSWORD", conflicts_with = "authfile")]
+    pub creds: Option<String>,
+    /// The file with the registries' logins [default: $REGISTRY_AUTH_FILE, or where podman login and docker login leave theirs]
+    #[arg(long, value_name = "FILE")]
+    pub authfile: Option<PathBuf>,
 }
 
 /// `knarr token`.

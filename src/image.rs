@@ -5,9 +5,10 @@ use std::path::Path;
 use std::str::FromStr;
 
 use anyhow::Context;
-use knarr_image::{Auth, Image, ImageStore, Reference, Removed, StoreConfig};
+use knarr_image::{Image, ImageStore, Reference, Removed, StoreConfig};
 
-use crate::cli::{ImageCommand, Run};
+use crate::cli::{Credentials, ImageCommand, Run};
+use crate::login;
 
 /// Executes one of the commands.
 ///
@@ -17,7 +18,11 @@ use crate::cli::{ImageCommand, Run};
 pub async fn execute(command: ImageCommand) -> anyhow::Result<()> {
     match command {
         ImageCommand::Import { from, run } => import(&open(run)?, &from),
-        ImageCommand::Pull { reference, run } => pull(&open(run)?, &reference).await,
+        ImageCommand::Pull {
+            reference,
+            credentials,
+            run,
+        } => pull(&open(run)?, &reference, &credentials).await,
         ImageCommand::Ls { run } => list(&open(run)?),
         ImageCommand::Rm { images, run } => remove(&open(run)?, &images),
     }
@@ -42,10 +47,11 @@ fn import(store: &ImageStore, from: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn pull(store: &ImageStore, reference: &str) -> anyhow::Result<()> {
+async fn pull(store: &ImageStore, reference: &str, given: &Credentials) -> anyhow::Result<()> {
     let reference = Reference::from_str(reference)?;
+    let auth = login::find(given, &reference)?;
     let image = store
-        .pull(&reference, &Auth::Anonymous)
+        .pull(&reference, &auth)
         .await
         .with_context(|| format!("pull {}", reference.name()))?;
     print_names(&image);

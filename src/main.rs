@@ -4,6 +4,7 @@ mod cli;
 mod config;
 mod image;
 mod kubeconfig;
+mod login;
 mod node;
 mod run;
 mod server;

@@ -264,6 +264,44 @@ fn a_registry_with_passwords_gives_only_to_those_who_have_one() {
         "  imagePullSecrets: [{name: right}]\n",
     ));
     cluster.wait_for("pod/anna", "{.status.phase}", "Running");
+    cluster.kubectl(&["delete", "pods", "--all"]);
+
+    // The command takes the login from its arguments, or from what `podman login` and `skopeo login` leave.
+    let pull = |args: &[&str]| good(&cluster, &[&["image", "pull", &image], args].concat());
+    let refused = |args: &[&str]| bad(&cluster, &[&["image", "pull", &image], args].concat());
+    let remove = |name: &str| {
+        let said = good(&cluster, &["image", "rm", name]);
+        assert!(!good(&cluster, &["image", "ls"]).contains(&image), "{said}");
+    };
+    remove(&image);
+    assert!(refused(&["--creds", "anna:guess"]).contains("pull access denied"));
+    assert!(refused(&["--creds", "anna"]).contains("--creds is not USER:PASSWORD"));
+    assert_eq!(pull(&["--creds", "anna:secret"]), format!("{image}\n"));
+    let id = good(&cluster, &["image", "ls"]);
+    let id = (id.lines())
+        .find_map(|line| line.strip_prefix(&image)?.split_whitespace().next())
+        .expect("the image's id");
+    remove(id);
+
+    let file = cluster.machine().dir().join("auth.json");
+    let file = file.to_str().expect("UTF-8");
+    assert!(refused(&["--authfile", file]).contains("is not there"));
+    let login = "skopeo login --tls-verify=false --username anna --password secret 127.0.0.1:5001";
+    cluster
+        .machine()
+        .sh_ok(&format!("{login} --authfile {file}"));
+    pull(&["--authfile", file]);
+    let digest = cluster.machine().sh_ok(&format!(
+        "skopeo inspect --authfile {file} --tls-verify=false --format '{{{{.Digest}}}}' docker://{image}"
+    ));
+    remove(digest.trim());
+    assert!(refused(&[]).contains("pull access denied"));
+    cluster.machine().sh_ok(login);
+    pull(&[]);
+    remove(&image);
+    let broken = format!("echo '{{\"auths\": {{\"x\": {{\"auth\": \"%\"}}}}}}' > {file}");
+    cluster.machine().sh_ok(&broken);
+    assert!(refused(&["--authfile", file]).contains("the auth of registry x"));
 }
 
 #[test]

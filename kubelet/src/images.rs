@@ -3,11 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use knarr_engine::types::{ImageStatus, RegistryAuth};
-use serde::Deserialize;
+use knarr_engine::{ImageReference, Logins};
 use tokio::sync::Notify;
 
 use crate::ctx::Ctx;
@@ -20,10 +18,8 @@ use crate::runtime::chain;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ImageError {
     /// The name cannot be understood.
-    #[error(
-        "Failed to apply default image tag \"{image}\": couldn't parse image name \"{image}\": invalid reference format"
-    )]
-    InvalidName { image: String },
+    #[error("Failed to apply default image tag \"{image}\": {message}")]
+    InvalidName { image: String, message: String },
     /// The policy forbids to pull, and it is not here.
     #[error("Container image \"{image}\" is not present with pull policy of Never")]
     NeverPull { image: String },
@@ -43,9 +39,13 @@ pub(crate) async fn ensure(
     wake: &Arc<Notify>,
 ) -> Result<ImageStatus, ImageError> {
     let image = container.image.clone().unwrap_or_default();
-    if !is_reference(&image) {
-        return Err(ImageError::InvalidName { image });
-    }
+    let reference: ImageReference = match image.parse() {
+        Ok(reference) => reference,
+        Err(error) => {
+            let message = chain(&error);
+            return Err(ImageError::InvalidName { image, message });
+        }
+    };
     let event = |severity, reason, message| {
         ctx.events
             .pod(pod, Some(&container.name), severity, reason, message)
@@ -88,7 +88,7 @@ pub(crate) async fn ensure(
         format!("Pulling image \"{image}\""),
     );
     let start = Instant::now();
-    let auth = credentials(ctx, pod, &image, wake).await;
+    let auth = credentials(ctx, pod, &reference, wake).await;
     match ctx.runtime.pull_image(&image, auth).await {
         Ok(status) => {
             let took = duration(start.elapsed());
@@ -122,49 +122,11 @@ fn duration(elapsed: std::time::Duration) -> String {
     }
 }
 
-/// Whether the text has the form of an image reference (distribution's grammar, without its finer points).
-fn is_reference(image: &str) -> bool {
-    let (name, digest) = image
-        .split_once('@')
-        .map_or((image, None), |(n, d)| (n, Some(d)));
-    let (path, tag) = match name.rsplit_once(':') {
-        Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
-        _ => (name, None),
-    };
-    let tag_ok = tag.is_none_or(|t| {
-        !t.is_empty()
-            && t.len() <= 128
-            && t.chars()
-                .all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
-    });
-    let digest_ok = digest.is_none_or(|d| {
-        d.split_once(':').is_some_and(|(a, h)| {
-            !a.is_empty() && h.len() >= 32 && h.chars().all(|c| c.is_ascii_hexdigit())
-        })
-    });
-    let mut parts: Vec<&str> = path.split('/').collect();
-    // The first part may be a host, where capitals and a port are allowed.
-    let has_host = parts.len() > 1 && (parts[0].contains(['.', ':']) || parts[0] == "localhost");
-    if has_host {
-        parts.remove(0);
-    }
-    let path_ok = parts.iter().all(|part| {
-        let edge =
-            |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
-        edge(part.chars().next())
-            && edge(part.chars().last())
-            && part
-                .chars()
-                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
-    });
-    tag_ok && digest_ok && path_ok
-}
-
 /// The credentials of the pod's pull secrets that fit the image's registry.
 async fn credentials(
     ctx: &Ctx,
     pod: &Pod,
-    image: &str,
+    image: &ImageReference,
     wake: &Arc<Notify>,
 ) -> Option<RegistryAuth> {
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
@@ -177,114 +139,40 @@ async fn credentials(
         };
         match ctx.objects.get(&reference, uid, wake).await {
             Ok(data) => {
-                let found = data
-                    .get(".dockerconfigjson")
-                    .and_then(|text| serde_json::from_slice::<DockerConfig>(text).ok())
-                    .map(|c| c.auths)
-                    .or_else(|| data.get(".dockercfg").and_then(|text| serde_json::from_slice(text).ok()))
-                    .and_then(|auths| matching(&auths, image));
-                if found.is_some() {
-                    return found;
+                let logins = match (data.get(".dockerconfigjson"), data.get(".dockercfg")) {
+                    (Some(text), _) => Logins::parse(text),
+                    (None, Some(text)) => Logins::parse_old(text),
+                    (None, None) => Ok(Logins::default()),
+                };
+                let found = match &logins {
+                    Ok(logins) => logins.find(image),
+                    Err(error) => {
+                        retrieval_failed(ctx, pod, &secret.name, &chain(error));
+                        None
+                    }
+                };
+                if let Some(login) = found {
+                    return Some(RegistryAuth {
+                        username: login.username.clone(),
+                        password: login.password.clone(),
+                    });
                 }
             }
             // A missing secret is no reason not to try, as in Kubernetes.
-            Err(error) => ctx.events.pod(
-                pod,
-                None,
-                Severity::Warning,
-                "FailedToRetrieveImagePullSecret",
-                format!(
-                    "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed. ({error})",
-                    secret.name
-                ),
-            ),
+            Err(error) => retrieval_failed(ctx, pod, &secret.name, &error.to_string()),
         }
     }
     None
 }
 
-#[derive(Deserialize)]
-struct DockerConfig {
-    #[serde(default)]
-    auths: std::collections::BTreeMap<String, DockerAuth>,
-}
-
-#[derive(Deserialize)]
-struct DockerAuth {
-    #[serde(default)]
-    username: String,
-    #[serde(default)]
-    password: String,
-    #[serde(default)]
-    auth: String,
-}
-
-fn matching(
-    auths: &std::collections::BTreeMap<String, DockerAuth>,
-    image: &str,
-) -> Option<RegistryAuth> {
-    let host = match image.split_once('/') {
-        Some((first, _)) if first.contains(['.', ':']) || first == "localhost" => first,
-        _ => "docker.io",
-    };
-    let (_, auth) = auths.iter().find(|(server, _)| {
-        let server = server
-            .trim_start_matches("https://")
-            .trim_start_matches("http://");
-        let (server, path) = server.split_once('/').unwrap_or((server, ""));
-        let hub = matches!(
-            server,
-            "index.docker.io" | "registry-1.docker.io" | "docker.io"
-        ) && host == "docker.io";
-        let path = path.trim_end_matches('/');
-        let path_fits = path.is_empty()
-            || matches!(path, "v1" | "v2")
-            || image.starts_with(&format!("{host}/{path}"));
-        (server == host || hub) && path_fits
-    })?;
-    if !auth.username.is_empty() {
-        return Some(RegistryAuth {
-            username: auth.username.clone(),
-            password: auth.password.clone(),
-        });
-    }
-    let text = String::from_utf8(STANDARD.decode(&auth.auth).ok()?).ok()?;
-    let (username, password) = text.split_once(':')?;
-    Some(RegistryAuth {
-        username: username.to_owned(),
-        password: password.to_owned(),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn references_are_told_from_nonsense() {
-        for good in [
-            "busybox",
-            "busybox:1.36",
-            "docker.io/library/a_b:v1",
-            "localhost:5000/a/b",
-            "Host.io/x:T",
-        ] {
-            assert!(is_reference(good), "{good}");
-        }
-        for bad in ["", "UPPER", "a b", "a:", "a@b", "/a", "a//b", "a:b:c"] {
-            assert!(!is_reference(bad), "{bad}");
-        }
-    }
-
-    #[test]
-    fn pull_secrets_match_by_registry() {
-        let auths = serde_json::from_str(
-            r#"{"https://index.docker.io/v1/": {"auth": "dTpw"}, "reg.io:5000": {"username": "x", "password": "y"}}"#,
-        )
-        .expect("json");
-        let user = |image| matching(&auths, image).map(|a| a.username);
-        assert_eq!(user("busybox").as_deref(), Some("u"));
-        assert_eq!(user("reg.io:5000/a").as_deref(), Some("x"));
-        assert_eq!(user("other.io/a"), None);
-    }
+fn retrieval_failed(ctx: &Ctx, pod: &Pod, secret: &str, why: &str) {
+    ctx.events.pod(
+        pod,
+        None,
+        Severity::Warning,
+        "FailedToRetrieveImagePullSecret",
+        format!(
+            "Unable to retrieve some image pull secrets ({secret}); attempting to pull the image may not succeed. ({why})"
+        ),
+    );
 }

@@ -30,6 +30,8 @@ mod user;
 
 pub use engine::{Engine, EngineConfig};
 pub use error::EngineError;
-pub use knarr_image::{ImageStore, StoreConfig, Watermarks};
+pub use knarr_image::{
+    ImageStore, Logins, LoginsError, Reference as ImageReference, StoreConfig, Watermarks,
+};
 pub use knarr_network::NetworkConfig;
 pub use session::{ExecRequest, Session, SessionReader, SessionWriter};

@@ -10,7 +10,7 @@
 //! its writer, so that the next opener can tell a crashed writer's leavings from work in progress.
 //!
 //! Reading order: [`digest`](Digest) and [`reference`](Reference), `layout` (what is where), `content` (blobs), `unpack`
-//! (hostile archives), `layers`, `index`, `store` ([`ImageStore`]), `import`, `pull`, `snapshot` (on `inherit` and `overlay`), `gc`.
+//! (hostile archives), `layers`, `index`, `store` ([`ImageStore`]), `import`, `logins`, `pull`, `snapshot` (on `inherit` and `overlay`), `gc`.
 
 #![forbid(unsafe_code)]
 
@@ -24,6 +24,7 @@ mod index;
 mod inherit;
 mod layers;
 mod layout;
+mod logins;
 mod manifest;
 mod overlay;
 mod pull;
@@ -39,6 +40,7 @@ pub use gc::{Collected, Watermarks};
 pub use import::ImportError;
 pub use index::IndexError;
 pub use layers::LayerError;
+pub use logins::{Login, Logins, LoginsError};
 pub use manifest::ManifestError;
 pub use pull::{Auth, PullError};
 pub use reference::{InvalidName, InvalidReference, Reference};

@@ -280,9 +280,16 @@ fn find(
             _ => None,
         }
     };
+    // The digest of its manifest, which `name@digest` has, is as good a name: an image has one content.
+    let by_manifest = || {
+        let digest = format!("@sha256:{hex}");
+        let known = |entry: &Entry| entry.digests.iter().any(|name| name.ends_with(&digest));
+        let (id, _) = index.images.iter().find(|(_, entry)| known(entry))?;
+        Some(id.clone())
+    };
     let digits = hex.len() >= 12 && hex.bytes().all(|b| b.is_ascii_hexdigit());
     if name.starts_with("sha256:") || (digits && hex.len() == 64) {
-        return Ok(by_id().map(|id| (id, None)));
+        return Ok(by_id().or_else(by_manifest).map(|id| (id, None)));
     }
     let reference: Reference = name.parse()?;
     let known_as = match reference.digest() {
