@@ -18,6 +18,9 @@ use crate::{
 
 pub(crate) const KV: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("kv");
 pub(crate) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+/// Since when no key of a [`kind`] was removed; under [`EVERY_KIND`], of those that are not listed.
+pub(crate) const REMOVED: TableDefinition<'_, &str, u64> = TableDefinition::new("removed");
+pub(crate) const EVERY_KIND: &str = "";
 /// The key in [`META`] of the newest revision.
 pub(crate) const REVISION: &str = "revision";
 /// The key in [`META`] of the reservation: no revision beyond it was given out without being in the file.
@@ -82,6 +85,7 @@ fn open_database(path: &Path) -> Result<Database, redb::Error> {
     let txn = database.begin_write()?;
     txn.open_table(KV)?;
     txn.open_table(META)?;
+    txn.open_table(REMOVED)?;
     txn.commit()?;
     Ok(database)
 }
@@ -167,10 +171,21 @@ fn begin_life(file: &File) -> Result<Revision, redb::Error> {
             _ => stored,
         };
         meta.insert(REVISION, start)?;
+        let mut removed = txn.open_table(REMOVED)?;
+        if removed.get(EVERY_KIND)?.is_none() {
+            // A file of a version that did not keep this, or a new one.
+            removed.insert(EVERY_KIND, start)?;
+        }
         start
     };
     txn.commit()?;
     Ok(start)
+}
+
+/// What a key belongs to: `/registry/pods/` of `/registry/pods/default/web-0`.
+pub(crate) fn kind(key: &str) -> &str {
+    let end = key.match_indices('/').nth(2).map(|(at, _)| at + 1);
+    &key[..end.unwrap_or(key.len())]
 }
 
 fn backend(what: String, source: redb::Error) -> StoreError {
@@ -261,6 +276,21 @@ impl Store for RedbStore {
         after: Revision,
     ) -> Result<mpsc::Receiver<(Revision, Vec<Event>)>, StoreError> {
         self.shared.history.lock().watch(prefix, after)
+    }
+
+    async fn none_removed_since(&self, prefix: &str) -> Result<Revision, StoreError> {
+        let read = || -> Result<Revision, redb::Error> {
+            let txn = self.shared.database.read().begin_read()?;
+            let removed = txn.open_table(REMOVED)?;
+            let of = |kind: &str| -> Result<Revision, redb::Error> {
+                Ok(removed.get(kind)?.map_or(0, |guard| guard.value()))
+            };
+            Ok(of(EVERY_KIND)?.max(of(kind(prefix))?))
+        };
+        // A reservation stands in the future; what is there now is known.
+        read()
+            .map(|since| since.min(self.revision()))
+            .map_err(|source| self.failed(&format!("read what was removed of {prefix}"), source))
     }
 
     async fn compact(&self, revision: Revision) -> Result<(), StoreError> {

@@ -183,6 +183,13 @@ pub trait Store: Send + Sync + 'static {
         after: Revision,
     ) -> Result<mpsc::Receiver<(Revision, Vec<Event>)>, StoreError>;
 
+    /// A revision since which no key that starts with `prefix` was removed; `prefix` is `/registry/x/` or longer.
+    ///
+    /// With the newest `mod_revision` of those keys it tells since when nothing under the prefix has changed: whoever knows
+    /// that state may go on from there, although this life of the store has not seen how it came about. A store that does
+    /// not know answers with its newest revision.
+    async fn none_removed_since(&self, prefix: &str) -> Result<Revision, StoreError>;
+
     /// Forgets history before `revision`; the present stays whole.
     async fn compact(&self, revision: Revision) -> Result<(), StoreError>;
 }

@@ -1,6 +1,6 @@
 //! The one thread that writes: it gathers the transactions that wait, commits them with one fsync, and tells everybody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use redb::{ReadableTable, WriteTransaction};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::embedded::{KV, META, RESERVED, REVISION, Shared};
+use crate::embedded::{KV, META, REMOVED, RESERVED, REVISION, Shared, kind};
 use crate::{Compare, Durability, Event, KeyValue, Op, Revision, StoreError, TxnOutcome, record};
 
 /// Most transactions in one commit: bounds how long the first of them waits for the last.
@@ -35,6 +35,7 @@ pub(crate) fn run(shared: Arc<Shared>, path: PathBuf, mut requests: mpsc::Receiv
         shared,
         path,
         reserved: 0,
+        covered: BTreeSet::new(),
         deferred: BTreeMap::new(),
         lost: false,
     };
@@ -74,6 +75,8 @@ struct Writer {
     path: PathBuf,
     /// The reservation in the file; 0 while there is none.
     reserved: Revision,
+    /// The kinds of keys that the reservation in the file is for.
+    covered: BTreeSet<String>,
     /// The records that were written without fsync since the last commit that had one.
     deferred: BTreeMap<String, Vec<u8>>,
     /// Whether the file was opened again and has lost what is in `deferred`.
@@ -140,7 +143,9 @@ impl Writer {
             .all(|request| request.durability == Durability::Deferred)
             // A deletion undone would bring back what somebody was told is gone.
             && batches.iter().flat_map(|(_, events)| events).all(|event| matches!(event, Event::Put { .. }));
-        if only_deferred && newest <= self.reserved {
+        let kinds = || puts(&batches).map(|kv| kind(&kv.key));
+        let covered = newest <= self.reserved && kinds().all(|kind| self.covered.contains(kind));
+        if only_deferred && covered {
             txn.set_durability(redb::Durability::None)
                 .expect("this transaction made no savepoint");
             txn.commit()?;
@@ -152,6 +157,12 @@ impl Writer {
             let reserved = only_deferred.then_some(newest + RESERVATION);
             if let Some(reserved) = reserved {
                 txn.open_table(META)?.insert(RESERVED, reserved)?;
+                self.covered.extend(kinds().map(str::to_owned));
+                // What a crash undoes of these kinds happened, for those who saw it, up to where the next life starts.
+                let mut removed = txn.open_table(REMOVED)?;
+                for kind in &self.covered {
+                    removed.insert(kind.as_str(), reserved + 1)?;
+                }
             }
             txn.commit()?;
             self.reserved = reserved.unwrap_or(self.reserved);
@@ -257,9 +268,10 @@ fn check_space(path: &Path, group: &[Request]) -> Result<(), Failure> {
 fn apply(
     txn: &WriteTransaction,
     mut revision: Revision,
-    group: &[Request],
+    requests: &[Request],
 ) -> Result<Committed, redb::Error> {
     let mut kv = txn.open_table(KV)?;
+    let mut removed = txn.open_table(REMOVED)?;
     let read = |table: &redb::Table<'_, &str, &[u8]>,
                 key: &str|
      -> Result<Option<KeyValue>, redb::Error> {
@@ -270,9 +282,9 @@ fn apply(
             None => Ok(None),
         }
     };
-    let mut outcomes = Vec::with_capacity(group.len());
+    let mut outcomes = Vec::with_capacity(requests.len());
     let mut batches = Vec::new();
-    for request in group {
+    for request in requests {
         let mut holds = true;
         let mut found = Vec::with_capacity(request.compares.len());
         for compare in &request.compares {
@@ -311,6 +323,10 @@ fn apply(
                 Op::Delete(key) => {
                     if let Some(previous) = read(&kv, key)? {
                         kv.remove(key.as_str())?;
+                        let kind = kind(key);
+                        // It may stand higher already, for renewals that a crash would undo.
+                        let since = removed.get(kind)?.map_or(0, |guard| guard.value());
+                        removed.insert(kind, since.max(next))?;
                         events.push(Event::Delete {
                             previous,
                             revision: next,
@@ -373,6 +389,7 @@ mod tests {
             }),
             path,
             reserved: 0,
+            covered: BTreeSet::new(),
             deferred: BTreeMap::new(),
             lost: false,
         };

@@ -353,6 +353,12 @@ async fn a_kill_undoes_renewals_and_their_revisions_are_never_given_again() {
                 Err(StoreError::Compacted { .. })
             ));
         }
+        // Whoever saw a renewal that is gone cannot go on from it; what else there is was not touched.
+        assert_eq!(
+            store.none_removed_since("/lease").await.unwrap(),
+            store.revision()
+        );
+        assert_eq!(store.none_removed_since("/a").await.unwrap(), 1);
         assert_eq!(renew(&store, "/lease", "again").await, page.revision + 1);
     }
 }
@@ -387,6 +393,35 @@ async fn renewals_are_seen_in_order_and_survive_a_close() {
         .unwrap()
         .len();
     assert!(size < 4 << 20, "{size} bytes for two keys");
+}
+
+#[tokio::test]
+async fn the_last_removal_of_each_kind_of_key_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (pods, maps) = ("/registry/pods/", "/registry/configmaps/");
+    let key = |kind: &str, name: &str| format!("{kind}default/{name}");
+    let store = open(dir.path());
+    let start = store.revision();
+    for name in ["a", "b"] {
+        commit(&store, vec![], vec![put(&key(pods, name), "1")]).await;
+        commit(&store, vec![], vec![put(&key(maps, name), "1")]).await;
+    }
+    assert_eq!(store.none_removed_since(pods).await.unwrap(), start);
+    let removal = commit(&store, vec![], vec![Op::Delete(key(pods, "a"))]).await;
+    // A renewal covers the kind from here on; the removal after it must not take that back.
+    renew(&store, &key(maps, "a"), "2").await;
+    commit(&store, vec![], vec![Op::Delete(key(maps, "b"))]).await;
+    let renewed = renew(&store, &key(maps, "a"), "3").await;
+    let check = async |store: RedbStore| {
+        assert_eq!(store.none_removed_since(pods).await.unwrap(), removal);
+        assert_eq!(store.none_removed_since(maps).await.unwrap(), renewed);
+        assert_eq!(
+            store.none_removed_since("/registry/x/").await.unwrap(),
+            start
+        );
+    };
+    check(store).await;
+    check(open(dir.path())).await;
 }
 
 #[tokio::test]

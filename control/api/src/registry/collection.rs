@@ -109,9 +109,9 @@ impl Collection {
         format!("/registry/{}/{key}", self.prefix)
     }
 
-    /// Fills the collection with what the store holds as of `revision`. Objects that cannot be read are left out, with an
+    /// Fills the collection with what the store holds as of `revision`, and has held since `unchanged_since`. Objects that cannot be read are left out, with an
     /// error in the log: one broken value must not take the rest down.
-    pub(super) fn load(&self, kvs: &[KeyValue], revision: Revision) {
+    pub(super) fn load(&self, kvs: &[KeyValue], unchanged_since: Revision, revision: Revision) {
         let mut state = self.state.write();
         state.entries = kvs
             .iter()
@@ -125,7 +125,7 @@ impl Collection {
         state.first += state.window.len() as u64 + 1;
         state.window.clear();
         state.window_bytes = 0;
-        state.floor = revision;
+        state.floor = unchanged_since;
         state.newest = revision;
         let next = state.first;
         drop(state);

@@ -75,8 +75,12 @@ impl Feed {
             let mut end = start.clone();
             end.pop();
             end.push('0');
+            let removed = self.store.none_removed_since(&start).await?;
             let range = self.store.range(&start, &end, 0).await?;
-            collection.load(&range.kvs, revision);
+            let written = range.kvs.iter().map(|kv| kv.mod_revision).max();
+            // A watcher that knows this state goes on from it, although its changes are not in our window.
+            let unchanged_since = removed.max(written.unwrap_or(0)).min(revision);
+            collection.load(&range.kvs, unchanged_since, revision);
         }
         self.revision.send_replace(revision);
         Ok(changes)
