@@ -4,12 +4,14 @@ use serde_json::Value;
 
 use crate::harness::Cluster;
 
-struct Curl<'a> {
+/// curl with the administrator's certificate.
+pub struct Curl<'a> {
     cluster: &'a Cluster,
 }
 
 impl<'a> Curl<'a> {
-    fn new(cluster: &'a Cluster) -> Self {
+    /// Unpacks the certificate inside the machine.
+    pub fn new(cluster: &'a Cluster) -> Self {
         let extract = "cd /run && for f in certificate-authority client-certificate client-key; do \
                        sed -n \"s/^ *$f-data: *//p\" /var/lib/knarr/admin.kubeconfig | tr -d '\"' | base64 -d > $f.pem; done";
         cluster.machine().sh_ok(extract);
@@ -17,7 +19,7 @@ impl<'a> Curl<'a> {
     }
 
     /// The status code and body of a request; `args` are curl's.
-    fn send(&self, path: &str, args: &str) -> (u16, String) {
+    pub fn send(&self, path: &str, args: &str) -> (u16, String) {
         self.raw(
             &format!("--cert /run/client-certificate.pem --key /run/client-key.pem {args}"),
             path,
@@ -34,7 +36,7 @@ impl<'a> Curl<'a> {
     }
 
     /// Sends, and expects a Status with this code, reason and a part of the message.
-    fn refused(&self, path: &str, args: &str, code: u16, reason: &str, message: &str) {
+    pub fn refused(&self, path: &str, args: &str, code: u16, reason: &str, message: &str) {
         let (is, body) = self.send(path, args);
         let status: Value =
             serde_json::from_str(&body).unwrap_or_else(|error| panic!("{path}: {error}: {body}"));

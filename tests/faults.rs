@@ -40,7 +40,7 @@ fn remains(cluster: &Cluster) -> String {
 
 #[test]
 fn kill_9_under_load_loses_nothing_and_leaks_nothing() {
-    let mut cluster = Cluster::start("kill9");
+    let cluster = Cluster::start("kill9");
     cluster.import(&hello_image("v1"));
     cluster.kubectl(&[
         "create",
@@ -148,7 +148,7 @@ fn kill_9_under_load_loses_nothing_and_leaks_nothing() {
 
 #[test]
 fn an_exit_while_knarr_is_down_is_reported_with_its_code() {
-    let mut cluster = Cluster::start("missed");
+    let cluster = Cluster::start("missed");
     cluster.import(&crate::harness::busybox_image());
     let manifest = "apiVersion: v1\nkind: Pod\nmetadata: {name: later}\nspec:\n  restartPolicy: Never\n  containers:\n  \
                     - name: main\n    image: knarr.local/busybox:1\n    \
@@ -178,7 +178,7 @@ fn an_exit_while_knarr_is_down_is_reported_with_its_code() {
 
 #[test]
 fn containers_go_on_when_knarr_is_told_to_stop_and_are_taken_up_again() {
-    let mut cluster = Cluster::start("outlive");
+    let cluster = Cluster::start("outlive");
     cluster.import(&hello_image("v1"));
     cluster.kubectl(&[
         "create",
@@ -200,7 +200,7 @@ fn containers_go_on_when_knarr_is_told_to_stop_and_are_taken_up_again() {
 
 #[test]
 fn with_kill_pods_on_exit_nothing_of_them_is_left() {
-    let mut cluster = Cluster::start("demo");
+    let cluster = Cluster::start("demo");
     cluster.import(&hello_image("v1"));
     cluster.kubectl(&[
         "create",

@@ -22,8 +22,7 @@ fn names(cluster: &Cluster, kind: &str) -> Vec<String> {
 #[test]
 fn a_full_disk_refuses_writes_disturbs_nobody_and_recovers() {
     // A data directory on a disk of its own, as small as a pod's files allow.
-    let mut cluster =
-        Cluster::start_after("full", "mount -t tmpfs -o size=64m small /var/lib/knarr");
+    let cluster = Cluster::start_after("full", "mount -t tmpfs -o size=64m small /var/lib/knarr");
     cluster.import(&hello_image("v1"));
     cluster.kubectl(&[
         "create",

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{Disk, Machine, wait_until};
 
@@ -45,7 +46,8 @@ impl Kubectl {
 /// `knarr up` in a machine of its own.
 pub struct Cluster {
     machine: Machine,
-    knarr: Option<Child>,
+    /// Behind a lock, so that tests may restart it while others of their parts use the cluster.
+    knarr: Mutex<Option<Child>>,
 }
 
 impl Cluster {
@@ -56,9 +58,9 @@ impl Cluster {
 
     /// [`Cluster::start`] in a machine that a script prepared.
     pub fn start_after(name: &str, script: &str) -> Self {
-        let mut cluster = Self {
+        let cluster = Self {
             machine: Machine::start(name, "192.168.77.2/24", Disk::Memory),
-            knarr: None,
+            knarr: Mutex::default(),
         };
         cluster.machine.sh_ok(script);
         cluster.up();
@@ -72,12 +74,12 @@ impl Cluster {
     }
 
     /// Starts `knarr up`; its log goes to a file that a failing test prints.
-    pub fn up(&mut self) {
+    pub fn up(&self) {
         self.up_with(&[]);
     }
 
     /// The same, with these arguments.
-    pub fn up_with(&mut self, args: &[&str]) {
+    pub fn up_with(&self, args: &[&str]) {
         let log = File::options()
             .create(true)
             .append(true)
@@ -93,7 +95,7 @@ impl Cluster {
             .stderr(log)
             .spawn()
             .expect("start knarr up");
-        self.knarr = Some(knarr);
+        *self.running() = Some(knarr);
     }
 
     /// Waits until the node is Ready and the default service account is there.
@@ -113,13 +115,13 @@ impl Cluster {
     }
 
     /// Ends `knarr` with a signal and waits for it.
-    pub fn end(&mut self, signal: nix::sys::signal::Signal) {
+    pub fn end(&self, signal: nix::sys::signal::Signal) {
         self.signal(signal);
         self.forget();
     }
 
     /// `kill -9`, and waits for the end.
-    pub fn kill(&mut self) {
+    pub fn kill(&self) {
         self.end(nix::sys::signal::Signal::SIGKILL);
     }
 
@@ -129,14 +131,16 @@ impl Cluster {
     }
 
     /// Reaps the program after [`Cluster::kill_9`].
-    pub fn forget(&mut self) {
-        if let Some(mut knarr) = self.knarr.take() {
+    pub fn forget(&self) {
+        if let Some(mut knarr) = self.running().take() {
             knarr.wait().expect("wait for knarr");
         }
     }
 
-    fn signal(&self, signal: nix::sys::signal::Signal) {
-        let Some(knarr) = &self.knarr else { return };
+    /// Sends `knarr` a signal, without waiting for what comes of it.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        let running = self.running();
+        let Some(knarr) = &*running else { return };
         // `nsenter` forks before it becomes `knarr`, so its child is the one to signal.
         let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", knarr.id()));
         let pid = children
@@ -144,6 +148,11 @@ impl Cluster {
             .and_then(|text| text.trim().parse().ok())
             .unwrap_or_else(|| i32::try_from(knarr.id()).expect("a pid"));
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("signal knarr");
+    }
+
+    fn running(&self) -> MutexGuard<'_, Option<Child>> {
+        // A test that failed while it held the lock leaves the child as it is.
+        self.knarr.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn log_path(&self) -> PathBuf {
