@@ -7,8 +7,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, ResourceFieldSelector};
 
 use crate::objects::{Kind, ObjectError};
 use crate::pod;
-use crate::quantity::{milli, millis, units};
-use crate::resources;
+use crate::resources::{self, millis, units};
 
 /// Why a container cannot be configured.
 #[derive(Debug, thiserror::Error)]
@@ -150,7 +149,7 @@ pub(crate) fn resource(
     let divisor = selector
         .divisor
         .as_ref()
-        .and_then(|d| milli(&d.0))
+        .map(|divisor| i128::from(millis(divisor)))
         .filter(|d| *d > 0)
         .unwrap_or(1000);
     let milli_value: i128 = match (name, value) {

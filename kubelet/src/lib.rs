@@ -58,7 +58,6 @@ mod plan;
 mod pod;
 mod probe;
 mod probes;
-mod quantity;
 mod resources;
 mod run;
 mod runtime;

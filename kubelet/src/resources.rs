@@ -7,7 +7,6 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use knarr_engine::types::LinuxResources;
 
 use crate::pod::{self, Kind};
-use crate::quantity::{millis, units};
 
 /// The CFS period that limits are spread over, in microseconds.
 const PERIOD_US: i64 = 100_000;
@@ -64,6 +63,20 @@ fn lookup<'a>(
         .as_ref()?
         .get(name)
         .filter(|q| millis(q) > 0)
+}
+
+/// A quantity in thousandths, rounded up; 0 if it cannot be read.
+pub(crate) fn millis(quantity: &Quantity) -> i64 {
+    read(quantity).map_or(0, knarr_quantity::Quantity::milli)
+}
+
+/// A quantity in whole units, rounded up; 0 if it cannot be read.
+pub(crate) fn units(quantity: &Quantity) -> i64 {
+    read(quantity).map_or(0, knarr_quantity::Quantity::units)
+}
+
+fn read(quantity: &Quantity) -> Option<knarr_quantity::Quantity> {
+    quantity.0.parse().ok()
 }
 
 /// A container's limit for one resource, if it has one above zero.

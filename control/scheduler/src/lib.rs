@@ -13,7 +13,6 @@ mod filter;
 mod interpod;
 mod model;
 mod pod;
-mod quantity;
 mod queue;
 mod resources;
 mod scheduler;

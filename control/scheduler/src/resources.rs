@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use knarr_quantity::Quantity;
+
 use crate::model::{Container, PodSpec};
-use crate::quantity::{milli, units};
 
 /// Quantities as the API writes them, by resource.
 pub(crate) type Quantities = BTreeMap<String, String>;
@@ -28,12 +29,15 @@ impl Resources {
     pub fn parse(quantities: &Quantities) -> Self {
         let mut resources = Self::default();
         for (name, text) in quantities {
+            let Ok(quantity) = text.parse::<Quantity>() else {
+                continue;
+            };
             match name.as_str() {
-                "cpu" => resources.cpu = milli(text).unwrap_or(0),
-                "memory" => resources.memory = units(text).unwrap_or(0),
-                "ephemeral-storage" => resources.ephemeral = units(text).unwrap_or(0),
-                "pods" => resources.pods = units(text).unwrap_or(0),
-                other => *resources.other_mut(other) = units(text).unwrap_or(0),
+                "cpu" => resources.cpu = quantity.milli(),
+                "memory" => resources.memory = quantity.units(),
+                "ephemeral-storage" => resources.ephemeral = quantity.units(),
+                "pods" => resources.pods = quantity.units(),
+                other => *resources.other_mut(other) = quantity.units(),
             }
         }
         resources

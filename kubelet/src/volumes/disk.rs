@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::api::core::v1::Volume;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::quantity::units;
+use crate::resources::units;
 
 /// Makes an `emptyDir`: a directory that everyone may write to, on disk or in memory.
 pub(super) fn empty_dir(path: &Path, volume: &Volume, group: Option<u32>) -> Result<(), String> {

@@ -4,10 +4,11 @@
 //! `runtime/serializer/json`, sigs.k8s.io/json and Go's encoding/json for the words.
 
 use base64::Engine as _;
+use knarr_quantity::{ParseError, Quantity};
 use serde_json::Value;
 
 use super::json::{self, join};
-use super::{Schemas, Shape, TypeId, quantity};
+use super::{Schemas, Shape, TypeId};
 use crate::resource::GroupVersionKind;
 use crate::status::ApiError;
 
@@ -355,11 +356,11 @@ fn scalar(shape: &Shape, value: &mut Value, path: &Path, schemas: &Schemas) -> R
                 })?;
             *value = text.into();
         }
-        (Shape::Quantity, Value::String(text)) => *value = quantity::canonical(text)?.into(),
+        (Shape::Quantity, Value::String(text)) => *value = canonical_quantity(text)?.into(),
         (Shape::Quantity, Value::Number(number)) => {
-            *value = quantity::canonical(&number.to_string())?.into()
+            *value = canonical_quantity(&number.to_string())?.into()
         }
-        (Shape::Quantity, _) => return Err(quantity::WRONG_FORMAT.to_owned()),
+        (Shape::Quantity, _) => return Err(ParseError::Format.to_string()),
         (Shape::Time | Shape::MicroTime, Value::String(text)) => {
             let form = if *shape == Shape::Time {
                 "%Y-%m-%dT%H:%M:%SZ"
@@ -447,6 +448,13 @@ fn go_type(shape: &Shape, schemas: &Schemas) -> String {
         Shape::List(item) => format!("[]{}", go_type(item, schemas)),
         Shape::Map(of) => format!("map[string]{}", go_type(of, schemas)),
     }
+}
+
+/// The form in which a quantity is stored.
+fn canonical_quantity(text: &str) -> Result<String, String> {
+    (text.parse::<Quantity>())
+        .map(|quantity| quantity.to_string())
+        .map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -8,13 +8,13 @@ mod print;
 pub(super) mod spec;
 mod update;
 
+use knarr_quantity::Quantity;
 use serde_json::{Value, json};
 
 use super::common::{self, selectable, text};
 use super::validation::{Errors, items};
 use super::{Column, Context, Strategy};
 use crate::resource::Subresource;
-use crate::schema::quantity::Quantity;
 use crate::status::FieldError;
 
 /// Pods.
@@ -212,7 +212,7 @@ trait ParseQuantity {
 
 impl ParseQuantity for str {
     fn parse_quantity(&self) -> Option<Quantity> {
-        Quantity::parse(self).ok()
+        self.parse().ok()
     }
 }
 

@@ -1,9 +1,14 @@
-//! Quantities: fixed-point numbers with a suffix, in the canonical form of apimachinery's `resource.Quantity`.
+//! Kubernetes quantities: fixed-point numbers with a suffix (`500m`, `1.5Gi`, `1e3`), read, compared and written in the
+//! canonical form of apimachinery's `resource.Quantity`.
+//!
+//! The API server, the scheduler and the kubelet all read them; what they make of one must be the same. No crate does this: `kube_quantity`
+//! goes through floating point, knows no exponents, does not round up, and has no canonical form.
 
-/// What kube-apiserver says of a text that is no quantity.
-pub const WRONG_FORMAT: &str =
-    "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'";
-const WRONG_SUFFIX: &str = "unable to parse quantity's suffix";
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::str::FromStr;
+
 const NANO: i128 = 1_000_000_000;
 /// The largest magnitude: larger numbers are capped.
 const MAX: i128 = i64::MAX as i128 * NANO;
@@ -16,6 +21,19 @@ pub struct Quantity {
     family: Family,
 }
 
+/// Why a text is no quantity, in kube-apiserver's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParseError {
+    /// It has not the form of one.
+    #[error(
+        "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
+    )]
+    Format,
+    /// It has the form, but there is no such suffix.
+    #[error("unable to parse quantity's suffix")]
+    Suffix,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Family {
     Decimal,
@@ -23,21 +41,18 @@ enum Family {
     Exponent,
 }
 
-impl Quantity {
-    /// Parses what a manifest says.
-    ///
-    /// # Errors
-    ///
-    /// kube-apiserver's words.
-    pub fn parse(text: &str) -> Result<Self, String> {
+impl FromStr for Quantity {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
         let digits_at = text
             .find(|c: char| c.is_ascii_digit() || c == '.')
-            .ok_or(WRONG_FORMAT)?;
+            .ok_or(ParseError::Format)?;
         let (sign, rest) = text.split_at(digits_at);
         let negative = match sign {
             "" | "+" => false,
             "-" => true,
-            _ => return Err(WRONG_FORMAT.into()),
+            _ => return Err(ParseError::Format),
         };
         let end = rest
             .find(|c: char| !c.is_ascii_digit() && c != '.')
@@ -45,35 +60,49 @@ impl Quantity {
         let (number, suffix) = rest.split_at(end);
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
         if whole.is_empty() && fraction.is_empty() || fraction.contains('.') {
-            return Err(WRONG_FORMAT.into());
+            return Err(ParseError::Format);
         }
         if !suffix
             .chars()
             .all(|c| "eEinumkKMGTP+-".contains(c) || c.is_ascii_digit())
         {
-            return Err(WRONG_FORMAT.into());
+            return Err(ParseError::Format);
         }
-        let (family, base, exponent) = scale(suffix).ok_or(WRONG_SUFFIX)?;
+        let (family, base, exponent) = scale(suffix).ok_or(ParseError::Suffix)?;
         let mut nano = magnitude(whole, fraction, base, exponent);
         if negative {
             nano = -nano;
         }
         Ok(Self { nano, family })
     }
+}
 
+impl Quantity {
     /// The number in billionths, for comparisons.
     pub fn nano(self) -> i128 {
         self.nano
     }
 
-    /// The number in thousandths, rounded up.
-    pub fn milli(self) -> i128 {
-        self.nano.div_euclid(1_000_000) + i128::from(self.nano.rem_euclid(1_000_000) != 0)
+    /// The number in thousandths, rounded away from zero, and capped.
+    pub fn milli(self) -> i64 {
+        self.in_units_of(NANO / 1000)
+    }
+
+    /// The number in whole units, rounded away from zero, and capped.
+    pub fn units(self) -> i64 {
+        self.in_units_of(NANO)
+    }
+
+    fn in_units_of(self, nanos: i128) -> i64 {
+        let rest = self.nano % nanos;
+        let value = self.nano / nanos + rest.signum();
+        i64::try_from(value).unwrap_or(if value < 0 { i64::MIN } else { i64::MAX })
     }
 }
 
-impl std::fmt::Display for Quantity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Quantity {
+    /// The canonical form: no fraction, and the largest suffix of its family that leaves none.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.nano == 0 {
             return f.write_str("0");
         }
@@ -106,15 +135,6 @@ impl std::fmt::Display for Quantity {
     }
 }
 
-/// The canonical form of a quantity.
-///
-/// # Errors
-///
-/// kube-apiserver's words.
-pub fn canonical(text: &str) -> Result<String, String> {
-    Quantity::parse(text).map(|quantity| quantity.to_string())
-}
-
 fn scale(suffix: &str) -> Option<(Family, i128, i32)> {
     let decimal = |power| Some((Family::Decimal, 10, power));
     let binary = |power| Some((Family::Binary, 2, power));
@@ -144,17 +164,22 @@ fn scale(suffix: &str) -> Option<(Family, i128, i32)> {
 
 /// `whole.fraction x base^exponent` in billionths, rounded up and capped.
 fn magnitude(whole: &str, fraction: &str, base: i128, exponent: i32) -> i128 {
-    let fraction = &fraction[..fraction.len().min(20)];
+    let (fraction, beyond) = fraction.split_at(fraction.len().min(20));
     let digits = format!("{}{fraction}", whole.trim_start_matches('0'));
     let digits = digits.trim_start_matches('0');
-    if digits.is_empty() {
+    // What is finer than a nano of the largest suffix still rounds up.
+    let beyond = i128::from(beyond.bytes().any(|digit| digit != b'0'));
+    if digits.is_empty() && beyond == 0 {
         return 0;
     }
     let ten = i32::try_from(fraction.len()).expect("at most 20");
     if digits.len() > 36 || exponent > 60 {
         return MAX;
     }
-    let number: i128 = digits.parse().expect("at most 36 digits fit");
+    let number = match digits {
+        "" => beyond,
+        digits => beyond + digits.parse::<i128>().expect("at most 36 digits fit"),
+    };
     let power = 9 - ten + if base == 10 { exponent } else { 0 };
     let binary = if base == 2 { 1_i128 << exponent } else { 1 };
     let scaled = number.checked_mul(binary);
@@ -179,6 +204,11 @@ fn magnitude(whole: &str, fraction: &str, base: i128, exponent: i32) -> i128 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn canonical(text: &str) -> Result<String, ParseError> {
+        text.parse::<Quantity>()
+            .map(|quantity| quantity.to_string())
+    }
 
     #[test]
     fn quantities_take_the_form_that_kubernetes_writes() {
@@ -207,18 +237,52 @@ mod tests {
             ("123456789", "123456789"),
             ("2500m", "2500m"),
             ("100M", "100M"),
+            ("1e-3", "1e-3"),
+            ("-1.5Gi", "-1536Mi"),
+            ("-0.1n", "-1n"),
+            ("0.000000000000000000000001", "1n"),
+            ("1.0000000000000000000000000", "1"),
+            ("1e400", "9223372036854775807"),
+            ("12E", "9223372036854775807"),
         ] {
-            assert_eq!(canonical(text).as_deref(), Ok(expected), "{text}");
+            assert_eq!(canonical(text), Ok(expected.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_rounded_away_from_zero_and_capped() {
+        for (text, milli, units) in [
+            ("1", 1000, 1),
+            ("100m", 100, 1),
+            ("0.5", 500, 1),
+            ("1.5Gi", 1_610_612_736_000, 1_610_612_736),
+            ("64Mi", 67_108_864_000, 67_108_864),
+            ("2k", 2_000_000, 2000),
+            ("1e3", 1_000_000, 1000),
+            ("1u", 1, 1),
+            ("1n", 1, 1),
+            ("-2", -2000, -2),
+            ("-1500m", -1500, -2),
+            ("12E", i64::MAX, i64::MAX),
+        ] {
+            let quantity: Quantity = text.parse().expect(text);
+            assert_eq!(
+                (quantity.milli(), quantity.units()),
+                (milli, units),
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn what_is_no_quantity_is_refused_in_kubernetes_words() {
-        assert_eq!(canonical("abc"), Err(WRONG_FORMAT.into()));
-        assert_eq!(canonical(""), Err(WRONG_FORMAT.into()));
-        assert_eq!(canonical("1.2.3"), Err(WRONG_FORMAT.into()));
-        assert_eq!(canonical("1 Gi"), Err(WRONG_FORMAT.into()));
-        assert_eq!(canonical("1mi"), Err(WRONG_SUFFIX.into()));
+        assert_eq!(canonical("abc"), Err(ParseError::Format));
+        assert_eq!(canonical(""), Err(ParseError::Format));
+        assert_eq!(canonical("1.2.3"), Err(ParseError::Format));
+        assert_eq!(canonical("1 Gi"), Err(ParseError::Format));
+        assert_eq!(canonical("."), Err(ParseError::Format));
+        assert_eq!(canonical("1Xi"), Err(ParseError::Format));
+        assert_eq!(canonical("1mi"), Err(ParseError::Suffix));
     }
 
     proptest! {
