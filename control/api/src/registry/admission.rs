@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use super::lanes::View;
 use super::write::{Target, key};
 use super::{Registry, meta};
 use crate::resource::{Scope, Subresource};
@@ -147,7 +148,8 @@ impl Registry {
         let key = key(namespace, name);
         let deadline = tokio::time::Instant::now() + ACCOUNT_WAIT;
         loop {
-            let (_, mut cursor) = accounts.snapshot_and_follow(&key);
+            let (_, mut cursor) =
+                accounts.snapshot_and_follow(&View::Object(key.as_str().into()), "");
             if let Some(entry) = accounts.get(&key) {
                 return Some(entry.parse());
             }

@@ -1,10 +1,11 @@
 //! The watch cache of one storage prefix: every object's bytes, and a window of recent changes.
 //!
 //! The feed is the one writer. Readers take the lock only to copy references. A change is encoded once, by the feed;
-//! watchers follow the window with a cursor of their own, so a slow one holds nobody up: when the window has moved past it,
-//! it is told that it is too late.
+//! watchers of the whole follow the window with a cursor of their own, so a slow one holds nobody up: when the window has
+//! moved past it, it is told that it is too late. Who watches one object, or the pods of one node, has a lane of its own
+//! and hears of nothing else: with a thousand nodes, a change of a pod wakes one kubelet.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use super::entry::{ChangeType, Entry};
+use super::lanes::{Lane, Lanes, View};
 use crate::strategy::Strategy;
 
 /// The window keeps at least this many changes …
@@ -46,6 +48,17 @@ impl Change {
         }
     }
 
+    pub(super) fn concerns(&self, view: &View, indexed: Option<&'static str>) -> bool {
+        let mut sides = self.current.iter().chain(&self.previous);
+        match view {
+            View::Whole => true,
+            View::Object(key) => self.key() == &**key,
+            View::Field(value) => {
+                sides.any(|entry| indexed.is_some_and(|field| entry.field(field) == &**value))
+            }
+        }
+    }
+
     fn key(&self) -> &str {
         self.current
             .as_ref()
@@ -54,9 +67,14 @@ impl Change {
     }
 }
 
+type Entries = BTreeMap<Box<str>, Arc<Entry>>;
+
 #[derive(Debug, Default)]
 struct State {
-    entries: BTreeMap<Box<str>, Arc<Entry>>,
+    entries: Entries,
+    /// The objects by the value of the kind's indexed field, where it has one.
+    by_field: HashMap<Box<str>, Entries>,
+    lanes: Lanes,
     window: VecDeque<Arc<Change>>,
     window_bytes: usize,
     /// The number of the window's first change; each change has one, counted from the start of the process.
@@ -89,6 +107,8 @@ pub struct Collection {
     pub prefix: String,
     strategy: Arc<dyn Strategy>,
     state: RwLock<State>,
+    /// The field by whose value the objects are found.
+    indexed: Option<&'static str>,
     /// The number of the next change.
     next: watch::Sender<u64>,
 }
@@ -98,6 +118,7 @@ impl Collection {
     pub fn new(prefix: &str, strategy: Arc<dyn Strategy>) -> Self {
         Self {
             prefix: prefix.to_owned(),
+            indexed: strategy.indexed_field(),
             strategy,
             state: RwLock::default(),
             next: watch::Sender::new(0),
@@ -121,6 +142,16 @@ impl Collection {
                 Some((entry.key.clone(), entry))
             })
             .collect();
+        state.by_field = HashMap::new();
+        if let Some(field) = self.indexed {
+            let State {
+                entries, by_field, ..
+            } = &mut *state;
+            for entry in entries.values() {
+                index(by_field, entry.field(field), entry);
+            }
+        }
+        state.lanes.close();
         // Watchers that are under way notice that the window moved past them, and end.
         state.first += state.window.len() as u64 + 1;
         state.window.clear();
@@ -183,12 +214,14 @@ impl Collection {
                 continue;
             }
             state.window_bytes += frame.len();
-            state.window.push_back(Arc::new(Change {
+            let change = Arc::new(Change {
                 revision,
                 current,
                 previous,
                 frame,
-            }));
+            });
+            state.reindex(&change, self.indexed);
+            state.window.push_back(change);
         }
         state.newest = revision;
         while state.window.len() > WINDOW_MIN
@@ -226,16 +259,19 @@ impl Collection {
         self.len() == 0
     }
 
+    /// The field by whose value the objects are found, if there is one.
+    pub fn indexed(&self) -> Option<&'static str> {
+        self.indexed
+    }
+
     /// The objects whose keys start with `scope`, from `start` on, as of now.
     pub fn snapshot(&self, scope: &str, start: &str) -> Snapshot {
-        let state = self.state.read();
-        let entries = range(&state.entries, scope, start)
-            .map(|(_, entry)| entry.clone())
-            .collect();
-        Snapshot {
-            entries,
-            newest: state.newest,
-        }
+        self.snapshot_of(&View::Whole, scope, start)
+    }
+
+    /// The same, of what is in view.
+    pub fn snapshot_of(&self, view: &View, scope: &str, start: &str) -> Snapshot {
+        self.state.read().snapshot(view, scope, start)
     }
 
     /// The same as of an earlier revision: the present, with the changes since taken back.
@@ -278,44 +314,48 @@ impl Collection {
         })
     }
 
-    /// A cursor at the changes after `revision`.
+    /// A cursor at the changes after `revision` of what is in view.
     ///
     /// # Errors
     ///
     /// [`TooOld`] if not all of them are known.
-    pub fn follow(&self, revision: Revision) -> Result<Cursor, TooOld> {
+    pub fn follow(&self, view: &View, revision: Revision) -> Result<Cursor, TooOld> {
         let receiver = self.next.subscribe();
-        let state = self.state.read();
+        let mut state = self.state.write();
         if revision < state.floor {
             return Err(TooOld { floor: state.floor });
         }
         let behind = state
             .window
             .partition_point(|change| change.revision <= revision);
-        Ok(Cursor {
-            next: state.first + behind as u64,
-            changed: receiver,
+        Ok(match view {
+            View::Whole => Cursor::Window {
+                next: state.first + behind as u64,
+                changed: receiver,
+            },
+            view => {
+                let missed = (state.window.iter().skip(behind))
+                    .filter(|change| change.concerns(view, self.indexed))
+                    .cloned()
+                    .collect();
+                Cursor::Lane(state.lanes.open(view, missed))
+            }
         })
     }
 
-    /// The objects in `scope` as of now, and a cursor at everything after.
-    pub fn snapshot_and_follow(&self, scope: &str) -> (Snapshot, Cursor) {
+    /// The objects in `scope` and in view as of now, and a cursor at everything after.
+    pub fn snapshot_and_follow(&self, view: &View, scope: &str) -> (Snapshot, Cursor) {
         let receiver = self.next.subscribe();
-        let state = self.state.read();
-        let entries = range(&state.entries, scope, "")
-            .map(|(_, entry)| entry.clone())
-            .collect();
-        let next = state.first + state.window.len() as u64;
-        (
-            Snapshot {
-                entries,
-                newest: state.newest,
-            },
-            Cursor {
-                next,
+        let mut state = self.state.write();
+        let snapshot = state.snapshot(view, scope, "");
+        let cursor = match view {
+            View::Whole => Cursor::Window {
+                next: state.first + state.window.len() as u64,
                 changed: receiver,
             },
-        )
+            view => Cursor::Lane(state.lanes.open(view, VecDeque::new())),
+        };
+        (snapshot, cursor)
     }
 
     /// The changes at the cursor, which moves behind them; at most `limit`.
@@ -324,8 +364,15 @@ impl Collection {
     ///
     /// [`TooOld`] if the window has moved past the cursor.
     pub fn read(&self, cursor: &mut Cursor, limit: usize) -> Result<Vec<Arc<Change>>, TooOld> {
-        let state = self.state.read();
-        let Some(offset) = cursor.next.checked_sub(state.first) else {
+        let (next, state) = match cursor {
+            Cursor::Window { next, .. } => (next, self.state.read()),
+            Cursor::Lane(lane) => {
+                return lane.read(limit).ok_or_else(|| TooOld {
+                    floor: self.state.read().floor,
+                });
+            }
+        };
+        let Some(offset) = next.checked_sub(state.first) else {
             return Err(TooOld { floor: state.floor });
         };
         let changes: Vec<_> = state
@@ -335,28 +382,100 @@ impl Collection {
             .take(limit)
             .cloned()
             .collect();
-        cursor.next += changes.len() as u64;
+        *next += changes.len() as u64;
         Ok(changes)
     }
 }
 
+impl State {
+    fn snapshot(&self, view: &View, scope: &str, start: &str) -> Snapshot {
+        let mut entries = Vec::new();
+        match view {
+            View::Whole => {
+                entries.extend(range(&self.entries, scope, start).map(|(_, entry)| entry.clone()));
+            }
+            View::Object(key) => entries.extend(
+                (self.entries.get(key))
+                    .filter(|entry| entry.key.starts_with(scope) && *entry.key >= *start)
+                    .cloned(),
+            ),
+            View::Field(value) => {
+                let of_value = self.by_field.get(value).into_iter();
+                entries.extend(
+                    of_value
+                        .flat_map(|entries| range(entries, scope, start))
+                        .map(|(_, entry)| entry.clone()),
+                );
+            }
+        }
+        Snapshot {
+            entries,
+            newest: self.newest,
+        }
+    }
+
+    /// Brings the index in line with a change, and tells the lanes that it concerns.
+    fn reindex(&mut self, change: &Arc<Change>, indexed: Option<&'static str>) {
+        let value = |entry: &'_ Option<Arc<Entry>>| -> Option<Box<str>> {
+            Some(entry.as_ref()?.field(indexed?).into())
+        };
+        let (was, is) = (value(&change.previous), value(&change.current));
+        if let Some(was) = &was
+            && was != &is.clone().unwrap_or_default()
+            && let Some(entries) = self.by_field.get_mut(was)
+        {
+            entries.remove(change.key());
+            if entries.is_empty() {
+                self.by_field.remove(was);
+            }
+        }
+        if let (Some(is), Some(entry)) = (&is, &change.current) {
+            index(&mut self.by_field, is, entry);
+        }
+        let key: Box<str> = change.key().into();
+        self.lanes.tell(&View::Object(key), change);
+        if let Some(was) = &was {
+            self.lanes.tell(&View::Field(was.clone()), change);
+        }
+        if is != was
+            && let Some(is) = is
+        {
+            self.lanes.tell(&View::Field(is), change);
+        }
+    }
+}
+
+/// Objects without a value are many or few, but nobody asks for them often: they are found by looking at all.
+fn index(by_field: &mut HashMap<Box<str>, Entries>, value: &str, entry: &Arc<Entry>) {
+    if value.is_empty() {
+        return;
+    }
+    let of_value = by_field.entry(value.into()).or_default();
+    of_value.insert(entry.key.clone(), entry.clone());
+}
+
 /// Where a watcher stands in a collection's changes.
 #[derive(Debug)]
-pub struct Cursor {
-    next: u64,
-    changed: watch::Receiver<u64>,
+pub enum Cursor {
+    /// In the window of all changes.
+    Window {
+        /// The number of the next change.
+        next: u64,
+        /// The number of the one that will come next.
+        changed: watch::Receiver<u64>,
+    },
+    /// In a lane with changes of few objects.
+    Lane(Lane),
 }
 
 impl Cursor {
     /// Waits until there is a change at the cursor, or the window has moved. Losing the wait loses nothing.
     pub async fn changed(&mut self) {
-        let next = self.next;
-        if self
-            .changed
-            .wait_for(|newest| *newest > next)
-            .await
-            .is_err()
-        {
+        let (next, changed) = match self {
+            Self::Window { next, changed } => (*next, changed),
+            Self::Lane(lane) => return lane.changed().await,
+        };
+        if changed.wait_for(|newest| *newest > next).await.is_err() {
             // The collection is gone (a resource was removed): nothing will ever change.
             std::future::pending::<()>().await;
         }

@@ -122,6 +122,12 @@ impl Entry {
             .map_or(&*self.key, |(_, name)| name)
     }
 
+    /// The value of a selectable field; empty if it has none.
+    pub fn field(&self, name: &str) -> &str {
+        let of_name = self.fields.iter().find(|(field, _)| *field == name);
+        of_name.map_or("", |(_, value)| value)
+    }
+
     /// The object, parsed anew.
     pub fn parse(&self) -> Value {
         serde_json::from_slice(&self.object).expect("the entry was made from valid JSON")

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Registry;
 use super::collection::{Collection, Cursor};
+use super::lanes::View;
 
 /// Changes taken from the window, and events removed, in one go.
 const BATCH: usize = 256;
@@ -66,7 +67,7 @@ pub async fn run(
 }
 
 fn start(collection: &Collection, ttl: Duration, queue: &mut VecDeque<Due>) -> Cursor {
-    let (snapshot, cursor) = collection.snapshot_and_follow("");
+    let (snapshot, cursor) = collection.snapshot_and_follow(&View::Whole, "");
     let at = Instant::now() + ttl;
     queue.extend(snapshot.entries.iter().map(|e| Due {
         at,

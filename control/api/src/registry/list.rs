@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::Registry;
 use super::collection::{Collection, Snapshot};
 use super::entry::Entry;
+use super::lanes::View;
 use super::selector::Selector;
 use crate::resource::{Resource, Scope};
 use crate::status::{ApiError, FieldError};
@@ -187,7 +188,15 @@ impl Registry {
             namespace => namespace,
         };
         let scope = scope(resource, namespace, &request.selector);
-        let (snapshot, revision) = self.pages(collection, &scope, at, request.continue_token)?;
+        let view = view(
+            resource,
+            collection,
+            namespace,
+            request.selector.name(),
+            &request.selector,
+        );
+        let (snapshot, revision) =
+            self.pages(collection, &view, &scope, at, request.continue_token)?;
         let converted = resource.storage_version.as_ref().map(|_| resource);
         let mut entries = Vec::new();
         let mut rest = snapshot.entries.into_iter();
@@ -220,6 +229,7 @@ impl Registry {
     fn pages(
         &self,
         collection: &Collection,
+        view: &View,
         scope: &str,
         at: At,
         continue_token: &str,
@@ -232,7 +242,7 @@ impl Registry {
         if !continue_token.is_empty() {
             let (revision, start) = parse_token(continue_token, scope)?;
             let Some(revision) = revision else {
-                return Ok(self.present(collection, scope, &start));
+                return Ok(self.present(collection, view, scope, &start));
             };
             return match collection.snapshot_at(scope, &start, revision) {
                 Ok(snapshot) => Ok((snapshot, revision)),
@@ -240,7 +250,7 @@ impl Registry {
             };
         }
         match at {
-            At::Newest | At::NotOlderThan(_) => Ok(self.present(collection, scope, "")),
+            At::Newest | At::NotOlderThan(_) => Ok(self.present(collection, view, scope, "")),
             At::Exact(revision) => match collection.snapshot_at(scope, "", revision) {
                 Ok(snapshot) => Ok((snapshot, revision)),
                 Err(_) => Err(expired(revision)),
@@ -249,9 +259,15 @@ impl Registry {
     }
 
     /// The present; its revision is one that every object in it has reached.
-    fn present(&self, collection: &Collection, scope: &str, start: &str) -> (Snapshot, Revision) {
+    fn present(
+        &self,
+        collection: &Collection,
+        view: &View,
+        scope: &str,
+        start: &str,
+    ) -> (Snapshot, Revision) {
         let passed = self.feed.revision();
-        let snapshot = collection.snapshot(scope, start);
+        let snapshot = collection.snapshot_of(view, scope, start);
         let revision = passed.max(snapshot.newest);
         (snapshot, revision)
     }
@@ -264,6 +280,31 @@ fn scope(resource: &Resource, namespace: &str, selector: &Selector) -> String {
         (Scope::Cluster, _) => name.to_owned(),
         (Scope::Namespaced, "") => String::new(),
         (Scope::Namespaced, namespace) => format!("{namespace}/{name}"),
+    }
+}
+
+/// What a selector leaves in view: one object, or those with one value of the indexed field, where it says so.
+pub fn view(
+    resource: &Resource,
+    collection: &Collection,
+    namespace: &str,
+    name: Option<&str>,
+    selector: &Selector,
+) -> View {
+    match (name, resource.scope, namespace) {
+        (Some(name), Scope::Cluster, _) => return View::Object(name.into()),
+        (Some(name), Scope::Namespaced, namespace) if !namespace.is_empty() => {
+            return View::Object(format!("{namespace}/{name}").into());
+        }
+        _ => {}
+    }
+    let value = collection
+        .indexed()
+        .filter(|_| resource.storage_version.is_none())
+        .and_then(|field| selector.exactly(field));
+    match value {
+        Some(value) if !value.is_empty() => View::Field(value.into()),
+        _ => View::Whole,
     }
 }
 

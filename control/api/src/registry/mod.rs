@@ -8,6 +8,7 @@ pub mod delete;
 pub mod entry;
 pub mod expiry;
 pub mod feed;
+pub mod lanes;
 pub mod list;
 pub mod meta;
 pub mod names;

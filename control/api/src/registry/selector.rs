@@ -85,7 +85,8 @@ impl Selector {
         self.exactly("metadata.namespace")
     }
 
-    fn exactly(&self, field: &str) -> Option<&str> {
+    /// The one value that a field must have, if the selector says so.
+    pub fn exactly(&self, field: &str) -> Option<&str> {
         self.fields
             .iter()
             .find(|term| term.equal && term.field == field)
@@ -103,11 +104,7 @@ impl Selector {
             let value = match &*term.field {
                 "metadata.name" => entry.name(),
                 "metadata.namespace" => entry.namespace(),
-                name => entry
-                    .fields
-                    .iter()
-                    .find(|(field, _)| *field == name)
-                    .map_or("", |(_, value)| value),
+                name => entry.field(name),
             };
             (value == term.value) == term.equal
         })

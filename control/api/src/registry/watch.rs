@@ -143,9 +143,16 @@ impl Watcher {
     ) -> Result<Self, ApiError> {
         let now = Instant::now();
         let seen = registry.feed.revision();
+        let namespace = match &*request.namespace {
+            "" => request.selector.namespace().unwrap_or_default(),
+            namespace => namespace,
+        };
+        let name = Some(&*request.name).filter(|name| !name.is_empty());
+        let name = name.or(request.selector.name());
+        let view = list::view(&resource, &collection, namespace, name, &request.selector);
         let (initial, cursor, passed) = match request.from {
             Some(revision) => {
-                let cursor = collection.follow(revision).map_err(|old| {
+                let cursor = collection.follow(&view, revision).map_err(|old| {
                     ApiError::expired(format!(
                         "too old resource version: {revision} ({})",
                         old.floor
@@ -154,12 +161,12 @@ impl Watcher {
                 (VecDeque::new(), cursor, revision)
             }
             None => {
-                let scope = if request.namespace.is_empty() {
+                let scope = if namespace.is_empty() {
                     String::new()
                 } else {
-                    format!("{}/", request.namespace)
+                    format!("{namespace}/")
                 };
-                let (snapshot, cursor) = collection.snapshot_and_follow(&scope);
+                let (snapshot, cursor) = collection.snapshot_and_follow(&view, &scope);
                 (snapshot.entries.into(), cursor, seen.max(snapshot.newest))
             }
         };

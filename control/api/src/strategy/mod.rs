@@ -124,6 +124,11 @@ pub trait Strategy: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// The selectable field by which objects are so often asked for that the watch cache keeps an index.
+    fn indexed_field(&self) -> Option<&'static str> {
+        None
+    }
+
     /// The names of the fields that [`Strategy::selectable_fields`] returns.
     fn selectable_field_names(&self) -> &'static [&'static str] {
         &[]

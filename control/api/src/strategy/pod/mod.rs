@@ -159,6 +159,11 @@ impl Strategy for Pod {
             .collect()
     }
 
+    fn indexed_field(&self) -> Option<&'static str> {
+        // Each node's kubelet follows its own pods.
+        Some("spec.nodeName")
+    }
+
     fn selectable_field_names(&self) -> &'static [&'static str] {
         FIELDS
     }
