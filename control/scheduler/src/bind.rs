@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use knarr_controllers::api;
 use knarr_controllers::events::{Recorder, Severity};
 use kube::Client;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::model::Pod;
 use crate::pod::PodInfo;
@@ -39,21 +40,63 @@ impl Writer {
     }
 
     /// Says on the pod why it has no node.
-    pub async fn explain(&self, pod: Arc<PodInfo>, message: String) {
-        let body = json!({"metadata": {"uid": &*pod.uid}, "status": {"conditions": [{
+    pub async fn explain(&self, pod: Arc<PodInfo>, message: String, nominated: Option<String>) {
+        let mut body = json!({"metadata": {"uid": &*pod.uid}, "status": {"conditions": [{
             "type": "PodScheduled",
             "status": "False",
             "reason": "Unschedulable",
             "message": message,
-            "lastTransitionTime": Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            "lastTransitionTime": now(),
         }]}});
-        match api::patch_status_strategic::<Pod>(&self.client, &pod.namespace, &pod.name, &body)
+        if let Some(node) = nominated {
+            body["status"]["nominatedNodeName"] = node.into();
+        }
+        self.patch_status(&pod, &body).await;
+    }
+
+    /// Says on a pod that its room went to somebody else.
+    pub async fn take_nomination(&self, pod: &PodInfo) {
+        let body = json!({"metadata": {"uid": &*pod.uid}, "status": {"nominatedNodeName": null}});
+        self.patch_status(pod, &body).await;
+    }
+
+    /// Sends a pod away from its node, because `pod` needs its place.
+    pub async fn preempt(&self, victim: &PodInfo, pod: &PodInfo, node: &str, by: &str) {
+        let body = json!({"metadata": {"uid": &*victim.uid}, "status": {"conditions": [{
+            "type": "DisruptionTarget",
+            "status": "True",
+            "reason": "PreemptionByScheduler",
+            "message": format!("{by}: preempting to accommodate a higher priority pod"),
+            "lastTransitionTime": now(),
+        }]}});
+        self.patch_status(victim, &body).await;
+        let meta = ObjectMeta {
+            namespace: Some(victim.namespace.clone()),
+            name: Some(victim.name.clone()),
+            uid: Some(victim.uid.to_string()),
+            ..ObjectMeta::default()
+        };
+        match api::delete::<Pod>(&self.client, &meta, api::Delete::default()).await {
+            Ok(()) => {
+                let message = format!("Preempted by pod {} on node {node}", pod.uid);
+                self.recorder
+                    .record_on(reference(victim), Severity::Normal, "Preempted", message);
+            }
+            Err(error) if api::is_conflict(&error) => {}
+            Err(error) => {
+                tracing::warn!(%error, namespace = victim.namespace, name = victim.name, "pod not preempted");
+            }
+        }
+    }
+
+    async fn patch_status(&self, pod: &PodInfo, body: &Value) {
+        match api::patch_status_strategic::<Pod>(&self.client, &pod.namespace, &pod.name, body)
             .await
         {
             Ok(_) => {}
             Err(error) if api::is_not_found(&error) || api::is_conflict(&error) => {}
             Err(error) => {
-                tracing::warn!(%error, namespace = pod.namespace, name = pod.name, "condition not written")
+                tracing::warn!(%error, namespace = pod.namespace, name = pod.name, "status not written")
             }
         }
     }
@@ -67,6 +110,10 @@ impl Writer {
             message,
         );
     }
+}
+
+fn now() -> String {
+    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 fn reference(pod: &PodInfo) -> ObjectReference {

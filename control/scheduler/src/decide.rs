@@ -24,6 +24,12 @@ pub(crate) fn decide(
         pods: PodRules::of(pod, snapshot),
         spread: SpreadRules::of(pod, snapshot),
     };
+    // Where room was made for the pod, it goes if it can.
+    if let Some(id) = snapshot.nomination(&pod.uid)
+        && (snapshot.node(id)).is_some_and(|node| rules.check(id, node).is_ok())
+    {
+        return Ok(id);
+    }
     let mut refusals = Refusals::default();
     let mut candidates = Vec::new();
     let places = snapshot.places();
@@ -36,7 +42,7 @@ pub(crate) fn decide(
         };
         match rules.check(id, node) {
             Ok(()) => candidates.push(id),
-            Err(reasons) => refusals.add(&reasons),
+            Err(reasons) => refusals.add(id, &reasons),
         }
     }
     // The next search goes on where this one ended, so that all nodes get their turn.
@@ -254,14 +260,7 @@ mod tests {
                     .map(|node| node.name.to_string())
                     .unwrap_or_default()
             })
-            .map_err(|refusals| {
-                refusals
-                    .message(true)
-                    .split(". ")
-                    .next()
-                    .unwrap_or_default()
-                    .to_owned()
-            })
+            .map_err(|refusals| refusals.message(None).trim_end_matches('.').to_owned())
     }
 
     #[test]

@@ -94,14 +94,23 @@ impl Rules<'_> {
         if !node_matches(pod, node) {
             return Err(vec![Refusal::Affinity]);
         }
-        if pod
-            .ports
-            .iter()
-            .any(|port| node.ports.iter().any(|taken| taken.conflicts(port)))
-        {
+        // Room that was made for others is theirs, unless this one has more priority.
+        let promised = || {
+            (node.nominated.iter())
+                .filter(|other| other.priority >= pod.priority && other.uid != pod.uid)
+        };
+        let mut taken = (node.ports.iter()).chain(promised().flat_map(|other| &other.ports));
+        if taken.any(|taken| pod.ports.iter().any(|port| taken.conflicts(port))) {
             return Err(vec![Refusal::Ports]);
         }
-        let lacking = lacking(&pod.requests, node);
+        let lacking = match promised().next() {
+            None => lacking(&pod.requests, &node.allocatable, &node.used),
+            Some(_) => {
+                let mut used = node.used.clone();
+                promised().for_each(|other| used.add(&other.requests, 1));
+                lacking(&pod.requests, &node.allocatable, &used)
+            }
+        };
         if !lacking.is_empty() {
             return Err(lacking);
         }
@@ -116,8 +125,7 @@ impl Rules<'_> {
 }
 
 /// What the node has too little of.
-pub(crate) fn lacking(requests: &Resources, node: &NodeInfo) -> Vec<Refusal> {
-    let (have, used) = (&node.allocatable, &node.used);
+fn lacking(requests: &Resources, have: &Resources, used: &Resources) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     if used.pods + 1 > have.pods {
         refusals.push(Refusal::Pods);
@@ -146,14 +154,17 @@ pub(crate) fn lacking(requests: &Resources, node: &NodeInfo) -> Vec<Refusal> {
 pub(crate) struct Refusals {
     pub nodes: usize,
     counts: BTreeMap<Refusal, usize>,
-    helpable: usize,
+    /// The nodes that could let the pod in if others went.
+    pub helpable: Vec<NodeId>,
 }
 
 impl Refusals {
     /// Counts one node's refusals.
-    pub fn add(&mut self, refusals: &[Refusal]) {
+    pub fn add(&mut self, id: NodeId, refusals: &[Refusal]) {
         self.nodes += 1;
-        self.helpable += usize::from(refusals.iter().all(Refusal::can_be_helped));
+        if refusals.iter().all(Refusal::can_be_helped) {
+            self.helpable.push(id);
+        }
         for refusal in refusals {
             *self.counts.entry(refusal.clone()).or_insert(0) += 1;
         }
@@ -161,52 +172,32 @@ impl Refusals {
 
     /// Whether a change among other pods could let this one in.
     pub fn depends_on_pods(&self) -> bool {
-        self.helpable > 0 || self.counts.contains_key(&Refusal::PodAffinity)
+        !self.helpable.is_empty() || self.counts.contains_key(&Refusal::PodAffinity)
     }
 
-    /// The message of the event and the condition. Source: kubernetes, `framework.FitError`.
-    pub fn message(&self, preempts: bool) -> String {
+    /// The message of the event and the condition; `preemption` says why no others had to go. Source: kubernetes,
+    /// `framework.FitError`.
+    pub fn message(&self, preemption: Option<&str>) -> String {
         if self.nodes == 0 {
             return "no nodes available to schedule pods".to_owned();
         }
-        let list = |counts: &mut dyn Iterator<Item = (String, usize)>| {
-            let mut texts: Vec<_> = counts
-                .map(|(reason, count)| format!("{count} {reason}"))
-                .collect();
-            texts.sort();
-            texts.join(", ")
-        };
+        let texts = (self.counts.iter()).map(|(refusal, count)| (refusal.text(), *count));
+        let reasons = counted(&texts.collect());
         let nodes = self.nodes;
-        let reasons = list(
-            &mut self
-                .counts
-                .iter()
-                .map(|(refusal, count)| (refusal.text(), *count)),
-        );
-        if !preempts {
-            return format!(
-                "0/{nodes} nodes are available: {reasons}. preemption: not eligible due to preemptionPolicy=Never."
-            );
-        }
-        let hopeless = nodes - self.helpable;
-        let preemption = list(
-            &mut [
-                (
-                    "No preemption victims found for incoming pod".to_owned(),
-                    self.helpable,
-                ),
-                (
-                    "Preemption is not helpful for scheduling".to_owned(),
-                    hopeless,
-                ),
-            ]
-            .into_iter()
-            .filter(|(_, count)| *count > 0),
-        );
+        let preemption = preemption.map(|why| format!(" preemption: {why}"));
         format!(
-            "0/{nodes} nodes are available: {reasons}. preemption: 0/{nodes} nodes are available: {preemption}."
+            "0/{nodes} nodes are available: {reasons}.{}",
+            preemption.unwrap_or_default()
         )
     }
+}
+
+/// Reasons with their counts, in the order of the text.
+pub(crate) fn counted(reasons: &BTreeMap<String, usize>) -> String {
+    let texts = (reasons.iter()).map(|(reason, count)| format!("{count} {reason}"));
+    let mut texts: Vec<_> = texts.collect();
+    texts.sort();
+    texts.join(", ")
 }
 
 #[cfg(test)]
@@ -216,16 +207,19 @@ mod tests {
     #[test]
     fn the_message_is_kube_schedulers() {
         let mut refusals = Refusals::default();
-        refusals.add(&[Refusal::Taints]);
-        refusals.add(&[Refusal::Insufficient("cpu".into())]);
-        refusals.add(&[Refusal::Taints]);
+        refusals.add(0, &[Refusal::Taints]);
+        refusals.add(1, &[Refusal::Insufficient("cpu".into())]);
+        refusals.add(2, &[Refusal::Taints]);
+        let reasons =
+            "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) had untolerated taint(s).";
+        assert_eq!(refusals.message(None), reasons);
         assert_eq!(
-            refusals.message(true),
-            "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) had untolerated taint(s). \
-             preemption: 0/3 nodes are available: 1 No preemption victims found for incoming pod, 2 Preemption is not helpful for scheduling."
+            refusals.message(Some("for a reason.")),
+            format!("{reasons} preemption: for a reason.")
         );
+        assert_eq!(refusals.helpable, [1]);
         assert_eq!(
-            Refusals::default().message(true),
+            Refusals::default().message(Some("none")),
             "no nodes available to schedule pods"
         );
     }

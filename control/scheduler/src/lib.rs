@@ -4,7 +4,9 @@
 //! `decide` filters nodes until enough will do, scores those and takes the best; the pod counts as running there at once,
 //! and its binding is written while the next is decided. A pod for which no node will do waits for a change that can help it.
 //!
-//! Absent so far: preemption, volumes, other schedulers' plugins, image locality.
+//! Where other pods are in the way of one with more priority, `preempt` makes room.
+//!
+//! Absent so far: volumes, disruption budgets, other schedulers' plugins, image locality.
 
 mod affinity;
 mod bind;
@@ -13,6 +15,7 @@ mod filter;
 mod interpod;
 mod model;
 mod pod;
+mod preempt;
 mod queue;
 mod resources;
 mod scheduler;

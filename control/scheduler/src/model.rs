@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Affinity, Taint, Toleration, TopologySpreadConstraint};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde::Deserialize;
 
 use crate::resources::Quantities;
@@ -98,6 +98,10 @@ pub struct Port {
 #[serde(default)]
 pub struct PodStatus {
     pub phase: Option<String>,
+    #[serde(rename = "startTime")]
+    pub start_time: Option<Time>,
+    #[serde(rename = "nominatedNodeName")]
+    pub nominated_node_name: Option<String>,
     pub conditions: Vec<PodCondition>,
 }
 

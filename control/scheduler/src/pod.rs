@@ -27,6 +27,10 @@ pub(crate) struct PodInfo {
     pub weight: (i64, i64),
     pub ports: Vec<HostPort>,
     pub priority: i32,
+    /// When it was started, in seconds since 1970; far in the future while it was not.
+    pub started: i64,
+    /// Whether it is being deleted.
+    pub terminating: bool,
     /// What only matters until it is bound; dropped afterwards. Affinity terms that bind others stay in `terms`.
     pub spec: Option<Box<PodSpec>>,
     pub terms: Option<Box<PodTerms>>,
@@ -93,6 +97,8 @@ impl PodInfo {
             weight,
             ports,
             priority: spec.priority,
+            started: (pod.status.start_time).map_or(i64::MAX, |time| time.0.as_second()),
+            terminating: pod.metadata.deletion_timestamp.is_some(),
             terms,
             spec: spec.node_name.is_none().then(|| Box::new(spec)),
         }
@@ -110,6 +116,8 @@ impl PodInfo {
             weight: self.weight,
             ports: self.ports.clone(),
             priority: self.priority,
+            started: self.started,
+            terminating: self.terminating,
             terms: self.terms.clone(),
             spec: None,
         }

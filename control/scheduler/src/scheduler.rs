@@ -18,6 +18,7 @@ use crate::bind::Writer;
 use crate::decide::decide;
 use crate::model::{Namespace, Node, Pod};
 use crate::pod::{PodInfo, Uid};
+use crate::preempt::{Preemption, preempt};
 use crate::queue::{Change, Queue};
 use crate::snapshot::Snapshot;
 
@@ -181,6 +182,7 @@ impl Scheduler {
         if let Some(node) = pod.spec.node_name.clone().filter(|name| !name.is_empty()) {
             self.queue.remove(&uid);
             self.assumed.remove(&*uid);
+            self.snapshot.forget_nomination(&uid);
             self.snapshot.add_pod(Arc::new(PodInfo::of(pod)), &node);
             if self.snapshot.pods_with_terms().next().is_some() {
                 self.queue.change(Change::Pods, Instant::now());
@@ -199,16 +201,26 @@ impl Scheduler {
             || !pod.spec.scheduling_gates.is_empty()
         {
             self.queue.remove(&uid);
+            self.snapshot.forget_nomination(&uid);
             return;
         }
+        let nominated = pod.status.nominated_node_name.take();
         if !self.assumed.contains(&*uid) {
             self.queue.set(PodInfo::of(pod));
+            // Told by an earlier life of the scheduler; what this one decided it knows already.
+            if let Some(node) = nominated.filter(|node| !node.is_empty())
+                && self.snapshot.nomination(&uid).is_none()
+                && let Some(waiting) = self.queue.get_mut(&uid)
+            {
+                self.snapshot.nominate(waiting.pod.clone(), &node);
+            }
         }
     }
 
     fn remove_pod(&mut self, uid: &str) {
         self.queue.remove(uid);
         self.assumed.remove(uid);
+        self.snapshot.forget_nomination(uid);
         if self.snapshot.remove_pod(uid).is_some() {
             self.queue.change(Change::Pods, Instant::now());
         }
@@ -253,6 +265,7 @@ impl Scheduler {
                     return;
                 };
                 self.snapshot.add_pod(Arc::new(pod.bound()), &node);
+                self.snapshot.forget_nomination(&pod.uid);
                 self.assumed.insert(pod.uid.clone());
                 let writer = self.writer.clone();
                 self.bindings.spawn(async move {
@@ -266,17 +279,58 @@ impl Scheduler {
             Err(refusals) => {
                 self.queue
                     .unschedulable(&pod.uid, refusals.depends_on_pods(), now);
-                let preempts = pod
-                    .spec
-                    .as_deref()
-                    .is_none_or(|spec| spec.preemption_policy.as_deref() != Some("Never"));
-                self.explain(&pod, refusals.message(preempts), now);
+                match preempt(&pod, &mut self.snapshot, &refusals) {
+                    Ok(preemption) => {
+                        let node = preemption.node.to_string();
+                        self.preempt(&pod, preemption);
+                        self.explain(&pod, refusals.message(None), Some(node), now);
+                    }
+                    Err(why) => self.explain(&pod, refusals.message(Some(&why)), None, now),
+                }
             }
         }
     }
 
+    /// Sends the victims away; the pod is tried again when they are gone.
+    fn preempt(&mut self, pod: &Arc<PodInfo>, Preemption { node, victims }: Preemption) {
+        let others: Vec<_> = (self.snapshot.id(&node))
+            .and_then(|id| self.snapshot.node(id))
+            .into_iter()
+            .flat_map(|info| info.nominated.clone())
+            .filter(|other| other.priority < pod.priority)
+            .collect();
+        for other in &others {
+            // Its room goes to somebody dearer: it looks for another place.
+            self.snapshot.forget_nomination(&other.uid);
+        }
+        self.snapshot.nominate(pod.clone(), &node);
+        for victim in &victims {
+            // Until the watch tells so: the pod waits for them, and nobody takes them twice.
+            let ending = PodInfo {
+                terminating: true,
+                ..victim.bound()
+            };
+            self.snapshot.add_pod(Arc::new(ending), &node);
+        }
+        let (writer, pod, by) = (self.writer.clone(), pod.clone(), self.name.clone());
+        tokio::spawn(async move {
+            for other in others {
+                writer.take_nomination(&other).await;
+            }
+            for victim in victims {
+                writer.preempt(&victim, &pod, &node, &by).await;
+            }
+        });
+    }
+
     /// Writes the condition where it changes, and an event now and then.
-    fn explain(&mut self, pod: &Arc<PodInfo>, message: String, now: Instant) {
+    fn explain(
+        &mut self,
+        pod: &Arc<PodInfo>,
+        message: String,
+        nominated: Option<String>,
+        now: Instant,
+    ) {
         let Some(waiting) = self.queue.get_mut(&pod.uid) else {
             return;
         };
@@ -288,9 +342,9 @@ impl Scheduler {
             waiting.told = Some((message.clone(), now));
             self.writer.tell(pod, message.clone());
         }
-        if is_new {
+        if is_new || nominated.is_some() {
             let (writer, pod) = (self.writer.clone(), pod.clone());
-            tokio::spawn(async move { writer.explain(pod, message).await });
+            tokio::spawn(async move { writer.explain(pod, message, nominated).await });
         }
     }
 

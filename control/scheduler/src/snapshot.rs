@@ -27,6 +27,8 @@ pub(crate) struct NodeInfo {
     pub weight: (i64, i64),
     pub ports: Vec<HostPort>,
     pub pods: Vec<Arc<PodInfo>>,
+    /// Pods for which room was made here, and which are not here yet.
+    pub nominated: Vec<Arc<PodInfo>>,
 }
 
 /// All nodes, and all pods that have one.
@@ -39,6 +41,8 @@ pub(crate) struct Snapshot {
     owners: HashMap<Arc<str>, HashMap<NodeId, u32>>,
     /// Pods whose affinity terms bind others.
     with_terms: HashSet<Uid>,
+    /// The nodes of the nominated pods.
+    nominations: HashMap<Uid, Arc<str>>,
     /// Labels of namespaces, for affinity terms that select namespaces.
     pub namespaces: HashMap<String, BTreeMap<String, String>>,
     /// Where the search for a node begins next.
@@ -147,6 +151,29 @@ impl Snapshot {
             self.with_terms.insert(pod.uid.clone());
         }
         self.pods.insert(pod.uid.clone(), (id, pod));
+    }
+
+    /// Keeps room on a node for a pod, against others that do not have more priority.
+    pub fn nominate(&mut self, pod: Arc<PodInfo>, node: &str) {
+        self.forget_nomination(&pod.uid);
+        let Some(id) = self.id(node) else { return };
+        let info = &mut self.nodes[id];
+        self.nominations.insert(pod.uid.clone(), info.name.clone());
+        info.nominated.push(pod);
+    }
+
+    /// The node on which room was made for a pod.
+    pub fn nomination(&self, uid: &str) -> Option<NodeId> {
+        self.id(self.nominations.get(uid)?)
+    }
+
+    /// Keeps no more room for a pod.
+    pub fn forget_nomination(&mut self, uid: &str) {
+        if let Some(name) = self.nominations.remove(uid)
+            && let Some(id) = self.id(&name)
+        {
+            self.nodes[id].nominated.retain(|pod| *pod.uid != *uid);
+        }
     }
 
     /// Takes a pod off its node; answers which node that was.
