@@ -404,27 +404,20 @@ fn addresses(name: &Name, kind: RecordType, ips: impl IntoIterator<Item = IpAddr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use knarr_proxy::objects::{Protocol, ServicePort, Slice, TrafficPolicy};
+    use knarr_proxy::objects::{Protocol, ServicePort, Slice};
 
     fn service(name: &str, ip: Option<&str>) -> Service {
         Service {
             key: ServiceKey::new("shop", name),
             cluster_ips: ip.map(|ip| ip.parse().unwrap()).into_iter().collect(),
             headless: ip.is_none(),
-            external_name: None,
-            external_ips: Vec::new(),
-            load_balancer_ips: Vec::new(),
             ports: vec![ServicePort {
                 name: "http".to_owned(),
                 protocol: Protocol::Tcp,
                 port: 80,
                 node_port: None,
             }],
-            affinity: None,
-            internal_policy: TrafficPolicy::Cluster,
-            external_policy: TrafficPolicy::Cluster,
-            publish_not_ready: false,
-            foreign_proxy: false,
+            ..Service::default()
         }
     }
 

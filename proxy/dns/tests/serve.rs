@@ -14,7 +14,7 @@ use hickory_server::proto::rr::rdata::A;
 use hickory_server::proto::rr::{Name, RData, Record, RecordType};
 use knarr_dns::{DnsConfig, cleanup, run};
 use knarr_network::{Network, NetworkConfig, run_in};
-use knarr_proxy::objects::{Service, ServiceKey, Slice, SliceEndpoint, TrafficPolicy};
+use knarr_proxy::objects::{Service, ServiceKey, Slice, SliceEndpoint};
 use knarr_proxy::{Feed, ProxyConfig};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -110,15 +110,7 @@ fn service(name: &str, ip: Option<&str>) -> Service {
         key: ServiceKey::new("shop", name),
         cluster_ips: ip.map(|ip| ip.parse().unwrap()).into_iter().collect(),
         headless: ip.is_none(),
-        external_name: None,
-        external_ips: Vec::new(),
-        load_balancer_ips: Vec::new(),
-        ports: Vec::new(),
-        affinity: None,
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        publish_not_ready: false,
-        foreign_proxy: false,
+        ..Service::default()
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use knarr_proxy::frontend::{self, Node};
 use knarr_proxy::objects::{
-    Protocol, Service, ServiceKey, ServicePort, Slice, SliceEndpoint, SlicePort, TrafficPolicy,
+    Protocol, Service, ServiceKey, ServicePort, Slice, SliceEndpoint, SlicePort,
 };
 use knarr_proxy::ruleset::Changes;
 use knarr_proxy::{Kernel, Ranges};
@@ -106,21 +106,13 @@ fn service(n: u32) -> Service {
     Service {
         key: ServiceKey::new("default", format!("service-{n}")),
         cluster_ips: vec![IpAddr::V4(Ipv4Addr::from(0x0a80_0000 + n))],
-        headless: false,
-        external_name: None,
-        external_ips: Vec::new(),
-        load_balancer_ips: Vec::new(),
         ports: vec![ServicePort {
             name: String::new(),
             protocol: Protocol::Tcp,
             port: 80,
             node_port: None,
         }],
-        affinity: None,
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        publish_not_ready: false,
-        foreign_proxy: false,
+        ..Service::default()
     }
 }
 

@@ -14,6 +14,9 @@ pub(crate) const NEWSETELEM: u16 = 12;
 /// Removes elements.
 pub(crate) const DELSETELEM: u16 = 14;
 
+/// `NFTA_SET_ELEM_KEY_END`.
+pub(crate) const KEY_END: u16 = 10;
+
 /// How many bytes of elements go into one message: an attribute's length has 16 bits, and an element some 120 bytes at most.
 const LIST_BYTES: usize = 60_000;
 
@@ -154,10 +157,17 @@ fn put_goto(element: &mut Attributes<'_>, chain: &str) {
     });
 }
 
+/// The end of the range that an element's key begins, if it is one.
+pub(crate) fn put_end(element: &mut Attributes<'_>, data: &Data) {
+    if let Data::Until(last) = data {
+        put_value(element, KEY_END, last.as_slice());
+    }
+}
+
 /// The data of an element.
 pub(crate) fn put_data(element: &mut Attributes<'_>, data: &Data) {
     match data {
-        Data::Nothing => {}
+        Data::Nothing | Data::Until(_) => {}
         Data::Endpoint(value) => put_value(element, 2, value.as_slice()),
         // In the byte order of the machine, as the packet's priority.
         Data::Count(count) => put_value(element, 2, &count.to_ne_bytes()),

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use crate::objects::{Protocol, Service, Slice, TrafficPolicy};
 
 /// IPv4 or IPv6.
@@ -92,6 +94,8 @@ pub struct Target {
     pub masquerade: bool,
     /// How long, in seconds, a client keeps its endpoint.
     pub affinity: Option<u32>,
+    /// Which clients may connect, from address to address, disjoint; `None` if all may.
+    pub sources: Option<BTreeSet<(IpAddr, IpAddr)>>,
 }
 
 /// What one Service asks of this node.
@@ -123,7 +127,7 @@ pub fn plan<'a>(
         return plan;
     }
     for port in &service.ports {
-        let mut add = |place: Place, audience, policy, masquerade| {
+        let mut add = |place: Place, audience, policy, masquerade, sources| {
             let frontend = Frontend {
                 place,
                 protocol: port.protocol,
@@ -147,6 +151,7 @@ pub fn plan<'a>(
                 otherwise,
                 masquerade,
                 affinity: service.affinity,
+                sources,
             });
         };
         for ip in &service.cluster_ips {
@@ -156,6 +161,7 @@ pub fn plan<'a>(
                     Audience::Everyone,
                     service.internal_policy,
                     false,
+                    None,
                 );
             }
         }
@@ -165,30 +171,41 @@ pub fn plan<'a>(
             .iter()
             .map(|ip| Family::of(*ip))
             .collect();
-        let outside = service
-            .external_ips
-            .iter()
-            .chain(&service.load_balancer_ips);
-        let places = outside.map(|ip| Place::Address(*ip)).chain(
-            families
-                .into_iter()
-                .filter(|_| port.node_port.is_some())
-                .map(Place::Node),
-        );
-        for place in places {
+        // Only a load balancer's addresses are closed to clients from elsewhere, as with kube-proxy. They come first: an address
+        // may be listed as an external one too.
+        let balancers = (service.load_balancer_ips.iter())
+            .map(|ip| (Place::Address(*ip), sources(service, Family::of(*ip))));
+        let external = (service.external_ips.iter()).map(|ip| (Place::Address(*ip), None));
+        let nodes = (families.into_iter())
+            .filter(|_| port.node_port.is_some())
+            .map(|family| (Place::Node(family), None));
+        for (place, sources) in balancers.chain(external).chain(nodes) {
             match service.external_policy {
                 TrafficPolicy::Cluster => {
-                    add(place, Audience::Everyone, TrafficPolicy::Cluster, true);
+                    let policy = TrafficPolicy::Cluster;
+                    add(place, Audience::Everyone, policy, true, sources);
                 }
                 TrafficPolicy::Local => {
-                    add(place, Audience::Outside, TrafficPolicy::Local, false);
+                    add(place, Audience::Outside, TrafficPolicy::Local, false, None);
                     // From inside, it is a short cut to the service.
-                    add(place, Audience::Everyone, TrafficPolicy::Cluster, false);
+                    let policy = TrafficPolicy::Cluster;
+                    add(place, Audience::Everyone, policy, false, sources);
                 }
             }
         }
     }
     plan
+}
+
+/// The clients of a family that may use the service's load balancer; `None` if it names none of that family.
+fn sources(service: &Service, family: Family) -> Option<BTreeSet<(IpAddr, IpAddr)>> {
+    let of_family = (service.source_ranges.iter())
+        .filter(|range| Family::of(range.addr()) == family)
+        .map(IpNet::trunc);
+    // The kernel takes no ranges that overlap.
+    let ranges = IpNet::aggregate(&of_family.collect());
+    let bounds = (ranges.iter()).map(|range| (range.network(), range.broadcast()));
+    (!ranges.is_empty()).then(|| bounds.collect())
 }
 
 /// An endpoint with what decides whether it is used.
@@ -280,21 +297,13 @@ mod tests {
         Service {
             key: ServiceKey::new("default", "web"),
             cluster_ips: vec!["10.43.0.5".parse().unwrap()],
-            headless: false,
-            external_name: None,
-            external_ips: Vec::new(),
-            load_balancer_ips: Vec::new(),
             ports: vec![ServicePort {
                 name: String::new(),
                 protocol: Protocol::Tcp,
                 port: 80,
                 node_port: None,
             }],
-            affinity: None,
-            internal_policy: TrafficPolicy::Cluster,
-            external_policy: TrafficPolicy::Cluster,
-            publish_not_ready: false,
-            foreign_proxy: false,
+            ..Service::default()
         }
     }
 
@@ -412,6 +421,39 @@ mod tests {
         assert_eq!(ips(&local, place, Audience::Outside).0, ["10.42.0.2"]);
         assert_eq!(ips(&local, place, Audience::Everyone).0.len(), 2);
         assert!(local.frontends.values().all(|target| !target.masquerade));
+    }
+
+    #[test]
+    fn source_ranges_close_the_load_balancers_addresses_only() {
+        let mut service = service();
+        service.ports[0].node_port = Some(30080);
+        service.external_ips = vec!["192.0.2.1".parse().unwrap()];
+        let balancer: IpAddr = "192.0.2.2".parse().unwrap();
+        service.load_balancer_ips = vec![balancer, "2001:db8::1".parse().unwrap()];
+        let ranges = [
+            "10.1.2.3/8",
+            "10.9.0.0/16",
+            "192.0.2.128/25",
+            "192.0.2.0/25",
+        ];
+        service.source_ranges = ranges.map(|range| range.parse().unwrap()).to_vec();
+        let closed = |plan: &Plan| -> Vec<_> {
+            (plan.frontends.iter())
+                .filter_map(|(f, t)| Some((f.place, f.audience, t.sources.clone()?)))
+                .collect()
+        };
+        let range = |first: &str, last: &str| (first.parse().unwrap(), last.parse().unwrap());
+        let merged = BTreeSet::from([
+            range("10.0.0.0", "10.255.255.255"),
+            range("192.0.2.0", "192.0.2.255"),
+        ]);
+        let expected = [(Place::Address(balancer), Audience::Everyone, merged)];
+        for policy in [TrafficPolicy::Cluster, TrafficPolicy::Local] {
+            service.external_policy = policy;
+            assert_eq!(closed(&plan(&node(), &service, [].iter())), expected);
+        }
+        service.source_ranges.clear();
+        assert_eq!(closed(&plan(&node(), &service, [].iter())), []);
     }
 
     #[test]

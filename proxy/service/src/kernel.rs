@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
 
-use crate::batch::{Batch, DELSETELEM, NEWSETELEM, put_data, put_value};
+use crate::batch::{Batch, DELSETELEM, KEY_END, NEWSETELEM, put_data, put_end, put_value};
 use crate::conntrack;
 use crate::frontend::Family;
 use crate::maps::{Bytes, Chain, DROP, Data, Map, Memory, REJECT, digit};
@@ -130,9 +130,9 @@ impl Kernel {
     pub fn apply(&mut self, changes: &Changes) -> Result<(), KernelError> {
         if !changes.is_empty() {
             let mut batch = Batch::new();
-            let mut removed: BTreeMap<Map, Vec<Bytes>> = BTreeMap::new();
-            for (map, key) in changes.removed() {
-                removed.entry(map).or_default().push(key);
+            let mut removed: BTreeMap<Map, Vec<(Bytes, Data)>> = BTreeMap::new();
+            for (map, key, data) in changes.removed() {
+                removed.entry(map).or_default().push((key, data));
             }
             let mut added: BTreeMap<Map, Vec<(Bytes, Data)>> = BTreeMap::new();
             let mut new_chains = BTreeSet::new();
@@ -152,10 +152,16 @@ impl Kernel {
             for chain in &new_chains {
                 batch.made_chain(*chain);
             }
-            for (map, keys) in removed {
-                batch.elements(DELSETELEM, &map.name(), &keys, |element, key| {
-                    put_value(element, 1, key.as_slice());
-                });
+            for (map, elements) in removed {
+                batch.elements(
+                    DELSETELEM,
+                    &map.name(),
+                    &elements,
+                    |element, (key, data)| {
+                        put_value(element, 1, key.as_slice());
+                        put_end(element, data);
+                    },
+                );
             }
             for (map, elements) in added {
                 batch.elements(
@@ -164,6 +170,7 @@ impl Kernel {
                     &elements,
                     |element, (key, data)| {
                         put_value(element, 1, key.as_slice());
+                        put_end(element, data);
                         put_data(element, data);
                     },
                 );
@@ -288,7 +295,7 @@ fn read_map(
 struct Element<'a>(&'a [u8]);
 
 impl<'a> Element<'a> {
-    /// The value in `NFTA_SET_ELEM_KEY` (1) or `NFTA_SET_ELEM_DATA` (2).
+    /// The value in `NFTA_SET_ELEM_KEY` (1), `NFTA_SET_ELEM_DATA` (2) or [`KEY_END`].
     fn value(&self, kind: u16) -> Option<&'a [u8]> {
         nfnl::attribute(nfnl::attribute(self.0, kind)?, 1)
     }
@@ -296,7 +303,8 @@ impl<'a> Element<'a> {
     fn parse(&self, map: Map) -> Option<(Map, Bytes, Data)> {
         let key = Bytes::from_slice(self.value(1)?)?;
         let data = match map {
-            Map::External(_) | Map::Hairpin(_) => Data::Nothing,
+            Map::External(_) | Map::Hairpin(_) | Map::Firewalled(_) => Data::Nothing,
+            Map::Admitted(_) => Data::Until(Bytes::from_slice(self.value(KEY_END)?)?),
             Map::Endpoints(_) => Data::Endpoint(Bytes::from_slice(self.value(2)?)?),
             Map::Services(_) => Data::Count(u32::from_ne_bytes(*self.value(2)?.first_chunk()?)),
             Map::Affine(_) => {

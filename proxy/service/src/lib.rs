@@ -13,6 +13,7 @@
 //! * [`Feed`] is the process's one watch of Services and EndpointSlices; the cluster DNS uses it too.
 //! * `frontend`, `maps` and `ruleset` are pure: objects in, changes out. Most tests are theirs.
 //! * `kernel`, `conntrack` and `route` are the thin shell; `batch`, `rule` and `nfnl` are its words.
+//! * `health` answers load balancers that ask whether this node has endpoints of a service.
 //! * After a restart the kernel's elements are read back and adopted; traffic never stops. Only the table
 //!   `inet knarr` is ever touched.
 //!
@@ -22,6 +23,7 @@ mod batch;
 mod conntrack;
 mod feed;
 pub mod frontend;
+mod health;
 mod kernel;
 pub mod maps;
 mod nfnl;

@@ -79,6 +79,10 @@ pub enum Map {
     Affine(Lane),
     /// Endpoints of this node, as source and destination.
     Hairpin(Family),
+    /// Frontends that not every client may use.
+    Firewalled(Family),
+    /// Those frontends, with the clients that may.
+    Admitted(Family),
 }
 
 impl Map {
@@ -92,7 +96,13 @@ impl Map {
                     .filter(everyone)
                     .flat_map(|lane| [Self::External(lane), Self::Affine(lane)]),
             )
-            .chain([Self::Hairpin(Family::V4), Self::Hairpin(Family::V6)])
+            .chain([Family::V4, Family::V6].into_iter().flat_map(|family| {
+                [
+                    Self::Hairpin(family),
+                    Self::Firewalled(family),
+                    Self::Admitted(family),
+                ]
+            }))
     }
 
     /// Its name.
@@ -103,6 +113,8 @@ impl Map {
             Self::External(lane) => format!("external{}", lane.suffix()),
             Self::Affine(lane) => format!("affine{}", lane.suffix()),
             Self::Hairpin(family) => format!("hairpin{}", digit(family)),
+            Self::Firewalled(family) => format!("firewalled{}", digit(family)),
+            Self::Admitted(family) => format!("admitted{}", digit(family)),
         }
     }
 }
@@ -150,8 +162,8 @@ pub struct Bytes {
 }
 
 impl Bytes {
-    /// IPv6 address twice.
-    const MOST: usize = 32;
+    /// IPv6 address twice, protocol and port.
+    const MOST: usize = 40;
 
     fn new() -> Self {
         Self {
@@ -232,6 +244,8 @@ pub enum Data {
     Count(u32),
     /// A verdict: on to a chain.
     Goto(Chain),
+    /// Nothing, but the key is the first of a range, and this the last.
+    Until(Bytes),
 }
 
 pub(crate) fn frontend_key(frontend: &Frontend) -> Bytes {
@@ -256,6 +270,31 @@ pub(crate) fn parse_frontend(lane: Lane, reader: &mut Reader<'_>) -> Option<Fron
         port: u16::from_be_bytes(reader.take()?),
         audience: lane.audience,
     })
+}
+
+/// The element that admits clients from one address to another to a frontend.
+pub(crate) fn admitted(frontend: &Frontend, first: IpAddr, last: IpAddr) -> (Map, Bytes, Data) {
+    let key = frontend_key(frontend);
+    let map = Map::Admitted(Family::of(first));
+    (map, key.and_ip(first), Data::Until(key.and_ip(last)))
+}
+
+/// The key of the frontend and the range of clients in an element of [`Map::Admitted`].
+pub(crate) fn parse_admitted(
+    family: Family,
+    first: &Bytes,
+    last: &Bytes,
+) -> Option<(Bytes, (IpAddr, IpAddr))> {
+    let address = match family {
+        Family::V4 => 4,
+        Family::V6 => 16,
+    };
+    let split = |bytes: &Bytes| {
+        let (frontend, client) = bytes.as_slice().split_at_checked(address + 8)?;
+        Some((Bytes::from_slice(frontend)?, Reader(client).ip(family)?))
+    };
+    let ((frontend, first), (same, last)) = (split(first)?, split(last)?);
+    (frontend == same).then_some((frontend, (first, last)))
 }
 
 pub(crate) fn endpoint_key(frontend: &Frontend, index: usize) -> Bytes {

@@ -6,11 +6,12 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 
 /// The name of a Service in its namespace.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceKey {
     /// Its namespace.
     pub namespace: String,
@@ -100,7 +101,7 @@ pub struct ServicePort {
 }
 
 /// One Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
     /// Its namespace and name.
     pub key: ServiceKey,
@@ -114,6 +115,8 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// The addresses a load balancer gave it (`status.loadBalancer.ingress`, mode `VIP`).
     pub load_balancer_ips: Vec<IpAddr>,
+    /// The clients that may use those (`loadBalancerSourceRanges`); empty for all.
+    pub source_ranges: Vec<IpNet>,
     /// Its ports.
     pub ports: Vec<ServicePort>,
     /// How long, in seconds, a client keeps its endpoint (`sessionAffinity: ClientIP`).
@@ -122,6 +125,8 @@ pub struct Service {
     pub internal_policy: TrafficPolicy,
     /// `externalTrafficPolicy`.
     pub external_policy: TrafficPolicy,
+    /// Where load balancers ask whether the node has endpoints (`healthCheckNodePort`).
+    pub health_port: Option<u16>,
     /// Whether endpoints are published before they are ready.
     pub publish_not_ready: bool,
     /// Whether another proxy serves it (label `service.kubernetes.io/service-proxy-name`).
@@ -168,6 +173,10 @@ impl Service {
                 .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
                 .filter_map(|ingress| ingress.ip.as_deref()?.parse().ok())
                 .collect(),
+            source_ranges: (spec.load_balancer_source_ranges.iter().flatten())
+                .filter(|_| is_load_balancer)
+                .filter_map(|range| range.trim().parse().ok())
+                .collect(),
             ports: spec.ports.iter().flatten().filter_map(port).collect(),
             affinity: (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
                 let config = spec.session_affinity_config.as_ref();
@@ -180,6 +189,9 @@ impl Service {
             }),
             internal_policy: policy(&spec.internal_traffic_policy),
             external_policy: policy(&spec.external_traffic_policy),
+            health_port: (spec.health_check_node_port)
+                .and_then(|port| u16::try_from(port).ok())
+                .filter(|port| *port != 0 && is_load_balancer),
             publish_not_ready: spec.publish_not_ready_addresses == Some(true),
             foreign_proxy: meta
                 .labels

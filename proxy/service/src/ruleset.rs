@@ -9,8 +9,8 @@ use std::net::IpAddr;
 
 use crate::frontend::{Audience, Endpoint, Family, Frontend, Otherwise, Place, Plan, Target};
 use crate::maps::{
-    Bytes, Chain, DROP, Data, Lane, Map, Memory, REJECT, Reader, endpoint_data, endpoint_key,
-    frontend_key, hairpin, parse_endpoint, parse_frontend,
+    Bytes, Chain, DROP, Data, Lane, Map, Memory, REJECT, Reader, admitted, endpoint_data,
+    endpoint_key, frontend_key, hairpin, parse_admitted, parse_endpoint, parse_frontend,
 };
 use crate::objects::ServiceKey;
 
@@ -47,11 +47,9 @@ impl Changes {
     }
 
     /// The elements to remove.
-    pub fn removed(&self) -> impl Iterator<Item = (Map, Bytes)> {
+    pub fn removed(&self) -> impl Iterator<Item = (Map, Bytes, Data)> {
         let changed = self.elements.iter().filter(|(_, (old, new))| old != new);
-        changed
-            .filter(|(_, (old, _))| old.is_some())
-            .map(|(at, _)| *at)
+        changed.filter_map(|((map, key), (old, _))| Some((*map, *key, (*old)?)))
     }
 
     /// The elements to add, after the removals.
@@ -71,7 +69,11 @@ struct Programmed {
     otherwise: Otherwise,
     masquerade: bool,
     affinity: Option<u32>,
+    sources: Option<BTreeSet<(IpAddr, IpAddr)>>,
 }
+
+/// The clients that the kernel admits, by the key of the frontend.
+type Sources = HashMap<Bytes, BTreeSet<(IpAddr, IpAddr)>>;
 
 /// What is in the kernel's maps, and for whom.
 #[derive(Debug, Default)]
@@ -97,6 +99,7 @@ impl Ruleset {
         };
         let mut all: HashMap<(Map, Bytes), Data> = HashMap::new();
         let mut services: Vec<(Frontend, Data)> = Vec::new();
+        let mut sources = Sources::new();
         for (map, key, data) in elements {
             all.insert((map, key), data);
             let mut reader = Reader(key.as_slice());
@@ -113,11 +116,18 @@ impl Ruleset {
                         ruleset.found_hairpins.insert(ip);
                     }
                 }
-                Map::Endpoints(_) | Map::External(_) | Map::Affine(_) => {}
+                Map::Admitted(family) => {
+                    if let Data::Until(last) = data
+                        && let Some((frontend, range)) = parse_admitted(family, &key, &last)
+                    {
+                        sources.entry(frontend).or_default().insert(range);
+                    }
+                }
+                Map::Endpoints(_) | Map::External(_) | Map::Affine(_) | Map::Firewalled(_) => {}
             }
         }
         for (frontend, data) in services {
-            if let Some(programmed) = read_frontend(&frontend, data, &all) {
+            if let Some(programmed) = read_frontend(&frontend, data, &all, &sources) {
                 for (map, key, _) in elements_of(&frontend, &programmed) {
                     all.remove(&(map, key));
                 }
@@ -253,6 +263,7 @@ impl Ruleset {
                 otherwise: target.otherwise,
                 masquerade: target.masquerade,
                 affinity: target.affinity,
+                sources: target.sources,
             };
             for (map, key, data) in elements_of(&frontend, &programmed) {
                 changes.add(map, key, data);
@@ -333,6 +344,16 @@ fn move_endpoints(
         let data = |seconds: Option<u32>| Some(Data::Goto(Chain::Remember(lane.family, seconds?)));
         changes.put(Map::Affine(lane), key, data(before.2), data(after.2));
     }
+    if now.sources != target.sources {
+        let admit = |sources: &Option<BTreeSet<_>>| {
+            admitting(frontend, sources.as_ref()).collect::<BTreeMap<_, _>>()
+        };
+        let (had, has) = (admit(&now.sources), admit(&target.sources));
+        for at in had.keys().chain(has.keys()) {
+            changes.put(at.0, at.1, had.get(at).copied(), has.get(at).copied());
+        }
+        now.sources = target.sources;
+    }
 }
 
 fn count(programmed: &Programmed) -> Data {
@@ -361,8 +382,29 @@ fn elements_of(frontend: &Frontend, programmed: &Programmed) -> Vec<(Map, Bytes,
             let data = Data::Goto(Chain::Remember(lane.family, seconds));
             elements.push((Map::Affine(lane), key, data));
         }
+        let admitting = admitting(frontend, programmed.sources.as_ref());
+        elements.extend(admitting.map(|((map, key), data)| (map, key, data)));
     }
     elements
+}
+
+/// The elements that close a frontend to all but some clients.
+fn admitting<'a>(
+    frontend: &'a Frontend,
+    sources: Option<&'a BTreeSet<(IpAddr, IpAddr)>>,
+) -> impl Iterator<Item = ((Map, Bytes), Data)> + 'a {
+    let closed = (
+        Map::Firewalled(frontend.place.family()),
+        frontend_key(frontend),
+    );
+    let ranges = sources.into_iter().flatten().map(|(first, last)| {
+        let (map, key, data) = admitted(frontend, *first, *last);
+        ((map, key), data)
+    });
+    sources
+        .map(|_| (closed, Data::Nothing))
+        .into_iter()
+        .chain(ranges)
 }
 
 fn remove_frontend(frontend: &Frontend, programmed: &Programmed, changes: &mut Changes) {
@@ -378,6 +420,7 @@ fn read_frontend(
     frontend: &Frontend,
     number: Data,
     all: &HashMap<(Map, Bytes), Data>,
+    sources: &Sources,
 ) -> Option<Programmed> {
     let lane = Lane::of(frontend);
     let (count, otherwise) = match number {
@@ -405,6 +448,9 @@ fn read_frontend(
         otherwise,
         masquerade: all.contains_key(&(Map::External(lane), key)),
         affinity,
+        sources: all
+            .contains_key(&(Map::Firewalled(lane.family), key))
+            .then(|| sources.get(&key).cloned().unwrap_or_default()),
     })
 }
 
@@ -420,11 +466,9 @@ mod tests {
 
     /// Does what the kernel does with a transaction, and is as strict.
     fn apply(model: &mut Model, changes: &Changes) {
-        for at in changes.removed() {
-            assert!(
-                model.remove(&at).is_some(),
-                "{at:?} to be removed is not there"
-            );
+        for (map, key, data) in changes.removed() {
+            let was = model.remove(&(map, key));
+            assert_eq!(was, Some(data), "{map:?} {key:?} to be removed");
         }
         for (map, key, data) in changes.added() {
             let old = model.insert((map, key), data);
@@ -464,7 +508,24 @@ mod tests {
                     None
                 }
             },
+            sources: model
+                .contains_key(&(Map::Firewalled(lane.family), key))
+                .then(|| admitted_in(&key, lane.family, model)),
         })
+    }
+
+    fn admitted_in(frontend: &Bytes, family: Family, model: &Model) -> BTreeSet<(IpAddr, IpAddr)> {
+        let of_family = model
+            .iter()
+            .filter(|((map, _), _)| *map == Map::Admitted(family));
+        of_family
+            .filter_map(|((_, key), data)| match data {
+                Data::Until(last) => parse_admitted(family, key, last),
+                other => panic!("{key:?} ends at {other:?}"),
+            })
+            .filter(|(of, _)| of == frontend)
+            .map(|(_, range)| range)
+            .collect()
     }
 
     /// Everything in the model follows from the plans, and the other way round.
@@ -489,9 +550,10 @@ mod tests {
             elements += 1 + wanted.endpoints.len();
             if frontend.audience == Audience::Everyone {
                 assert_eq!(
-                    (is.masquerade, is.affinity),
-                    (wanted.masquerade, wanted.affinity)
+                    (is.masquerade, is.affinity, &is.sources),
+                    (wanted.masquerade, wanted.affinity, &wanted.sources)
                 );
+                elements += wanted.sources.map_or(0, |ranges| 1 + ranges.len());
                 elements += usize::from(wanted.masquerade) + usize::from(wanted.affinity.is_some());
             }
         }
@@ -533,30 +595,40 @@ mod tests {
     fn a_plan() -> impl Strategy<Value = Plan> {
         let endpoints = proptest::collection::btree_set((10_u8..18, 8080_u16..8082), 0..6);
         let affinity = prop_oneof![Just(None), Just(Some(60)), Just(Some(90))];
-        let target = (endpoints, any::<bool>(), any::<bool>(), affinity);
+        let sources = proptest::option::of(proptest::collection::btree_set(0_u8..4, 0..3));
+        let target = (endpoints, any::<bool>(), any::<bool>(), affinity, sources);
         let frontends = proptest::collection::btree_map(a_frontend(), target, 0..5);
         let local = proptest::collection::btree_set(10_u8..14, 0..3);
         (frontends, local).prop_map(|(frontends, local)| Plan {
             frontends: frontends
                 .into_iter()
-                .map(|(frontend, (endpoints, drop, masquerade, affinity))| {
-                    let family = frontend.place.family();
-                    let endpoint = |(n, port)| Endpoint {
-                        ip: ip(n, family),
-                        port,
-                    };
-                    let target = Target {
-                        endpoints: endpoints.into_iter().map(endpoint).collect(),
-                        otherwise: if drop {
-                            Otherwise::Drop
-                        } else {
-                            Otherwise::Reject
-                        },
-                        masquerade,
-                        affinity,
-                    };
-                    (frontend, target)
-                })
+                .map(
+                    |(frontend, (endpoints, drop, masquerade, affinity, sources))| {
+                        let family = frontend.place.family();
+                        let endpoint = |(n, port)| Endpoint {
+                            ip: ip(n, family),
+                            port,
+                        };
+                        let target = Target {
+                            endpoints: endpoints.into_iter().map(endpoint).collect(),
+                            otherwise: if drop {
+                                Otherwise::Drop
+                            } else {
+                                Otherwise::Reject
+                            },
+                            masquerade,
+                            affinity,
+                            sources: sources
+                                .filter(|_| matches!(frontend.place, Place::Address(_)))
+                                .map(|sources| {
+                                    let range =
+                                        |n: u8| (ip(20 * n, family), ip(20 * n + 9, family));
+                                    sources.into_iter().map(range).collect()
+                                }),
+                        };
+                        (frontend, target)
+                    },
+                )
                 .collect(),
             local_ips: local.into_iter().map(|n| ip(n, Family::V4)).collect(),
         })

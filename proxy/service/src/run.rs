@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::feed::Feed;
 use crate::frontend::{self, Node, Plan};
+use crate::health::{Listeners, health};
 use crate::kernel::{Kernel, KernelError};
 use crate::objects::ServiceKey;
 use crate::route;
@@ -70,6 +71,10 @@ pub async fn run(
     proxy = blocking(proxy, Proxy::open_all)
         .await?
         .map_err(ProxyError::Setup)?;
+    let mut listeners = Listeners::default();
+    let services = proxy.feed.services();
+    let all = services.iter().map(|service| service.key.clone());
+    proxy.tell_health(all.collect(), &mut listeners).await;
     loop {
         let dirty = tokio::select! {
             // Waiting is all that is dropped.
@@ -80,6 +85,7 @@ pub async fn run(
         if dirty.is_empty() {
             ensure_route(&ranges).await;
         }
+        let asked = dirty.clone();
         let (back, outcome) = blocking(proxy, |mut proxy| {
             let outcome = if dirty.is_empty() {
                 proxy.check()
@@ -104,6 +110,8 @@ pub async fn run(
             })
             .await?;
         }
+        // Not before the kernel sends connections where they are promised to be served.
+        proxy.tell_health(asked, &mut listeners).await;
     }
 }
 
@@ -209,6 +217,16 @@ impl Proxy {
         }
         tracing::warn!("somebody removed the service table");
         self.reopen()
+    }
+
+    async fn tell_health(&self, keys: BTreeSet<ServiceKey>, listeners: &mut Listeners) {
+        for key in keys {
+            let health = self.feed.service(&key).and_then(|service| {
+                let slices = self.feed.slices(&key);
+                health(&self.node.name, &service, slices.iter().map(AsRef::as_ref))
+            });
+            listeners.set(&key, health).await;
+        }
     }
 
     fn plan_and_update(

@@ -15,7 +15,9 @@
 //! 4. The same for the ports of the node, if the address is one of the node's.
 //! 5. A port of a service address that leads nowhere is refused.
 //!
-//! Connections from outside of the cluster first pass `outside`, where services with `externalTrafficPolicy: Local` are found.
+//! Before all that, `firewall` drops connections to load balancers whose `loadBalancerSourceRanges` do not have the client.
+//!
+//! Connections from outside of the cluster then pass `outside`, where services with `externalTrafficPolicy: Local` are found.
 
 use std::fmt::Write as _;
 
@@ -115,7 +117,9 @@ fn maps(text: &mut String) {
         let f = digit(family);
         text.push_str(&format!(
             "    map affinity{f} {{ type {address} . {address} . inet_proto . inet_service : {address} . inet_service; flags dynamic, timeout; size 262144; }}
-    set hairpin{f} {{ type {address} . {address}; }}\n"
+    set hairpin{f} {{ type {address} . {address}; }}
+    set firewalled{f} {{ type {address} . inet_proto . inet_service; }}
+    set admitted{f} {{ type {address} . inet_proto . inet_service . {address}; flags interval; }}\n"
         ));
     }
 }
@@ -182,14 +186,27 @@ fn chains(text: &mut String, ranges: &Ranges) -> std::fmt::Result {
     }
     writeln!(text, "    }}")?;
 
+    writeln!(text, "    chain firewall {{")?;
+    for family in both {
+        let Words { ip, .. } = words(family);
+        let f = digit(family);
+        writeln!(
+            text,
+            "        {ip} daddr . meta l4proto . th dport @firewalled{f} {ip} daddr . meta l4proto . th dport . {ip} saddr != @admitted{f} drop"
+        )?;
+    }
+    writeln!(text, "    }}")?;
+
     text.push_str(
         "    chain prerouting {
         type nat hook prerouting priority dstnat; policy accept;
+        jump firewall
         jump outside
         jump services
     }
     chain output {
         type nat hook output priority -100; policy accept;
+        jump firewall
         jump services
     }
 ",

@@ -162,16 +162,9 @@ fn service() -> Service {
     Service {
         key: key(),
         cluster_ips: vec!["10.43.0.5".parse().unwrap()],
-        headless: false,
-        external_name: None,
         external_ips: vec!["192.168.99.9".parse().unwrap()],
-        load_balancer_ips: Vec::new(),
         ports: vec![port(Protocol::Tcp, "t"), port(Protocol::Udp, "u")],
-        affinity: None,
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        publish_not_ready: false,
-        foreign_proxy: false,
+        ..Service::default()
     }
 }
 
@@ -511,6 +504,106 @@ fn local_policies_keep_the_clients_address_and_the_node() {
             }
         })
         .await;
+        proxy.stop().await;
+    });
+}
+
+#[test]
+fn load_balancers_are_told_whether_the_node_has_endpoints() {
+    on_machine(async |machine| {
+        let a = machine.pod("a").await;
+        let mut service = service();
+        service.external_policy = TrafficPolicy::Local;
+        service.health_port = Some(32000);
+        machine.feed.set_service(service.clone());
+        machine.endpoints(&[(a.ip, "here")]);
+        let proxy = machine.proxy();
+        let told = async |wanted: &str| {
+            eventually(|| async {
+                let pin = machine.outside.clone();
+                let ask = || {
+                    let mut stream = TcpStream::connect_timeout(
+                        &"192.168.7.1:32000".parse().unwrap(),
+                        DEADLINE,
+                    )?;
+                    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+                    let mut answer = String::new();
+                    stream.read_to_string(&mut answer)?;
+                    Ok::<_, io::Error>(answer)
+                };
+                let answer = run_in(&pin, ask).await.unwrap();
+                let answer = answer.unwrap_or_else(|error| error.to_string());
+                if answer.contains(wanted) {
+                    Ok(())
+                } else {
+                    Err(answer)
+                }
+            })
+            .await;
+        };
+        told("200 OK").await;
+        told("\"localEndpoints\": 1,").await;
+        machine.endpoints(&[("10.42.1.7".parse().unwrap(), "there")]);
+        told("503 Service Unavailable").await;
+        service.external_policy = TrafficPolicy::Cluster;
+        machine.feed.set_service(service);
+        told("refused").await;
+        proxy.stop().await;
+    });
+}
+
+#[test]
+fn a_load_balancer_admits_only_its_source_ranges() {
+    on_machine(async |machine| {
+        let a = machine.pod("a").await;
+        let mut service = service();
+        service.load_balancer_ips = vec!["192.168.99.10".parse().unwrap()];
+        let balancer = "192.168.99.10:8000";
+        let ranges = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        machine.endpoints(&[(a.ip, "here")]);
+        let mut proxy = machine.proxy();
+        let dropped = async || {
+            eventually(|| async {
+                match ask(Some(&machine.outside), balancer).await {
+                    Err(err) if err.kind() == io::ErrorKind::TimedOut => Ok(()),
+                    other => Err(format!("{other:?}")),
+                }
+            })
+            .await;
+        };
+        for policy in [TrafficPolicy::Cluster, TrafficPolicy::Local] {
+            service.external_policy = policy;
+            service.source_ranges = ranges(&["10.0.0.0/8", "10.42.0.0/16", "192.168.7.4/31"]);
+            machine.feed.set_service(service.clone());
+            dropped().await;
+            // Pods are in the ranges; the service's other addresses are open to all.
+            answers(Some(&a.pin), balancer).await;
+            answers(Some(&machine.outside), EXTERNAL_IP).await;
+            answers(Some(&machine.outside), NODE_PORT).await;
+            // A restart finds it all, and says nothing new.
+            proxy.stop().await;
+            let before = sh("nft list table inet knarr");
+            proxy = machine.proxy();
+            dropped().await;
+            assert_eq!(sh("nft list table inet knarr"), before);
+            // A wider range that overlaps what was there, and none.
+            service.source_ranges = ranges(&["10.0.0.0/8", "192.168.7.0/29"]);
+            machine.feed.set_service(service.clone());
+            answers(Some(&machine.outside), balancer).await;
+            service.source_ranges.clear();
+            machine.feed.set_service(service.clone());
+            eventually(|| async {
+                let table =
+                    sh("nft list set inet knarr firewalled4; nft list set inet knarr admitted4");
+                if table.contains("elements") {
+                    Err(table)
+                } else {
+                    Ok(())
+                }
+            })
+            .await;
+            answers(Some(&machine.outside), balancer).await;
+        }
         proxy.stop().await;
     });
 }

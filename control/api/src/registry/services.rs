@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::collection::Collection;
 use super::write::Target;
 use crate::status::{ApiError, FieldError};
+use crate::strategy::needs_health_port;
 
 /// Addresses at the start of the range that are given out last, so that they stay free for those who ask by number.
 const STATIC_BAND: u128 = 256;
@@ -130,6 +131,7 @@ impl Services {
             .reserve_addresses(&owner, object, old, &mut reservation)
             .and_then(|()| self.reserve_ports(&owner, object, old, &mut reservation));
         result.map_err(|error| ApiError::invalid("", "Service", &name, &[error]))?;
+        self.reserve_health_port(&owner, object, old, &mut reservation)?;
         if let Some(old) = old {
             let (now_addresses, now_ports) = (addresses(object), node_ports(object));
             reservation.left = (
@@ -367,6 +369,40 @@ impl Services {
             reservation.ports.push(number);
             given.push((number, protocol));
         }
+        Ok(())
+    }
+
+    /// The port for health checks of a load balancer whose traffic stays on the node.
+    fn reserve_health_port(
+        &self,
+        owner: &str,
+        object: &mut Value,
+        old: Option<&Value>,
+        reservation: &mut Reservation,
+    ) -> Result<(), ApiError> {
+        let spec = &mut object["spec"];
+        if !needs_health_port(spec) {
+            return Ok(());
+        }
+        let had = old.map(node_ports).unwrap_or_default();
+        let wanted = spec["healthCheckNodePort"].as_u64().unwrap_or(0);
+        let mut taken = self.taken.lock();
+        let number = match u16::try_from(wanted) {
+            Ok(0) => self.free_port(&taken),
+            Ok(number) if had.contains(&number) => return Ok(()),
+            Ok(number) => Some(number)
+                .filter(|port| self.ports.contains(port) && !taken.ports.contains_key(port)),
+            Err(_) => None,
+        };
+        let number = number.ok_or_else(|| {
+            let message = format!(
+                "Internal error occurred: failed to allocate requested HealthCheck NodePort {wanted}: provided port is already allocated"
+            );
+            ApiError::new(500, "InternalError", message)
+        })?;
+        spec["healthCheckNodePort"] = number.into();
+        taken.ports.insert(number, owner.to_owned());
+        reservation.ports.push(number);
         Ok(())
     }
 

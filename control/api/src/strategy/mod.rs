@@ -22,7 +22,7 @@ pub use config::{ConfigMap, Secret};
 pub use endpoints::{EndpointSlice, Endpoints};
 pub use event::{Event, convert_event};
 pub use pod::{Pod, qos_class};
-pub use service::Service;
+pub use service::{Service, needs_health_port};
 pub use workload::{Deployment, ReplicaSet};
 
 use crate::resource::Subresource;

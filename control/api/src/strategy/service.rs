@@ -195,7 +195,8 @@ fn clear_for_type(spec: &mut Value) {
     }
 }
 
-fn needs_health_port(spec: &Value) -> bool {
+/// Whether load balancers ask each node for the service's endpoints there.
+pub fn needs_health_port(spec: &Value) -> bool {
     spec["type"] == "LoadBalancer" && spec["externalTrafficPolicy"] == "Local"
 }
 

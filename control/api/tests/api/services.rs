@@ -113,6 +113,41 @@ async fn node_ports_follow_the_type() {
 }
 
 #[tokio::test]
+async fn a_local_load_balancer_has_a_port_for_health_checks() {
+    let server = Server::start().await;
+    let local = |name: &str, port: Value| {
+        let spec = json!({ "type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": port });
+        service(name, spec)
+    };
+    let port = |service: &Value| service["spec"]["healthCheckNodePort"].as_u64();
+    let created = server
+        .post(SERVICES, &local("a", Value::Null))
+        .await
+        .expect(201);
+    let given = port(&created).expect("a port");
+    assert!((30000..=32767).contains(&given), "{created}");
+    let message =
+        (server.post(SERVICES, &local("b", given.into())).await).refused(500, "InternalError");
+    assert!(
+        message.contains("failed to allocate requested HealthCheck NodePort"),
+        "{message}"
+    );
+    // It stays through changes, and goes with the policy.
+    let path = format!("{SERVICES}/a");
+    let label = json!({ "metadata": { "labels": { "a": "b" } } });
+    let changed = server.merge(&path, &label).await.expect(200);
+    assert_eq!(port(&changed), Some(given));
+    let cluster = json!({ "spec": { "externalTrafficPolicy": "Cluster" } });
+    let changed = server.merge(&path, &cluster).await.expect(200);
+    assert_eq!(port(&changed), None, "{changed}");
+    let again = server
+        .post(SERVICES, &local("b", given.into()))
+        .await
+        .expect(201);
+    assert_eq!(port(&again), Some(given));
+}
+
+#[tokio::test]
 async fn a_dry_run_takes_nothing() {
     let server = Server::start().await;
     let wanted = service("a", json!({ "clusterIP": "10.43.9.9" }));
