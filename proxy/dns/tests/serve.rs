@@ -1,11 +1,11 @@
 //! DNS on the wire: each case is a machine of its own (a network namespace), with real sockets and busybox's `nslookup`.
 
+#[path = "../../../tests/support/netns.rs"]
+mod netns;
+
 use std::fs;
-use std::future::Future;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::PathBuf;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,21 +16,12 @@ use knarr_dns::{DnsConfig, cleanup, run};
 use knarr_network::{Network, NetworkConfig, run_in};
 use knarr_proxy::objects::{Service, ServiceKey, Slice, SliceEndpoint};
 use knarr_proxy::{Feed, ProxyConfig};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use netns::{on_machine, sh};
 use tokio_util::sync::CancellationToken;
 
 const DEADLINE: Duration = Duration::from_secs(5);
 
 const SERVER: &str = "10.43.0.10:53";
-
-fn sh(script: &str) -> String {
-    let output = Command::new("sh").args(["-ec", script]).output().unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{script}: {stderr}{stdout}");
-    stdout
-}
 
 /// Runs a test on a machine with a DNS server, which is told about other name servers by `resolv_conf`.
 fn with_dns<F: Future<Output = ()>>(
@@ -38,46 +29,28 @@ fn with_dns<F: Future<Output = ()>>(
     test: impl FnOnce(Feed) -> F + Send + 'static,
 ) {
     let resolv_conf = resolv_conf.to_owned();
-    let machine = thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("needs root");
-        mount_private();
-        sh("ip link set lo up; ip addr add 192.0.2.53/32 dev lo; ip addr add 192.0.2.54/32 dev lo");
-        let dir = tempfile::tempdir().unwrap();
-        let path: PathBuf = dir.path().join("resolv.conf");
+    on_machine(async move |dir| {
+        sh("ip addr add 192.0.2.53/32 dev lo; ip addr add 192.0.2.54/32 dev lo");
+        let path = dir.join("resolv.conf");
         fs::write(&path, resolv_conf).unwrap();
         let mut config = DnsConfig::new("10.43.0.10".parse().unwrap(), "cluster.local");
         config.service_cidrs = vec!["10.43.0.0/16".parse().unwrap()];
         config.resolv_conf = path;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(async {
-            let feed = feed();
-            let stop = CancellationToken::new();
-            let dns = tokio::spawn(run(feed.clone(), config, stop.clone()));
-            feed.set_synced();
-            let start = Instant::now();
-            while ask("dns-version.cluster.local.", RecordType::TXT)
-                .await
-                .is_none()
-            {
-                assert!(start.elapsed() < DEADLINE, "no answer");
-            }
-            test(feed).await;
-            stop.cancel();
-            dns.await.unwrap().unwrap();
-        });
+        let feed = feed();
+        let stop = CancellationToken::new();
+        let dns = tokio::spawn(run(feed.clone(), config, stop.clone()));
+        feed.set_synced();
+        let start = Instant::now();
+        while ask("dns-version.cluster.local.", RecordType::TXT)
+            .await
+            .is_none()
+        {
+            assert!(start.elapsed() < DEADLINE, "no answer");
+        }
+        test(feed).await;
+        stop.cancel();
+        dns.await.unwrap().unwrap();
     });
-    if let Err(panic) = machine.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-/// Mounts of this machine (pins of namespaces) stay on it.
-fn mount_private() {
-    let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
-    mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
 }
 
 fn feed() -> Feed {

@@ -1,12 +1,14 @@
 //! Two machines on one wire, each a network namespace with a pod network of its own, and an API that lists them as Nodes.
 
+#[path = "../../../tests/support/netns.rs"]
+mod netns;
+
 use std::convert::Infallible;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,20 +21,13 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use ipnet::IpNet;
 use knarr_network::{Network, NetworkConfig, run_in};
 use knarr_route::{Change, Kernel, NodeInfo, RouteConfig, plan, run, wanted};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, setns, unshare};
+use netns::{on_machine, sh};
+use nix::sched::{CloneFlags, setns};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 const DEADLINE: Duration = Duration::from_secs(5);
-
-fn sh(script: &str) -> String {
-    let output = Command::new("sh").args(["-ec", script]).output().unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{script}: {stderr}");
-    String::from_utf8(output.stdout).unwrap()
-}
 
 /// Runs asynchronous work on a thread inside a network namespace.
 fn on<T: Send + 'static, F: Future<Output = T>>(
@@ -56,13 +51,9 @@ fn on<T: Send + 'static, F: Future<Output = T>>(
 
 /// Two machines, `a` at 192.168.7.1 and `b` at 192.168.7.2.
 fn wired(test: impl FnOnce(&Path, [PathBuf; 2]) + Send + 'static) {
-    let world = thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("needs root");
-        let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
-        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
-        let dir = tempfile::tempdir().unwrap();
+    on_machine(async move |dir| {
         let pins = ["a", "b"].map(|name| {
-            let pin = dir.path().join(name);
+            let pin = dir.join(name);
             fs::write(&pin, "").unwrap();
             sh(&format!(
                 "unshare --net={} ip link set lo up",
@@ -77,11 +68,8 @@ fn wired(test: impl FnOnce(&Path, [PathBuf; 2]) + Send + 'static) {
              nsenter --net={a} sh -ec 'ip link set wan0 up; ip addr add 192.168.7.1/24 dev wan0'
              nsenter --net={b} sh -ec 'ip link set wan1 up; ip addr add 192.168.7.2/24 dev wan1'"
         ));
-        test(dir.path(), pins);
+        test(&dir, pins);
     });
-    if let Err(panic) = world.join() {
-        std::panic::resume_unwind(panic);
-    }
 }
 
 fn nodes() -> std::collections::BTreeMap<String, NodeInfo> {

@@ -1,46 +1,20 @@
 //! The network on the real kernel: each case is a machine of its own, a thread with network and mount namespaces that end with it.
 
+#[path = "../../../tests/support/netns.rs"]
+mod netns;
+
 use std::collections::BTreeSet;
 use std::fs;
-use std::future::Future;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use knarr_network::{AttachError, Network, NetworkConfig, PortMapping, Protocol, cleanup, run_in};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use netns::{on_machine, sh};
 
 const DEADLINE: Duration = Duration::from_secs(5);
-
-/// Runs an asynchronous test on a machine of its own.
-fn on_machine<F: Future<Output = ()>>(test: impl FnOnce(PathBuf) -> F + Send + 'static) {
-    let machine = thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("needs root");
-        let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
-        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
-        sh("ip link set lo up");
-        let dir = tempfile::tempdir().unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(test(dir.path().to_owned()));
-    });
-    if let Err(panic) = machine.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-fn sh(script: &str) -> String {
-    let output = Command::new("sh").args(["-ec", script]).output().unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{script}: {stderr}");
-    String::from_utf8(output.stdout).unwrap()
-}
 
 fn config(dir: &Path) -> NetworkConfig {
     NetworkConfig::new(
