@@ -10,8 +10,12 @@ use serde::de::DeserializeOwned;
 
 use crate::model::{self, Written};
 
+/// A kind that is known when the program is built.
+pub trait Kind: Resource<DynamicType = ()> {}
+impl<K: Resource<DynamicType = ()>> Kind for K {}
+
 /// The requests of a kind in a namespace, or of the cluster if that is empty.
-fn requests<K: Resource<DynamicType = ()>>(namespace: &str) -> Request {
+fn requests<K: Kind>(namespace: &str) -> Request {
     Request::new(K::url_path(
         &(),
         (!namespace.is_empty()).then_some(namespace),
@@ -22,163 +26,135 @@ fn encode(body: &impl Serialize) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(body).map_err(Error::SerdeError)
 }
 
+async fn send<T: DeserializeOwned>(
+    client: &Client,
+    request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
+) -> Result<T, Error> {
+    client.request(request.map_err(Error::BuildRequest)?).await
+}
+
 /// Creates an object of kind `K` and answers with what was stored, as `T`.
-pub async fn create<K, T>(
+pub async fn create<K: Kind, T: DeserializeOwned>(
     client: &Client,
     namespace: &str,
     body: &impl Serialize,
-) -> Result<T, Error>
-where
-    K: Resource<DynamicType = ()>,
-    T: DeserializeOwned,
-{
-    let request = requests::<K>(namespace)
-        .create(&PostParams::default(), encode(body)?)
-        .map_err(Error::BuildRequest)?;
-    client.request(request).await
+) -> Result<T, Error> {
+    let params = PostParams::default();
+    send(
+        client,
+        requests::<K>(namespace).create(&params, encode(body)?),
+    )
+    .await
 }
 
 /// Reads an object of kind `K` from the server, past the cache.
-pub async fn get<K, T>(client: &Client, namespace: &str, name: &str) -> Result<T, Error>
-where
-    K: Resource<DynamicType = ()>,
-    T: DeserializeOwned,
-{
-    let request = requests::<K>(namespace)
-        .get(name, &kube::api::GetParams::default())
-        .map_err(Error::BuildRequest)?;
-    client.request(request).await
+pub async fn get<K: Kind, T: DeserializeOwned>(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> Result<T, Error> {
+    let params = kube::api::GetParams::default();
+    send(client, requests::<K>(namespace).get(name, &params)).await
 }
 
 /// Changes an object by a merge patch.
 ///
 /// A `metadata.resourceVersion` or `metadata.uid` in the patch makes it conditional.
-pub async fn patch<K>(
+pub async fn patch<K: Kind>(
     client: &Client,
     namespace: &str,
     name: &str,
     body: &impl Serialize,
-) -> Result<Written, Error>
-where
-    K: Resource<DynamicType = ()>,
-{
-    let request = requests::<K>(namespace)
-        .patch(name, &PatchParams::default(), &Patch::Merge(body))
-        .map_err(Error::BuildRequest)?;
-    client.request(request).await
+) -> Result<Written, Error> {
+    let params = PatchParams::default();
+    let request = requests::<K>(namespace).patch(name, &params, &Patch::Merge(body));
+    send(client, request).await
 }
 
 /// Changes an object's metadata lists by a strategic merge patch, whose lists are merged by key.
-pub async fn patch_strategic<K>(
+pub async fn patch_strategic<K: Kind>(
     client: &Client,
     namespace: &str,
     name: &str,
     body: &impl Serialize,
-) -> Result<Written, Error>
-where
-    K: Resource<DynamicType = ()>,
-{
-    let request = requests::<K>(namespace)
-        .patch(name, &PatchParams::default(), &Patch::Strategic(body))
-        .map_err(Error::BuildRequest)?;
-    client.request(request).await
+) -> Result<Written, Error> {
+    let params = PatchParams::default();
+    let request = requests::<K>(namespace).patch(name, &params, &Patch::Strategic(body));
+    send(client, request).await
 }
 
 /// Changes an object's status by a merge patch.
-pub async fn patch_status<K>(
+pub async fn patch_status<K: Kind>(
     client: &Client,
     namespace: &str,
     name: &str,
     body: &impl Serialize,
-) -> Result<Written, Error>
-where
-    K: Resource<DynamicType = ()>,
-{
-    let request = requests::<K>(namespace)
-        .patch_subresource("status", name, &PatchParams::default(), &Patch::Merge(body))
-        .map_err(Error::BuildRequest)?;
-    client.request(request).await
+) -> Result<Written, Error> {
+    let (params, patch) = (PatchParams::default(), Patch::Merge(body));
+    let request = requests::<K>(namespace).patch_subresource("status", name, &params, &patch);
+    send(client, request).await
 }
 
 /// Changes an object's status by a strategic merge patch, whose lists (conditions, say) are merged by key.
-pub async fn patch_status_strategic<K>(
+pub async fn patch_status_strategic<K: Kind>(
     client: &Client,
     namespace: &str,
     name: &str,
     body: &impl Serialize,
-) -> Result<Written, Error>
-where
-    K: Resource<DynamicType = ()>,
-{
-    let request = requests::<K>(namespace)
-        .patch_subresource(
-            "status",
-            name,
-            &PatchParams::default(),
-            &Patch::Strategic(body),
-        )
-        .map_err(Error::BuildRequest)?;
-    client.request(request).await
+) -> Result<Written, Error> {
+    let (params, patch) = (PatchParams::default(), Patch::Strategic(body));
+    let request = requests::<K>(namespace).patch_subresource("status", name, &params, &patch);
+    send(client, request).await
 }
 
 /// Posts to a part of an object (`binding`, `eviction`).
-pub async fn create_part<K>(
+pub async fn create_part<K: Kind>(
     client: &Client,
     namespace: &str,
     name: &str,
     part: &str,
     body: &impl Serialize,
-) -> Result<(), Error>
-where
-    K: Resource<DynamicType = ()>,
-{
-    let request = requests::<K>(namespace)
-        .create_subresource(part, name, &PostParams::default(), encode(body)?)
-        .map_err(Error::BuildRequest)?;
-    client
-        .request::<serde::de::IgnoredAny>(request)
-        .await
-        .map(|_| ())
+) -> Result<(), Error> {
+    let (params, body) = (PostParams::default(), encode(body)?);
+    let request = requests::<K>(namespace).create_subresource(part, name, &params, body);
+    send::<serde::de::IgnoredAny>(client, request).await?;
+    Ok(())
 }
 
 /// Replaces an object.
-pub async fn replace<K>(
+pub async fn replace<K: Kind>(
     client: &Client,
     namespace: &str,
     name: &str,
     body: &impl Serialize,
-) -> Result<Written, Error>
-where
-    K: Resource<DynamicType = ()>,
-{
-    let request = requests::<K>(namespace)
-        .replace(name, &PostParams::default(), encode(body)?)
-        .map_err(Error::BuildRequest)?;
-    client.request(request).await
+) -> Result<Written, Error> {
+    let params = PostParams::default();
+    send(
+        client,
+        requests::<K>(namespace).replace(name, &params, encode(body)?),
+    )
+    .await
 }
 
 /// Replaces a part of an object (`status`, `approval`, `finalize`).
-pub async fn replace_part<K>(
+pub async fn replace_part<K: Kind>(
     client: &Client,
     namespace: &str,
     name: &str,
     part: &str,
     body: &impl Serialize,
-) -> Result<Written, Error>
-where
-    K: Resource<DynamicType = ()>,
-{
-    let request = requests::<K>(namespace)
-        .replace_subresource(part, name, &PostParams::default(), encode(body)?)
-        .map_err(Error::BuildRequest)?;
-    client.request(request).await
+) -> Result<Written, Error> {
+    let (params, body) = (PostParams::default(), encode(body)?);
+    let request = requests::<K>(namespace).replace_subresource(part, name, &params, body);
+    send(client, request).await
 }
 
 /// Deletes exactly this object, not a later one of the same name; that it is gone already is fine.
-pub async fn delete<K>(client: &Client, meta: &ObjectMeta, options: Delete) -> Result<(), Error>
-where
-    K: Resource<DynamicType = ()>,
-{
+pub async fn delete<K: Kind>(
+    client: &Client,
+    meta: &ObjectMeta,
+    options: Delete,
+) -> Result<(), Error> {
     let params = DeleteParams {
         preconditions: Some(Preconditions {
             uid: meta.uid.clone(),
@@ -188,10 +164,8 @@ where
         propagation_policy: options.propagation,
         ..DeleteParams::default()
     };
-    let request = requests::<K>(model::namespace(meta))
-        .delete(model::name(meta), &params)
-        .map_err(Error::BuildRequest)?;
-    match client.request::<Written>(request).await {
+    let request = requests::<K>(model::namespace(meta)).delete(model::name(meta), &params);
+    match send::<Written>(client, request).await {
         Err(error) if is_not_found(&error) => Ok(()),
         other => other.map(|_| ()),
     }

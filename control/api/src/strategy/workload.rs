@@ -196,16 +196,10 @@ impl Strategy for Deployment {
         object: &Value,
         old: &Value,
     ) -> Vec<FieldError> {
-        if sub == Some(Subresource::Status) {
-            return validate_counts(&object["status"]);
+        match sub {
+            Some(Subresource::Status) => validate_counts(&object["status"]),
+            _ => with_the_same_selector(self.validate(object), object, old),
         }
-        let mut errors = Errors(self.validate(object));
-        errors.immutable(
-            "spec.selector",
-            &object["spec"]["selector"],
-            &old["spec"]["selector"],
-        );
-        errors.0
     }
 
     fn columns(&self) -> Vec<Column> {
@@ -259,6 +253,17 @@ fn drop_zero_counts(object: &mut Value, more: &[&str]) {
             status.remove(*field);
         }
     }
+}
+
+/// The errors, and one more if the selector changed: it cannot.
+fn with_the_same_selector(errors: Vec<FieldError>, object: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = Errors(errors);
+    errors.immutable(
+        "spec.selector",
+        &object["spec"]["selector"],
+        &old["spec"]["selector"],
+    );
+    errors.0
 }
 
 fn validate_counts(status: &Value) -> Vec<FieldError> {
@@ -383,16 +388,10 @@ impl Strategy for ReplicaSet {
         object: &Value,
         old: &Value,
     ) -> Vec<FieldError> {
-        if sub == Some(Subresource::Status) {
-            return validate_counts(&object["status"]);
+        match sub {
+            Some(Subresource::Status) => validate_counts(&object["status"]),
+            _ => with_the_same_selector(self.validate(object), object, old),
         }
-        let mut errors = Errors(self.validate(object));
-        errors.immutable(
-            "spec.selector",
-            &object["spec"]["selector"],
-            &old["spec"]["selector"],
-        );
-        errors.0
     }
 
     fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {

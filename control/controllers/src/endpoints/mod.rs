@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Endpoints;
 use k8s_openapi::api::discovery::v1::{EndpointPort, EndpointSlice};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
 use crate::api::{self, Delete};
@@ -255,18 +256,7 @@ impl Controller {
                 let Some(slice) = find(&name) else {
                     return Ok(());
                 };
-                let mut replaced: BTreeMap<&str, Value> = slice
-                    .metadata
-                    .labels
-                    .iter()
-                    .flatten()
-                    .map(|(key, _)| (key.as_str(), Value::Null))
-                    .collect();
-                replaced.extend(
-                    labels
-                        .iter()
-                        .map(|(key, value)| (key.as_str(), json!(value))),
-                );
+                let replaced = replacing(&slice.metadata, labels);
                 let body = json!({
                     "metadata": {"resourceVersion": slice.metadata.resource_version, "labels": replaced},
                     "endpoints": endpoints,
@@ -308,18 +298,7 @@ impl Controller {
                 if same_labels && current.subsets.as_deref().unwrap_or_default() == subsets {
                     return Ok(());
                 }
-                let mut replaced: BTreeMap<&str, Value> = current
-                    .metadata
-                    .labels
-                    .iter()
-                    .flatten()
-                    .map(|(key, _)| (key.as_str(), Value::Null))
-                    .collect();
-                replaced.extend(
-                    labels
-                        .iter()
-                        .map(|(key, value)| (key.as_str(), json!(value))),
-                );
+                let replaced = replacing(&current.metadata, &labels);
                 let body = json!({"metadata": {"resourceVersion": current.metadata.resource_version, "labels": replaced}, "subsets": subsets});
                 api::patch::<Endpoints>(&self.ctx.client, &key.namespace, &key.name, &body).await
             }
@@ -378,4 +357,20 @@ fn legacy_labels(service: &Service) -> BTreeMap<String, String> {
     }
     labels.insert(LEGACY_MANAGER_LABEL.into(), LEGACY_MANAGER.into());
     labels
+}
+
+/// The part of a merge patch that puts these labels in the place of those that are there.
+fn replacing<'a>(
+    there: &'a ObjectMeta,
+    labels: &'a BTreeMap<String, String>,
+) -> BTreeMap<&'a str, Value> {
+    let removed = there
+        .labels
+        .iter()
+        .flatten()
+        .map(|(key, _)| (key.as_str(), Value::Null));
+    let set = labels
+        .iter()
+        .map(|(key, value)| (key.as_str(), json!(value)));
+    removed.chain(set).collect()
 }
