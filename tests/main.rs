@@ -8,6 +8,7 @@ mod images;
 mod kubectl;
 mod nodes;
 mod pods;
+mod scheduling;
 mod storage;
 
 use harness::{Disk, Machine};

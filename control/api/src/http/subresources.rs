@@ -221,6 +221,10 @@ async fn binding(call: &Call, target: &Target, body: RequestBody) -> Result<Answ
         conditions.push(json!({ "type": "PodScheduled", "status": "True",
             "lastProbeTime": null, "lastTransitionTime": ctx.now }));
         pod["status"]["conditions"] = conditions.into();
+        // Wherever room was made for it: it has its node now (KEP-5278).
+        if let Some(status) = pod["status"].as_object_mut() {
+            status.remove("nominatedNodeName");
+        }
         Ok(pod)
     };
     call.server
