@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rand::Rng;
 
-use crate::harness::{Cluster, hello_image};
+use crate::harness::Cluster;
 
 const KILLS: usize = 20;
 
@@ -41,15 +41,7 @@ fn remains(cluster: &Cluster) -> String {
 #[test]
 fn kill_9_under_load_loses_nothing_and_leaks_nothing() {
     let cluster = Cluster::start("kill9");
-    cluster.import(&hello_image("v1"));
-    cluster.kubectl(&[
-        "create",
-        "deployment",
-        "steady",
-        "--image=knarr.local/hello:v1",
-        "--replicas=3",
-    ]);
-    cluster.kubectl(&["rollout", "status", "deployment/steady", "--timeout=60s"]);
+    cluster.deploy("steady", 3);
     let steady = processes(&cluster);
     assert_eq!(steady.len(), 3, "{steady:?}");
 
@@ -179,15 +171,7 @@ fn an_exit_while_knarr_is_down_is_reported_with_its_code() {
 #[test]
 fn containers_go_on_when_knarr_is_told_to_stop_and_are_taken_up_again() {
     let cluster = Cluster::start("outlive");
-    cluster.import(&hello_image("v1"));
-    cluster.kubectl(&[
-        "create",
-        "deployment",
-        "web",
-        "--image=knarr.local/hello:v1",
-        "--replicas=2",
-    ]);
-    cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]);
+    cluster.deploy("web", 2);
     let before = processes(&cluster);
     assert_eq!(before.len(), 2);
     cluster.end(nix::sys::signal::Signal::SIGTERM);
@@ -201,15 +185,7 @@ fn containers_go_on_when_knarr_is_told_to_stop_and_are_taken_up_again() {
 #[test]
 fn with_kill_pods_on_exit_nothing_of_them_is_left() {
     let cluster = Cluster::start("demo");
-    cluster.import(&hello_image("v1"));
-    cluster.kubectl(&[
-        "create",
-        "deployment",
-        "web",
-        "--image=knarr.local/hello:v1",
-        "--replicas=2",
-    ]);
-    cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]);
+    cluster.deploy("web", 2);
     assert_eq!(processes(&cluster).len(), 2);
     // The setting may come with a later start than the pods.
     cluster.end(nix::sys::signal::Signal::SIGTERM);

@@ -273,7 +273,16 @@ fn a_registry_with_passwords_gives_only_to_those_who_have_one() {
         let said = good(&cluster, &["image", "rm", name]);
         assert!(!good(&cluster, &["image", "ls"]).contains(&image), "{said}");
     };
-    remove(&image);
+    // The pod is gone from the API a moment before its container is gone from the node.
+    cluster.wait("the image to be free", || {
+        let output = knarr(&cluster).args(["image", "rm", &image]).output();
+        let output = output.expect("run knarr");
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(text(&output))
+        }
+    });
     assert!(refused(&["--creds", "anna:guess"]).contains("pull access denied"));
     assert!(refused(&["--creds", "anna"]).contains("--creds is not USER:PASSWORD"));
     assert_eq!(pull(&["--creds", "anna:secret"]), format!("{image}\n"));

@@ -1,6 +1,6 @@
 //! The data directory's limits: a disk that gets full, and history that is gone.
 
-use crate::harness::{Cluster, hello_image};
+use crate::harness::{Cluster, program};
 
 /// Fills the disk of the data directory to its last byte.
 fn fill(cluster: &Cluster) {
@@ -23,14 +23,7 @@ fn names(cluster: &Cluster, kind: &str) -> Vec<String> {
 fn a_full_disk_refuses_writes_disturbs_nobody_and_recovers() {
     // A data directory on a disk of its own, as small as a pod's files allow.
     let cluster = Cluster::start_after("full", "mount -t tmpfs -o size=64m small /var/lib/knarr");
-    cluster.import(&hello_image("v1"));
-    cluster.kubectl(&[
-        "create",
-        "deployment",
-        "web",
-        "--image=knarr.local/hello:v1",
-        "--replicas=2",
-    ]);
+    cluster.deploy("web", 2);
     cluster.kubectl(&[
         "expose",
         "deployment",
@@ -38,7 +31,6 @@ fn a_full_disk_refuses_writes_disturbs_nobody_and_recovers() {
         "--port=80",
         "--target-port=8080",
     ]);
-    cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]);
     let pods = names(&cluster, "pods");
     let address = cluster.kubectl(&["get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"]);
     let answers = || {
@@ -108,4 +100,71 @@ fn a_full_disk_refuses_writes_disturbs_nobody_and_recovers() {
         "jsonpath={.items[*].status.containerStatuses[0].restartCount}",
     ]);
     assert_eq!(restarts, "0 0 0");
+}
+
+#[test]
+fn a_start_on_a_full_disk_serves_reads_and_disturbs_nobody() {
+    let cluster = Cluster::start_after("refill", "mount -t tmpfs -o size=64m small /var/lib/knarr");
+    cluster.deploy("web", 2);
+    cluster.kubectl(&[
+        "expose",
+        "deployment",
+        "web",
+        "--port=80",
+        "--target-port=8080",
+    ]);
+    let address = cluster.kubectl(&["get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"]);
+    let pods = names(&cluster, "pods");
+    let answers = || {
+        let get = format!("curl --silent --fail --max-time 5 --retry 3 http://{address}/");
+        cluster.machine().sh_ok(&get)
+    };
+    answers();
+    cluster.kill();
+    fill(&cluster);
+    cluster.up();
+    cluster.wait("the server to be ready", || {
+        cluster.try_kubectl(&["get", "--raw", "/readyz"])
+    });
+    assert_eq!(names(&cluster, "pods"), pods);
+    assert!(pods.contains(&answers().trim().to_owned()));
+    let refusal = cluster.kubectl_fails(&["create", "configmap", "late", "--from-literal=a=b"]);
+    assert!(
+        refusal.contains("no space left") || refusal.contains("InsufficientStorage"),
+        "{refusal}"
+    );
+
+    // Room again: the node reports itself, and nothing of what ran was touched.
+    cluster.machine().sh_ok("rm /var/lib/knarr/filler");
+    cluster.wait_ready();
+    cluster.kubectl(&["scale", "deployment/web", "--replicas=3"]);
+    cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]);
+    let restarts = cluster.kubectl(&[
+        "get",
+        "pods",
+        "-o",
+        "jsonpath={.items[*].status.containerStatuses[0].restartCount}",
+    ]);
+    assert_eq!(restarts, "0 0 0");
+    let now = names(&cluster, "pods");
+    assert!(
+        pods.iter().all(|pod| now.contains(pod)),
+        "{pods:?}, now {now:?}"
+    );
+
+    // A first start that has no room for anything says so, and ends.
+    cluster.kill();
+    cluster
+        .machine()
+        .sh_ok("mount -t tmpfs -o size=64k tiny /mnt");
+    let output = cluster
+        .machine()
+        .command(program("knarr"))
+        .args(["up", "--data-dir", "/mnt", "--run-dir", "/run/other"])
+        .output()
+        .expect("run knarr up");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned()
+        + &String::from_utf8_lossy(&output.stdout);
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("No space left on device"), "{said}");
 }

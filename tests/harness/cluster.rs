@@ -244,6 +244,20 @@ impl Cluster {
         }
     }
 
+    /// A deployment of the demo image, all of whose pods are there.
+    pub fn deploy(&self, name: &str, replicas: usize) {
+        self.import(&hello_image("v1"));
+        self.kubectl(&[
+            "create",
+            "deployment",
+            name,
+            "--image=knarr.local/hello:v1",
+            &format!("--replicas={replicas}"),
+        ]);
+        let deployment = format!("deployment/{name}");
+        self.kubectl(&["rollout", "status", &deployment, "--timeout=60s"]);
+    }
+
     /// Waits until a JSON path of an object has a value.
     pub fn wait_for(&self, object: &str, jsonpath: &str, wanted: &str) {
         let output = format!("jsonpath={jsonpath}");

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{BOTH, Running, has, start, web};
+use super::{BOTH, has, start, web};
 
 #[test]
 fn get_and_describe_show_every_kind_in_every_form() {

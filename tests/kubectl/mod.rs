@@ -117,6 +117,11 @@ impl<'a> Running<'a> {
         if let Some(pid) = pid {
             nix::sys::signal::kill(Pid::from_raw(pid), signal).expect("signal kubectl");
         }
+        if signal != Signal::SIGSTOP {
+            // `nsenter` stops when its child does, and has to go on with it.
+            let nsenter = Pid::from_raw(self.child.id().try_into().expect("a pid"));
+            nix::sys::signal::kill(nsenter, Signal::SIGCONT).expect("signal nsenter");
+        }
     }
 
     /// Waits for its end; all that it printed.

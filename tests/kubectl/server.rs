@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{BOTH, has, start};
+use super::{BOTH, has};
 use crate::harness::Cluster;
 
 #[test]

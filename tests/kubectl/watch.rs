@@ -78,9 +78,6 @@ fn a_restart_ends_get_w_and_those_who_know_where_they_were_go_on() {
         for name in ["stays", "goes"] {
             cluster.kubectl(&["create", "configmap", &format!("{name}{n}")]);
         }
-        let before = version(&cluster);
-        cluster.kubectl(&["delete", "configmap", &format!("goes{n}")]);
-        let at = version(&cluster);
         // These ask for nothing but what comes; they must be told of the end, as with any Kubernetes.
         let mut watches: Vec<_> = BOTH
             .into_iter()
@@ -90,6 +87,13 @@ fn a_restart_ends_get_w_and_those_who_know_where_they_were_go_on() {
             .collect();
         for watch in &mut watches {
             watch.expect(&format!("configmap/stays{n}"));
+        }
+        // What was there comes from a list; only a change tells that they watch.
+        let before = version(&cluster);
+        cluster.kubectl(&["delete", "configmap", &format!("goes{n}")]);
+        let at = version(&cluster);
+        for watch in &mut watches {
+            watch.expect(&format!("configmap/goes{n}"));
         }
         cluster.signal(signal);
         for watch in watches {
