@@ -157,7 +157,7 @@ fn who_is_behind_the_window_of_the_past_is_told_so_and_starts_anew() {
     let old = page["metadata"]["resourceVersion"].as_str().expect("one");
     // A rollout that cannot end yet: these sleep while the server is killed and their version gets too old.
     cluster.apply(&web(1, "").replace("hello:v1", "absent:1"));
-    let rollout = ["rollout", "status", "deployment/web", "--timeout=100s"];
+    let rollout = ["rollout", "status", "deployment/web", "--timeout=600s"];
     let mut following = BOTH.map(|which| Running::start(&cluster, which, &rollout));
     for one in &mut following {
         one.expect("Waiting for deployment");

@@ -257,13 +257,17 @@ pub fn kubeconfig(
     )
 }
 
-/// Writes a file in one step, so that a reader or a crash never meets half of it.
+/// Writes a file in one step, so that a reader or a crash never meets half of it. One that holds this already is left alone:
+/// a start needs no room on the disk for what is there.
 ///
 /// # Errors
 ///
 /// If the directory cannot be written.
 pub fn write(path: &Path, content: &str, mode: u32) -> Result<(), PkiError> {
     use std::io::Write as _;
+    if holds(path, content, mode) {
+        return Ok(());
+    }
     let temporary = path.with_extension("tmp");
     let mut open = fs::OpenOptions::new();
     open.write(true).create(true).truncate(true).mode(mode);
@@ -273,6 +277,13 @@ pub fn write(path: &Path, content: &str, mode: u32) -> Result<(), PkiError> {
         .and_then(|mut f| f.write_all(content.as_bytes()).and_then(|()| f.sync_all()))
         .and_then(|()| fs::rename(&temporary, path));
     written.map_err(file("write", path))
+}
+
+/// Whether a file has this content and mode. One that cannot be read is written anew, which says what is wrong with it.
+fn holds(path: &Path, content: &str, mode: u32) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    let same_mode = fs::metadata(path).is_ok_and(|is| is.permissions().mode() & 0o7777 == mode);
+    same_mode && fs::read(path).is_ok_and(|is| is == content.as_bytes())
 }
 
 fn remove_stale(path: &Path) -> io::Result<()> {
@@ -484,6 +495,23 @@ mod tests {
                 .mode();
             assert_eq!(mode & 0o777, 0o600, "{key}");
         }
+    }
+
+    #[test]
+    fn what_is_written_already_is_left_alone_and_a_wrong_mode_is_mended() {
+        use std::os::unix::fs::MetadataExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let inode = || fs::metadata(&path).unwrap().ino();
+        write(&path, "one", 0o600).unwrap();
+        let first = inode();
+        write(&path, "one", 0o600).unwrap();
+        assert_eq!(inode(), first);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        write(&path, "one", 0o600).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        write(&path, "two", 0o600).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "two");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::machine::{
     CLUSTER_IP, DEADLINE, EXTERNAL_IP, NODE_PORT, answers, ask, eventually, key, on_machine,
-    outside, refuses, service,
+    refuses, service,
 };
 use crate::netns::sh;
 

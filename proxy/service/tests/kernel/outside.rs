@@ -4,11 +4,11 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, TcpStream};
 
 use knarr_network::run_in;
-use knarr_proxy::objects::{Service, TrafficPolicy};
+use knarr_proxy::objects::TrafficPolicy;
 
 use crate::machine::{
-    CLUSTER_IP, DEADLINE, EXTERNAL_IP, NODE_PORT, answers, ask, eventually, on_machine, outside,
-    refuses, service,
+    CLUSTER_IP, DEADLINE, EXTERNAL_IP, NODE_PORT, answers, ask, eventually, on_machine, refuses,
+    service,
 };
 use crate::netns::sh;
 

@@ -1,6 +1,6 @@
 //! The table in the kernel: taken over, and made anew.
 
-use crate::machine::{CLUSTER_IP, answers, ask, eventually, key, on_machine, refuses, service};
+use crate::machine::{CLUSTER_IP, answers, ask, eventually, on_machine, refuses, service};
 use crate::netns::sh;
 
 #[test]
