@@ -166,5 +166,6 @@ fn a_start_on_a_full_disk_serves_reads_and_disturbs_nobody() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned()
         + &String::from_utf8_lossy(&output.stdout);
     assert!(!output.status.success(), "{said}");
-    assert!(said.contains("No space left on device"), "{said}");
+    // Whether a file or the store was refused first.
+    assert!(said.to_lowercase().contains("no space left"), "{said}");
 }
