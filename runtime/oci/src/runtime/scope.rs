@@ -21,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(40);
 /// Holds a scope until it is dropped.
 pub(super) struct Holder {
     _process: Newborn,
+    /// Its other end is the helper's, which ends with this one.
+    _lifeline: UnixStream,
     /// The group of the scope.
     pub group: PathBuf,
 }
@@ -66,6 +68,7 @@ impl Holder {
         match answer.strip_prefix('/') {
             Some(_) => Ok(Self {
                 _process: process,
+                _lifeline: ours,
                 group: unit.group(answer.as_ref()),
             }),
             None => Err(SystemdError::Helper { what: answer }),
