@@ -37,6 +37,7 @@ if [ -z "$names" ]; then mount -t cgroup2 cgroup2 /sys/fs/cgroup; fi
 mkdir -p "$dir/run" "$dir/log" "$dir/data"
 if [ -n "$disk" ]; then mount -t tmpfs -o "mode=755,size=$disk" data "$dir/data"; fi
 mount -t tmpfs -o mode=755 run /run
+mount -t tmpfs -o mode=1777 shm /dev/shm
 mkdir -p /var/log/pods /var/log/containers /var/lib/knarr /run/knarr
 mount --bind "$dir/log" /var/log
 mount --bind "$dir/data" /var/lib/knarr
@@ -67,6 +68,8 @@ pub struct Machine {
     _lifeline: ChildStdin,
     init: u32,
     groups: Vec<PathBuf>,
+    /// With cgroup v2, where its processes start.
+    leaf: Option<PathBuf>,
 }
 
 impl Machine {
@@ -119,6 +122,12 @@ impl Machine {
             .trim()
             .parse()
             .expect("unshare has one child");
+        let leaf = match &*groups {
+            [group] if group.join("cgroup.controllers").exists() => {
+                Some(share_out(group, &[unshare.id(), init]))
+            }
+            _ => None,
+        };
         Self {
             name: name.to_owned(),
             address: address.to_owned(),
@@ -127,6 +136,7 @@ impl Machine {
             _lifeline: lifeline,
             init,
             groups,
+            leaf,
         }
     }
 
@@ -142,7 +152,15 @@ impl Machine {
 
     /// A command that will run inside the machine.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("nsenter");
+        let mut command = match &self.leaf {
+            Some(leaf) => {
+                let mut join = Command::new("sh");
+                join.args(["-c", r#"echo $$ > "$0/cgroup.procs" && exec nsenter "$@""#])
+                    .arg(leaf);
+                join
+            }
+            None => Command::new("nsenter"),
+        };
         command
             .args(["--target", &self.init.to_string()])
             .args([
@@ -213,7 +231,7 @@ impl Drop for Machine {
     }
 }
 
-/// A new group of this name in every v1 hierarchy and, where it is the only one, the v2 hierarchy.
+/// A new group of this name in every v1 hierarchy and, where it is the only one, the v2 hierarchy, with all its controllers.
 fn make_groups(name: &str) -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("read mountinfo");
     let at = |kind: &str| -> Vec<PathBuf> {
@@ -227,6 +245,9 @@ fn make_groups(name: &str) -> Vec<PathBuf> {
     let mut hierarchies = at("cgroup");
     if hierarchies.is_empty() {
         hierarchies = at("cgroup2");
+        for hierarchy in &hierarchies {
+            enable_controllers(hierarchy);
+        }
     }
     hierarchies
         .into_iter()
@@ -245,6 +266,34 @@ fn make_groups(name: &str) -> Vec<PathBuf> {
             group
         })
         .collect()
+}
+
+/// Moves the processes of a v2 group into one below it, which it returns, and gives that and all others the controllers: only a
+/// group without processes of its own has controllers for those below.
+fn share_out(group: &Path, processes: &[u32]) -> PathBuf {
+    let leaf = group.join("machine");
+    fs::create_dir(&leaf).expect("make the group of the machine's own processes");
+    for process in processes {
+        fs::write(leaf.join("cgroup.procs"), process.to_string()).expect("move the process");
+    }
+    enable_controllers(group);
+    leaf
+}
+
+/// Gives the groups below `hierarchy` all the controllers there are.
+fn enable_controllers(hierarchy: &Path) {
+    let controllers =
+        fs::read_to_string(hierarchy.join("cgroup.controllers")).expect("read the controllers");
+    for controller in controllers.split_whitespace() {
+        let enabled = fs::write(
+            hierarchy.join("cgroup.subtree_control"),
+            format!("+{controller}"),
+        );
+        // Inside a container the group may have processes, and then no controllers for those below: a machine without limits.
+        if let Err(error) = enabled {
+            eprintln!("enable {controller} in {}: {error}", hierarchy.display());
+        }
+    }
 }
 
 /// Removes a group and those below; its processes are dying, so a busy group is waited for.

@@ -2,7 +2,7 @@
 
 use std::process::{Child, Stdio};
 
-use super::{Done, Host, finish, is_ours, runtime, wait_until};
+use super::{Done, Host, finish, is_ours, limit_file, runtime, wait_until};
 
 /// A daemon with root, state and socket in its machine, which it ends with.
 struct Containerd {
@@ -124,12 +124,15 @@ fn containerd_execs_pauses_updates_and_kills() {
     containerd
         .run(&limits, "one", &["sleep", "600"])
         .ok(&limits);
-    let group = |file: &str| containerd.host.sh(&format!("cat /sys/fs/cgroup/{file}"));
-    assert_eq!(
-        group("memory/default/one/memory.limit_in_bytes"),
-        "33554432\n"
+    let files = limit_file(
+        "memory/default/one/memory.limit_in_bytes cpu/default/one/cpu.cfs_quota_us",
+        "default/one/memory.max default/one/cpu.max",
     );
-    assert_eq!(group("cpu/default/one/cpu.cfs_quota_us"), "50000\n");
+    let limits = containerd
+        .host
+        .sh(&format!("cd /sys/fs/cgroup; cat {files}"));
+    let limits: Vec<&str> = limits.split_whitespace().take(2).collect();
+    assert_eq!(limits, ["33554432", "50000"]);
     let exec = |args: &[&str]| {
         let fixed = ["tasks", "exec", "--exec-id", "more"];
         containerd.ctr(&[&fixed[..], args].concat())

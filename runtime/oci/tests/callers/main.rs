@@ -3,7 +3,7 @@
 //! Each test has a machine of its own: namespaces, cgroups and directories that end with it. `OCI_RUNTIME` names another
 //! runtime (crun, runc) for the same cases: one that fails there too is suspect.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use serde_json::Value;
 
 mod buildah;
 mod containerd;
+mod limits;
 #[path = "../../../../tests/harness/machine.rs"]
 #[expect(
     dead_code,
@@ -43,7 +44,17 @@ fn runtime() -> PathBuf {
 
 /// Whether it is ours: for what the others do otherwise.
 fn is_ours() -> bool {
-    std::env::var_os("OCI_RUNTIME").is_none()
+    runtime().file_name() == Some("knarr-oci".as_ref())
+}
+
+/// Whether the host has cgroup v2 and nothing else.
+fn is_v2() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
+/// A limit's file in the groups' file system: by its path from the hierarchies of v1, or by its name in v2.
+fn limit_file<'a>(v1: &'a str, v2: &'a str) -> &'a str {
+    if is_v2() { v2 } else { v1 }
 }
 
 /// A machine with a root file system of busybox, as directory and as archive.
@@ -61,7 +72,7 @@ struct Done {
 
 impl Host {
     fn start(name: &str) -> Self {
-        let machine = Machine::start(name, "192.168.80.2/24");
+        let machine = Machine::start(name, "192.168.80.2/24", machine::Disk::Real);
         let dir = machine.dir();
         let rootfs = dir.join("rootfs");
         for name in ["bin", "etc", "tmp", "proc", "dev", "sys", "run", "var"] {

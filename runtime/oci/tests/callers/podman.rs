@@ -1,14 +1,14 @@
 //! Podman.
 
-use super::{Done, Host, finish, is_ours, runtime, wait_until};
+use super::{Done, Host, finish, is_ours, limit_file, runtime, wait_until};
 use serde_json::Value;
 
-struct Podman {
+pub struct Podman {
     host: Host,
 }
 
 impl Podman {
-    fn start(name: &str) -> Self {
+    pub fn start(name: &str) -> Self {
         let podman = Self {
             host: Host::start(name),
         };
@@ -23,7 +23,7 @@ impl Podman {
     }
 
     /// `podman`, with storage, state and settings in the machine's directory.
-    fn run(&self, args: &[&str]) -> Done {
+    pub fn run(&self, args: &[&str]) -> Done {
         let mut command = self.host.machine.command("podman");
         command
             .env("CONTAINERS_CONF", self.host.path("containers.conf"))
@@ -36,12 +36,12 @@ impl Podman {
         finish(&mut command)
     }
 
-    fn ok(&self, args: &[&str]) -> String {
+    pub fn ok(&self, args: &[&str]) -> String {
         self.run(args).ok(args)
     }
 
     /// One value of `inspect`, by Go template.
-    fn inspect(&self, name: &str, template: &str) -> String {
+    pub fn inspect(&self, name: &str, template: &str) -> String {
         self.ok(&["inspect", "-f", template, name])
     }
 
@@ -155,6 +155,15 @@ fn podman_execs_pauses_counts_and_stops() {
 
     podman.ok(&["pause", "one"]);
     assert_eq!(podman.inspect("one", "{{.State.Status}}"), "paused");
+    let file = limit_file(
+        "freezer/*/libpod-*/freezer.state",
+        "*/libpod-*/cgroup.events",
+    );
+    let frozen = podman.host.sh(&format!("cat /sys/fs/cgroup/{file}"));
+    assert!(
+        frozen.contains("FROZEN") || frozen.contains("frozen 1"),
+        "{frozen}"
+    );
     assert_ne!(
         exec(&["one", "true"]).code,
         0,
@@ -170,7 +179,8 @@ fn podman_execs_pauses_counts_and_stops() {
     let top = podman.ok(&["top", "one", "pid", "args"]);
     assert!(top.contains("sh -c"), "{top}");
     podman.ok(&["update", "--memory", "128m", "one"]);
-    let limit = exec(&["one", "cat", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]);
+    let file = limit_file("memory/memory.limit_in_bytes", "memory.max");
+    let limit = exec(&["one", "cat", &format!("/sys/fs/cgroup/{file}")]);
     assert_eq!(limit.ok(&["exec"]), "134217728");
 
     podman.ok(&["stop", "-t", "10", "one"]);
@@ -242,12 +252,13 @@ fn podman_sets_limits_and_rights() {
     );
 
     let limits = ["--memory", "32m", "--pids-limit", "50", "--cpus", "0.5"];
-    let seen = ok(
-        &limits,
-        "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/pids/pids.max \
-        /sys/fs/cgroup/cpu/cpu.cfs_quota_us",
+    let files = limit_file(
+        "memory/memory.limit_in_bytes pids/pids.max cpu/cpu.cfs_quota_us",
+        "memory.max pids.max cpu.max",
     );
-    assert_eq!(seen, "33554432\n50\n50000");
+    let seen = ok(&limits, &format!("cd /sys/fs/cgroup; cat {files}"));
+    let seen: Vec<&str> = seen.split_whitespace().take(3).collect();
+    assert_eq!(seen, ["33554432", "50", "50000"]);
 
     let hidden = [
         "--hostname",
