@@ -42,6 +42,7 @@ impl Initramfs {
         files.program("/bin/busybox", &crate::installed("busybox")?)?;
         files.script("/init", include_str!("../guest/init"));
         files.script("/stage2", include_str!("../guest/stage2"));
+        files.text("/report", include_str!("../guest/report"));
         files.script("/scenario", scenario);
         let mut order = String::new();
         for module in kernel.modules(kernel::MODULES)? {

@@ -13,6 +13,8 @@ const META_PACKAGE: &str = "linux-image-cloud-amd64";
 
 /// What Knarr needs that Debian builds as modules. What these depend on is found by [`Kernel::modules`].
 pub const MODULES: &[&str] = &[
+    "virtio_pci",
+    "virtio_blk",
     "overlay",
     "veth",
     "bridge",

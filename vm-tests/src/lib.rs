@@ -1,7 +1,8 @@
 //! Boots whole machines under QEMU and runs Knarr in them: for what the host may not give, above all pure cgroup v2.
 //!
 //! A machine is Debian's cloud kernel ([`kernel`]) and one archive of files ([`initramfs`]): busybox, the programs under test with
-//! the libraries they need, and a shell script with the scenario (`guest/`). It has no disk and no network but what it makes itself.
+//! the libraries they need, and a shell script with the scenario (`guest/`). It has no network but what it makes itself, and no disk
+//! but those it is given ([`disk`]).
 //! The scenario reports on the console, one line each, which [`machine`] reads:
 //!
 //! ```text
@@ -12,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod disk;
 pub mod initramfs;
 pub mod kernel;
 pub mod machine;

@@ -48,13 +48,29 @@ impl Drop for Guard {
 ///
 /// A check failed, the machine stopped before the scenario was done, or time is up; with the console's text.
 pub fn run(kernel: &Kernel, files: &Initramfs, hardware: Hardware) -> anyhow::Result<Vec<String>> {
+    run_with_disks(kernel, files, &[], hardware)
+}
+
+/// The same with disks: `/dev/vda` and so on. They are written to without care for what a crash would leave of them.
+///
+/// # Errors
+///
+/// As [`run`].
+pub fn run_with_disks(
+    kernel: &Kernel,
+    files: &Initramfs,
+    disks: &[&Path],
+    hardware: Hardware,
+) -> anyhow::Result<Vec<String>> {
     let dir = tempfile::tempdir()?;
     let initramfs = dir.path().join("initramfs.cpio");
     fs::write(&initramfs, files.archive())?;
-    watch(
-        &mut command(kernel, &initramfs, hardware, accelerator(kernel)?),
-        hardware.deadline,
-    )
+    let mut qemu = command(kernel, &initramfs, hardware, accelerator(kernel)?);
+    for disk in disks {
+        let drive = format!("file={},format=raw,if=virtio,cache=unsafe", disk.display());
+        qemu.args(["-drive", &drive]);
+    }
+    watch(&mut qemu, hardware.deadline)
 }
 
 fn command(
@@ -66,7 +82,8 @@ fn command(
     let mut qemu = Command::new("qemu-system-x86_64");
     let (accelerator, processor) = match accelerator {
         Accelerator::Kvm => ("kvm", "host"),
-        Accelerator::Tcg => ("tcg", "max"),
+        // The instructions for fast copies are the slow ones where each byte is a step of the emulation.
+        Accelerator::Tcg => ("tcg", "max,erms=off,fsrm=off"),
     };
     // Not `microvm`, though it starts faster: it has only the PIT to measure other clocks with, and on a busy host an emulated
     // processor then fails to find the speed of its clock and hangs before the first line.
