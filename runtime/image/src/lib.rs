@@ -18,6 +18,9 @@ mod content;
 mod digest;
 mod error;
 mod files;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod gc;
 mod import;
 mod index;

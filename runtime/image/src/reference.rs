@@ -96,18 +96,25 @@ impl FromStr for Reference {
         if text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(fail(InvalidName::IsId));
         }
-        let reference: oci_client::Reference = text.parse().map_err(|err| {
+        let parse = |text: &str| text.parse::<oci_client::Reference>();
+        let shape = || match parse(&text.to_ascii_lowercase()) {
+            Ok(_) => InvalidName::Uppercase,
+            Err(_) => InvalidName::Format,
+        };
+        let reference = parse(text).map_err(|err| {
             use oci_client::ParseError as E;
-            let lower = text.to_ascii_lowercase();
             fail(match err {
                 E::NameTooLong => InvalidName::TooLong,
                 E::DigestInvalidFormat | E::DigestInvalidLength | E::DigestUnsupported => {
                     InvalidName::Digest
                 }
-                _ if lower.parse::<oci_client::Reference>().is_ok() => InvalidName::Uppercase,
-                _ => InvalidName::Format,
+                _ => shape(),
             })
         })?;
+        // The first part may have capitals as the name of a registry, and be taken for a part of the repository after all.
+        if !parse(&reference.to_string()).is_ok_and(|again| again == reference) {
+            return Err(fail(shape()));
+        }
         if reference
             .digest()
             .is_some_and(|digest| digest.parse::<Digest>().is_err())
@@ -173,6 +180,7 @@ mod tests {
         let table = [
             ("", InvalidName::Format),
             ("Busybox", InvalidName::Uppercase),
+            ("Library/busybox", InvalidName::Uppercase),
             (HEX, InvalidName::IsId),
             ("a b", InvalidName::Format),
             ("busybox:", InvalidName::Format),

@@ -23,6 +23,10 @@ pub(super) struct Writer {
     tree: Tree,
     /// Directories get their times last, since whatever is made in them changes those.
     directory_times: Vec<(PathBuf, Timestamps)>,
+    /// Bytes of content that are left to the whole layer. The archive's own length bounds nothing: the holes of a sparse
+    /// file take no place in it, and come out as zeros, up to eight exabytes of them.
+    left: u64,
+    limit: u64,
 }
 
 /// What the archive says about an entry beside its content.
@@ -35,11 +39,34 @@ struct Attributes {
 }
 
 impl Writer {
-    pub(super) fn new(root: std::os::fd::OwnedFd) -> Self {
+    /// For a layer of at most `limit` bytes of content.
+    pub(super) fn new(root: std::os::fd::OwnedFd, limit: u64) -> Self {
         Self {
             tree: Tree::new(root),
             directory_times: Vec::new(),
+            left: limit,
+            limit,
         }
+    }
+
+    /// Reads on to the end of an entry.
+    pub(super) fn skip(
+        &mut self,
+        entry: &mut tar::Entry<'_, impl Read>,
+    ) -> Result<(), UnpackError> {
+        let skipped = io::copy(
+            &mut entry.take(self.left.saturating_add(1)),
+            &mut io::sink(),
+        );
+        self.count(skipped.map_err(UnpackError::Archive)?)
+    }
+
+    fn count(&mut self, bytes: u64) -> Result<(), UnpackError> {
+        self.left = self
+            .left
+            .checked_sub(bytes)
+            .ok_or(UnpackError::TooManyBytes { limit: self.limit })?;
+        Ok(())
     }
 
     pub(super) fn write(
@@ -140,7 +167,7 @@ impl Writer {
         let made = match kind {
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 let mut file = place.create_file().map_err(failed)?;
-                copy(entry, &mut file, path)?;
+                self.copy(entry, &mut file, path)?;
                 attributes.apply(&file)
             }
             EntryType::Link => {
@@ -164,6 +191,31 @@ impl Writer {
             }
         };
         made.map_err(failed)
+    }
+
+    fn copy(
+        &mut self,
+        entry: &mut tar::Entry<'_, impl Read>,
+        file: &mut File,
+        path: &Path,
+    ) -> Result<(), UnpackError> {
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            match entry.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(n) => {
+                    self.count(n as u64)?;
+                    io::Write::write_all(file, &buffer[..n]).map_err(|source| {
+                        UnpackError::Entry {
+                            path: path.to_owned(),
+                            source,
+                        }
+                    })?;
+                }
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                Err(err) => return Err(UnpackError::Archive(err)),
+            }
+        }
     }
 
     fn link_target(
@@ -336,27 +388,6 @@ fn pax_time(text: &str) -> Option<Timespec> {
         tv_sec,
         tv_nsec: nanos.parse().ok()?,
     })
-}
-
-fn copy(
-    entry: &mut tar::Entry<'_, impl Read>,
-    file: &mut File,
-    path: &Path,
-) -> Result<(), UnpackError> {
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        match entry.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(n) => {
-                io::Write::write_all(file, &buffer[..n]).map_err(|source| UnpackError::Entry {
-                    path: path.to_owned(),
-                    source,
-                })?
-            }
-            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-            Err(err) => return Err(UnpackError::Archive(err)),
-        }
-    }
 }
 
 /// Hides a lower layer's file. What the same layer has there stays: a whiteout is about lower layers only.
