@@ -1,12 +1,15 @@
 //! The command line: arguments to calls of the library, results to output and exit codes.
 
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use knarr_oci::{CgroupManager, ContainerId, Runtime, RuntimeOptions};
 
 mod attend;
+mod checkpoint;
 mod container;
 mod exec;
 mod features;
@@ -26,7 +29,8 @@ use log::{Format, Log};
     name = "knarr-oci",
     disable_version_flag = true,
     subcommand_required = false,
-    arg_required_else_help = false
+    arg_required_else_help = false,
+    args_override_self = true
 )]
 struct Cli {
     #[command(flatten)]
@@ -99,10 +103,10 @@ enum Verb {
     Spec(spec::Spec),
     /// Print what this runtime can do, as JSON.
     Features,
-    /// Save a running container (not supported).
-    Checkpoint(Unsupported),
-    /// Restore a saved container (not supported).
-    Restore(Unsupported),
+    /// Save a running container with criu.
+    Checkpoint(Box<checkpoint::Checkpoint>),
+    /// Make a container of what was saved.
+    Restore(Box<checkpoint::Restore>),
     /// Print a shell's completion script.
     Completion {
         /// The shell.
@@ -110,17 +114,12 @@ enum Verb {
     },
 }
 
-#[derive(Debug, Args)]
-struct Unsupported {
-    /// Whatever runc takes.
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    rest: Vec<String>,
-}
-
 /// What every verb works with.
 struct Context {
     runtime: Runtime,
     log: Log,
+    /// The criu program, if it was named.
+    criu: Option<PathBuf>,
 }
 
 /// runc's words.
@@ -169,11 +168,15 @@ impl Global {
 
 /// Parses the arguments, does what they say, and tells what went wrong.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match parse(std::env::args_os().collect()) {
         Ok(cli) => cli,
         Err(error) => {
             // To standard error, or for --help to standard output; if that fails there is nobody to tell.
             let _unprinted = error.print();
+            if let Some(flag) = without_value(&error) {
+                // Podman asks `restore --lsm-mount-context` for these words before it restores into a pod.
+                eprintln!("flag needs an argument: {flag}");
+            }
             // runc says 1, not clap's 2.
             return ExitCode::from(u8::from(error.use_stderr()));
         }
@@ -208,6 +211,26 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// containerd writes one flag of restore with one dash, which Go's parsers take.
+fn parse(args: Vec<OsString>) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(&args).or_else(|error| {
+        let (one, two) = (OsStr::new("-no-subreaper"), OsStr::new("--no-subreaper"));
+        if !args.iter().any(|arg| arg == "restore") || !args.iter().any(|arg| arg == one) {
+            return Err(error);
+        }
+        let mend = |arg: &OsString| if arg == one { two.into() } else { arg.clone() };
+        Cli::try_parse_from(args.iter().map(mend))
+    })
+}
+
+/// The flag that was given without its value, if that is what is wrong.
+fn without_value(error: &clap::Error) -> Option<String> {
+    let value = error.get(ContextKind::InvalidValue);
+    let empty = matches!(value, Some(ContextValue::String(value)) if value.is_empty());
+    let flag = error.get(ContextKind::InvalidArg)?.to_string();
+    (error.kind() == ErrorKind::InvalidValue && empty).then_some(flag)
+}
+
 impl Verb {
     /// As with runc: a failed exec is told apart from a program that ended with 1.
     fn failure_code(&self) -> u8 {
@@ -235,6 +258,7 @@ fn run(global: &Global, verb: Verb, log: &Log) -> anyhow::Result<u8> {
     let context = Context {
         runtime: global.runtime(no_pivot, no_new_keyring),
         log: log.clone(),
+        criu: global.criu.clone(),
     };
     match verb {
         Verb::Create(create) => container::create(&context, &create),
@@ -252,12 +276,8 @@ fn run(global: &Global, verb: Verb, log: &Log) -> anyhow::Result<u8> {
         Verb::Events(events) => query::events(&context, &events),
         Verb::Spec(spec) => spec::write(&spec),
         Verb::Features => features::print(),
-        Verb::Checkpoint(unsupported) | Verb::Restore(unsupported) => {
-            anyhow::bail!(
-                "checkpoint and restore are not supported yet ({} arguments)",
-                unsupported.rest.len()
-            )
-        }
+        Verb::Checkpoint(args) => checkpoint::checkpoint(&context, &args),
+        Verb::Restore(args) => checkpoint::restore(&context, &args),
         Verb::Completion { shell } => {
             clap_complete::generate(
                 shell,

@@ -7,7 +7,8 @@
 //!   └─ one clone3; the child builds its world and waits at a socket
 //! ```
 //!
-//! Never opens a network connection (but netlink to the kernel), starts no thread, runs no helper (but the hooks that the configuration names).
+//! Never opens a network connection (but netlink to the kernel), starts no thread, runs no helper (but the hooks that the
+//! configuration names, and criu for checkpoint and restore).
 //!
 //! Modules in reading order:
 //! * [`id`], [`state`]: what a container is called, and what is kept of it on disk
@@ -50,6 +51,8 @@ pub use id::ContainerId;
 pub use message::send_fd;
 pub use process::Stdio;
 pub use runtime::{
-    CgroupManager, Created, Details, ExecOptions, Io, Runtime, RuntimeOptions, SubGroup,
+    CgroupManager, CgroupsMode, CheckpointError, CheckpointOptions, Created, CriuError,
+    CriuOptions, Details, ExecOptions, Io, PageServer, RestoreError, RestoreOptions, Runtime,
+    RuntimeOptions, SubGroup,
 };
 pub use state::{State, Status};

@@ -64,6 +64,11 @@ impl Channel {
         Self(fd)
     }
 
+    /// Its socket.
+    pub fn into_fd(self) -> OwnedFd {
+        self.0
+    }
+
     /// Lets the other side go on.
     ///
     /// # Errors
@@ -152,7 +157,7 @@ impl Channel {
     }
 
     fn receive(&self) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
-        receive(std::os::fd::AsFd::as_fd(&self.0))
+        receive_packet(std::os::fd::AsFd::as_fd(&self.0))
     }
 }
 
@@ -186,7 +191,12 @@ pub(crate) fn parse(packet: &[u8], fd: Option<OwnedFd>) -> io::Result<Report> {
     }
 }
 
-fn receive(socket: BorrowedFd<'_>) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+/// One packet and the descriptor that came along; an empty one if the other side is gone.
+///
+/// # Errors
+///
+/// As recvmsg(2).
+pub fn receive_packet(socket: BorrowedFd<'_>) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     let mut buffer = vec![0; LIMIT];
     let mut control = nix::cmsg_space!(RawFd);
     let (length, fd) = loop {
@@ -210,6 +220,23 @@ fn receive(socket: BorrowedFd<'_>) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     };
     buffer.truncate(length);
     Ok((buffer, fd))
+}
+
+/// Sends one packet.
+///
+/// # Errors
+///
+/// `EPIPE` if the other side is gone.
+pub fn send_packet(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
+    let slices = [IoSlice::new(bytes)];
+    sendmsg::<()>(
+        socket.as_raw_fd(),
+        &slices,
+        &[],
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )?;
+    Ok(())
 }
 
 /// Sends `fd` over a connected stream socket, with `payload`, as console and seccomp listeners expect it. Gives how much

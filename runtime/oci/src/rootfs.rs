@@ -25,6 +25,7 @@ mod copy;
 mod device;
 mod hold;
 
+pub(crate) use cgroup::by_directory;
 pub(crate) use device::{Nodes, setup_devices};
 
 /// statfs(2) types.

@@ -18,13 +18,20 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
+mod checkpoint;
 pub(crate) mod create;
+mod criu;
 mod exec;
 mod mapping;
+mod prepare;
+mod restore;
 mod scope;
 mod start;
 
+pub use checkpoint::{CheckpointError, CheckpointOptions, PageServer};
+pub use criu::{CgroupsMode, CriuError, CriuOptions};
 pub use exec::{ExecOptions, SubGroup};
+pub use restore::{RestoreError, RestoreOptions};
 
 /// How control groups are made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

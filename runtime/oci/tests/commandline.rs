@@ -52,6 +52,8 @@ fn version_and_features_are_in_the_form_that_callers_parse() {
     );
     let hooks = features["hooks"].as_array().expect("list");
     assert_eq!(hooks.len(), 6, "{hooks:?}");
+    let checkpoint = &features["annotations"]["org.opencontainers.runc.checkpoint.enabled"];
+    assert_eq!(checkpoint, "true");
 }
 
 #[test]
@@ -466,21 +468,6 @@ fn the_log_has_debug_lines_on_request_and_both_formats() {
     );
     assert_eq!(case.verb(&["--rootless", "nonsense", "list"]).code, 1);
     assert_eq!(case.verb(&["--rootless", "false", "list"]).code, 0);
-}
-
-#[test]
-fn checkpoint_and_restore_are_refused_clearly() {
-    if !is_ours() {
-        return;
-    }
-    let case = Case::command(SLEEP);
-    case.start();
-    for verb in ["checkpoint", "restore"] {
-        let done = case.verb(&[verb, "--image-path", "/nowhere", "--shell-job", &case.id]);
-        assert_eq!(done.code, 1, "{done:?}");
-        assert!(done.err.contains("not supported"), "{done:?}");
-    }
-    assert_eq!(case.status(), "running");
 }
 
 #[test]

@@ -67,6 +67,7 @@ fn document() -> Value {
             "mountExtensions": { "idmap": { "enabled": true } },
             "netDevices": { "enabled": true },
         },
+        "annotations": { "org.opencontainers.runc.checkpoint.enabled": "true" },
         "potentiallyUnsafeConfigAnnotations": [],
     })
 }

@@ -82,7 +82,7 @@ fn without_data(options: &Options) -> Options {
 }
 
 /// Several controllers can share a hierarchy: one directory, under all their names. A named one goes by its name.
-fn by_directory(directories: &BTreeMap<String, PathBuf>) -> BTreeMap<&Path, Vec<&str>> {
+pub(crate) fn by_directory(directories: &BTreeMap<String, PathBuf>) -> BTreeMap<&Path, Vec<&str>> {
     let mut shared: BTreeMap<&Path, Vec<&str>> = BTreeMap::new();
     for (controller, directory) in directories {
         let name = controller.strip_prefix("name=").unwrap_or(controller);

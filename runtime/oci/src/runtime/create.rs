@@ -13,13 +13,16 @@ use nix::sys::socket::{
 use nix::sys::stat::Mode;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
-use oci_spec::runtime::{LinuxIdMapping, LinuxResources, Process, Spec};
+use oci_spec::runtime::{LinuxIdMapping, Process, Spec};
 
 use super::mapping;
-use super::scope::Holder;
-use super::{CgroupManager, Created, Io, Runtime};
-use crate::cgroup::systemd::{Scope, Systemd, Unit};
-use crate::cgroup::{self, Group, GroupRecord, Layout};
+use super::prepare::{Prepared, Unfinished};
+#[cfg(any(test, fuzzing))]
+use super::prepare::{group_owner, new_record, refuse_limits};
+use super::{Created, Io, Runtime};
+use crate::cgroup;
+#[cfg(any(test, fuzzing))]
+use crate::cgroup::{Group, GroupRecord};
 use crate::error::CreateError;
 use crate::hooks;
 use crate::id::ContainerId;
@@ -33,42 +36,8 @@ use crate::netdev;
 use crate::process::{self, Settings};
 use crate::rootfs::{self, Rootfs};
 use crate::seccomp::Program;
-use crate::state::{OCI_VERSION, ProcStat, Record, StateDir, Status, now};
+use crate::state::{ProcStat, Record, StateDir, Status};
 use crate::sys::{self, Fork};
-
-/// Removes what was made so far, unless the container comes to be.
-struct Unfinished {
-    dir: Option<StateDir>,
-    scope: Option<(&'static dyn Systemd, Scope)>,
-    group: Option<Group>,
-    /// Where a root is attached on the host.
-    mounted: Option<PathBuf>,
-    /// Last to be made, first to go.
-    process: Option<Newborn>,
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        // Already on the way out with an error, which is the one to tell.
-        drop(self.process.take());
-        if let Some(path) = self.mounted.take() {
-            let _kept = rootfs::unmount_from_host(&path);
-        }
-        if let Some(group) = self.group.take() {
-            let _kept = group.kill_all();
-            if let Some((systemd, scope)) = self.scope.take() {
-                let _kept = systemd.stop(&scope);
-            }
-            let _kept = group.remove();
-        }
-        if let Some((systemd, scope)) = self.scope.take() {
-            let _kept = systemd.stop(&scope);
-        }
-        if let Some(dir) = self.dir.take() {
-            let _kept = dir.remove();
-        }
-    }
-}
 
 /// A child that is killed and reaped unless it is taken.
 pub(super) struct Newborn {
@@ -132,73 +101,21 @@ impl Runtime {
         check_namespaces(spec, &namespaces)?;
         netdev::check(spec, &namespaces)?;
 
-        let mut unfinished = Unfinished {
-            dir: None,
-            scope: None,
-            group: None,
-            mounted: None,
-            process: None,
-        };
-        let dir = self.dir(id);
-        match dir.create(&self.root) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(CreateError::Exists { id: id.to_string() });
-            }
-            done => done.map_err(state_file("create", dir.path()))?,
-        }
-        unfinished.dir = Some(dir.clone());
-
+        let Prepared {
+            mut unfinished,
+            dir,
+            group,
+            mut record,
+            without_group,
+            holder,
+        } = self.prepare(id, &bundle, &rootfs, spec, &namespaces)?;
+        let resources = linux.resources().as_ref();
         let seccomp = linux
             .seccomp()
             .as_ref()
             .map(|profile| self.seccomp_cache().compile(profile))
             .transpose();
         let seccomp = seccomp.map_err(CreateError::Seccomp)?;
-        let layout = Layout::detect().map_err(CreateError::Cgroup)?;
-        let resources = linux.resources().as_ref();
-        let holder = match self.options.cgroup_manager {
-            CgroupManager::Systemd => Some(self.start_scope(id, spec, &layout, &mut unfinished)?),
-            CgroupManager::Cgroupfs => None,
-        };
-        let group_path = match (&holder, linux.cgroups_path()) {
-            (Some(holder), _) => holder.group.clone(),
-            (None, Some(path)) => path.clone(),
-            (None, None) => PathBuf::from(id.as_str()),
-        };
-        let may_go_without = self.may_go_without_group() && holder.is_none();
-        let made = match Group::create(&layout, &group_path, resources) {
-            Err(error) if may_go_without && error.is_denied() => None,
-            made => Some(made.map_err(CreateError::Cgroup)?),
-        };
-        let without_group = made.is_none();
-        let mut group = made.unwrap_or_else(|| Group::from_record(GroupRecord::default()));
-        unfinished.group = Some(group.clone());
-        if let Some(resources) = resources {
-            if without_group {
-                refuse_limits(resources)?;
-            } else {
-                let mut limits = resources.clone();
-                if is_ordinary_user() {
-                    // It may load no device program into a group that was delegated to it, and needs none: nodes that it
-                    // cannot make or open stay out of its reach.
-                    limits.set_devices(None);
-                }
-                let applied = group.apply(&layout, &limits).map_err(CreateError::Cgroup);
-                unfinished.group = Some(group.clone());
-                applied?;
-            }
-        }
-        if let Some(owner) = group_owner(spec, &namespaces) {
-            group.give_to(owner).map_err(CreateError::Cgroup)?;
-        }
-
-        let mut record = new_record(id, spec, &bundle, &rootfs, &group, &namespaces);
-        record.scope = unfinished.scope.as_ref().map(|(_, scope)| scope.clone());
-        dir.write_config(spec)
-            .map_err(state_file("write config.json in", dir.path()))?;
-        // Before there is a process: whoever finds this after a crash knows which group to remove.
-        dir.write_record(&record)
-            .map_err(state_file("write state.json in", dir.path()))?;
         let listener = listen_in(&dir).map_err(state_file("listen in", dir.path()))?;
         let sources = open_sources(spec, &namespaces, &bundle)?;
         let group_fd = group.unified_fd().map_err(CreateError::Cgroup)?;
@@ -271,56 +188,13 @@ impl Runtime {
         dir.write_record(&record)
             .map_err(state_file("write state.json in", dir.path()))?;
 
-        let mut newborn = unfinished.process.take().expect("set above");
-        let pidfd = newborn.pidfd.take().expect("taken once");
         drop(holder);
-        unfinished.scope = None;
-        unfinished.group = None;
-        unfinished.dir = None;
-        unfinished.mounted = None;
         Ok(Created {
             pid,
-            pidfd,
+            pidfd: unfinished.keep(),
             terminal: born.terminal,
             warnings: born.warnings,
         })
-    }
-
-    /// Whether a group that may not be made is no failure.
-    fn may_go_without_group(&self) -> bool {
-        self.options.rootless.unwrap_or_else(is_ordinary_user)
-    }
-
-    /// Has systemd make the container's scope.
-    fn start_scope(
-        &self,
-        id: &ContainerId,
-        spec: &Spec,
-        layout: &Layout,
-        unfinished: &mut Unfinished,
-    ) -> Result<Holder, CreateError> {
-        let linux = spec.linux().as_ref();
-        let path = linux.and_then(|linux| linux.cgroups_path().as_ref());
-        let path = path.map_or_else(|| "".into(), |path| path.to_string_lossy());
-        let resources = linux.and_then(|linux| linux.resources().clone());
-        let annotations = spec.annotations().iter().flatten();
-        let annotations = annotations
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect();
-        let user = is_ordinary_user();
-        let unit = Unit::new(
-            id.as_str(),
-            &path,
-            &resources.unwrap_or_default(),
-            &annotations,
-            layout.is_unified(),
-            user,
-        )
-        .map_err(CreateError::Systemd)?;
-        let systemd = self.systemd().map_err(CreateError::Systemd)?;
-        let holder = Holder::start(systemd, &unit).map_err(CreateError::Systemd)?;
-        unfinished.scope = Some((systemd, unit.scope));
-        Ok(holder)
     }
 
     /// The settings of a process of this container.
@@ -443,7 +317,7 @@ pub(super) fn state_file<'a>(
 }
 
 /// What must be there, and what cannot be done, before anything is made.
-fn check(spec: &Spec) -> Result<(), CreateError> {
+pub(super) fn check(spec: &Spec) -> Result<(), CreateError> {
     if !spec.version().starts_with("1.") {
         return Err(CreateError::invalid(format!(
             "ociVersion {:?} is not 1.x",
@@ -511,7 +385,7 @@ pub(crate) fn check_process(process: &Process) -> Result<(), CreateError> {
     Ok(())
 }
 
-fn check_namespaces(spec: &Spec, namespaces: &NamespaceSet) -> Result<(), CreateError> {
+pub(super) fn check_namespaces(spec: &Spec, namespaces: &NamespaceSet) -> Result<(), CreateError> {
     if is_ordinary_user() && !namespaces.contains(Kind::User) {
         return Err(CreateError::invalid(
             "an ordinary user's container needs a user namespace",
@@ -566,7 +440,7 @@ fn check_namespaces(spec: &Spec, namespaces: &NamespaceSet) -> Result<(), Create
     Ok(())
 }
 
-fn find_rootfs(spec: &Spec, bundle: &Path) -> Result<PathBuf, CreateError> {
+pub(super) fn find_rootfs(spec: &Spec, bundle: &Path) -> Result<PathBuf, CreateError> {
     let root = spec
         .root()
         .as_ref()
@@ -584,42 +458,6 @@ fn find_rootfs(spec: &Spec, bundle: &Path) -> Result<PathBuf, CreateError> {
         )));
     }
     Ok(found)
-}
-
-fn new_record(
-    id: &ContainerId,
-    spec: &Spec,
-    bundle: &Path,
-    rootfs: &Path,
-    group: &Group,
-    namespaces: &NamespaceSet,
-) -> Record {
-    let has = |list: Option<&Vec<_>>| {
-        list.is_some_and(|list: &Vec<oci_spec::runtime::Hook>| !list.is_empty())
-    };
-    let hooks = spec.hooks().as_ref();
-    Record {
-        oci_version: OCI_VERSION.to_owned(),
-        id: id.to_string(),
-        bundle: bundle.to_owned(),
-        rootfs: rootfs.to_owned(),
-        created: now(),
-        annotations: spec
-            .annotations()
-            .iter()
-            .flatten()
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect(),
-        pid: 0,
-        start_time: 0,
-        cgroup: group.record().clone(),
-        scope: None,
-        own_pid_namespace: namespaces.is_new(Kind::Pid),
-        mounted_on_host: false,
-        no_process: spec.process().is_none(),
-        poststart: has(hooks.and_then(|hooks| hooks.poststart().as_ref())),
-        poststop: has(hooks.and_then(|hooks| hooks.poststop().as_ref())),
-    }
 }
 
 /// The socket at which the process waits. Its path may be longer than a socket's name can be, so it goes through the
@@ -787,45 +625,6 @@ pub(super) fn clone_in(
 /// Whether the caller has not the rights of root: not outside, and not in a user namespace that it lives in.
 pub(super) fn is_ordinary_user() -> bool {
     !nix::unistd::geteuid().is_root()
-}
-
-/// Without a group there are no limits; device rules are the exception, because a user's container cannot make devices.
-fn refuse_limits(resources: &LinuxResources) -> Result<(), CreateError> {
-    let mut rest = resources.clone();
-    rest.set_devices(None);
-    let value =
-        serde_json::to_value(&rest).map_err(|error| CreateError::invalid(error.to_string()))?;
-    if says_something(&value) {
-        return Err(CreateError::invalid(
-            "linux.resources has limits, and this user may make no cgroup that could have them",
-        ));
-    }
-    Ok(())
-}
-
-/// Whether anything in it is more than empty.
-fn says_something(value: &serde_json::Value) -> bool {
-    match value {
-        serde_json::Value::Null => false,
-        serde_json::Value::Array(list) => list.iter().any(says_something),
-        serde_json::Value::Object(map) => map.values().any(says_something),
-        _ => true,
-    }
-}
-
-/// To whom the container's group is given: the user who is root inside, if the container sees its groups as its own and may
-/// write to them (runtime-spec, config-linux.md, "Cgroup ownership").
-fn group_owner(spec: &Spec, namespaces: &NamespaceSet) -> Option<nix::unistd::Uid> {
-    let own = namespaces.is_new(Kind::User) && namespaces.is_new(Kind::Cgroup);
-    let writable = spec.mounts().iter().flatten().any(|mount| {
-        matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2"))
-            && !mount.options().iter().flatten().any(|word| word == "ro")
-    });
-    let maps = spec.linux().as_ref()?.uid_mappings().as_ref()?;
-    let root = maps
-        .iter()
-        .find(|map| map.container_id() == 0 && map.size() > 0)?;
-    (own && writable).then(|| nix::unistd::Uid::from_raw(root.host_id()))
 }
 
 pub(super) fn start_time(pid: Pid) -> Result<u64, CreateError> {
