@@ -2,10 +2,9 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use knarr_oci::{CgroupManager, ContainerId, Runtime, RuntimeOptions};
 
 mod attend;
@@ -18,6 +17,8 @@ mod log;
 mod man;
 mod query;
 mod spec;
+#[cfg(not(test))]
+mod sys;
 mod systemd;
 mod update;
 
@@ -166,9 +167,15 @@ impl Global {
     }
 }
 
-/// Parses the arguments, does what they say, and tells what went wrong.
-pub fn main() -> ExitCode {
-    let cli = match parse(std::env::args_os().collect()) {
+/// Parses the arguments, does what they say, and tells what went wrong. Gives the exit code.
+#[cfg_attr(test, expect(dead_code, reason = "called by the program's entry"))]
+fn main() -> u8 {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    // Before anything else, because it starts anew. What goes wrong here is told below.
+    let makes = |arg: &OsString| ["create", "run", "exec"].iter().any(|verb| arg == verb);
+    let protected = args.iter().any(makes) && knarr_oci::protect::run_read_only().is_ok();
+    let parsed = parse_usual(&args).map_or_else(|| parse(&args), Ok);
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
             // To standard error, or for --help to standard output; if that fails there is nobody to tell.
@@ -178,12 +185,12 @@ pub fn main() -> ExitCode {
                 eprintln!("flag needs an argument: {flag}");
             }
             // runc says 1, not clap's 2.
-            return ExitCode::from(u8::from(error.use_stderr()));
+            return u8::from(error.use_stderr());
         }
     };
     if cli.version {
         print!("{}", version());
-        return ExitCode::SUCCESS;
+        return 0;
     }
     let log = match Log::open(
         cli.global.log.as_deref(),
@@ -193,27 +200,27 @@ pub fn main() -> ExitCode {
         Ok(log) => log,
         Err(error) => {
             eprintln!("knarr-oci: open the log: {error}");
-            return ExitCode::FAILURE;
+            return 1;
         }
     };
     let Some(verb) = cli.verb else {
         // Help that was not asked for is an error, but runc prints it and succeeds.
         let _unprinted = Cli::command().print_help();
-        return ExitCode::SUCCESS;
+        return 0;
     };
     let failure = verb.failure_code();
-    match run(&cli.global, verb, &log) {
-        Ok(code) => ExitCode::from(code),
+    match run(&cli.global, verb, &log, protected) {
+        Ok(code) => code,
         Err(error) => {
             log.error(&format!("{error:#}"));
-            ExitCode::from(failure)
+            failure
         }
     }
 }
 
 /// containerd writes one flag of restore with one dash, which Go's parsers take.
-fn parse(args: Vec<OsString>) -> Result<Cli, clap::Error> {
-    Cli::try_parse_from(&args).or_else(|error| {
+fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(args).or_else(|error| {
         let (one, two) = (OsStr::new("-no-subreaper"), OsStr::new("--no-subreaper"));
         if !args.iter().any(|arg| arg == "restore") || !args.iter().any(|arg| arg == one) {
             return Err(error);
@@ -231,6 +238,38 @@ fn without_value(error: &clap::Error) -> Option<String> {
     (error.kind() == ErrorKind::InvalidValue && empty).then_some(flag)
 }
 
+/// The verbs of the life cycle, without mistakes in the arguments: then only the parser of that one verb is made, instead
+/// of those of all. `None` leaves the arguments, and what is to be said of them, to [`Cli`].
+fn parse_usual(args: &[OsString]) -> Option<Cli> {
+    let command = clap::Command::new("knarr-oci").allow_external_subcommands(true);
+    let top = Global::augment_args(command)
+        .try_get_matches_from(args)
+        .ok()?;
+    let (name, rest) = top.subcommand()?;
+    let rest = rest.get_many::<OsString>("").unwrap_or_default();
+    let verb = match name {
+        "create" => Verb::Create(parse_one(rest)?),
+        "start" => Verb::Start(parse_one(rest)?),
+        "run" => Verb::Run(parse_one(rest)?),
+        "state" => Verb::State(parse_one(rest)?),
+        "kill" => Verb::Kill(parse_one(rest)?),
+        "delete" => Verb::Delete(parse_one(rest)?),
+        "exec" => Verb::Exec(Box::new(parse_one(rest)?)),
+        _ => return None,
+    };
+    Some(Cli {
+        global: Global::from_arg_matches(&top).ok()?,
+        version: false,
+        verb: Some(verb),
+    })
+}
+
+/// The name counts in messages only, and these are left to the whole parser.
+fn parse_one<'a, T: Args>(rest: impl Iterator<Item = &'a OsString>) -> Option<T> {
+    let command = T::augment_args(clap::Command::new("knarr-oci").no_binary_name(true));
+    T::from_arg_matches(&command.try_get_matches_from(rest).ok()?).ok()
+}
+
 impl Verb {
     /// As with runc: a failed exec is told apart from a program that ended with 1.
     fn failure_code(&self) -> u8 {
@@ -245,8 +284,8 @@ impl Verb {
     }
 }
 
-fn run(global: &Global, verb: Verb, log: &Log) -> anyhow::Result<u8> {
-    if verb.makes_processes() {
+fn run(global: &Global, verb: Verb, log: &Log, protected: bool) -> anyhow::Result<u8> {
+    if verb.makes_processes() && !protected {
         use anyhow::Context as _;
         knarr_oci::protect::run_read_only().context("run from a read-only mount")?;
     }
@@ -304,4 +343,60 @@ fn version() -> String {
 
 fn parse_id(text: &str) -> Result<ContainerId, knarr_oci::id::InvalidId> {
     ContainerId::parse(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usual(line: &str) -> Option<String> {
+        let args: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+        parse_usual(&args).map(|cli| format!("{cli:?}"))
+    }
+
+    fn whole(line: &str) -> Option<String> {
+        Cli::try_parse_from(line.split(' '))
+            .ok()
+            .map(|cli| format!("{cli:?}"))
+    }
+
+    /// Whatever the short way takes, it takes as the whole parser does.
+    #[test]
+    fn the_usual_verbs_mean_the_same_on_the_short_way() {
+        for line in [
+            "knarr-oci run one",
+            "knarr-oci --root /r --log /l --log-format json run -b /b --pid-file=/p --detach one",
+            "knarr-oci --systemd-cgroup create --bundle /b --no-pivot --preserve-fds 2 one",
+            "knarr-oci start one",
+            "knarr-oci state one",
+            "knarr-oci kill -a one KILL",
+            "knarr-oci kill one",
+            "knarr-oci delete -f one",
+            "knarr-oci exec -t --env A=1 -e B=2 one sh -c ls --help",
+            "knarr-oci exec --cap CAP_KILL -- one ls -l",
+            "knarr-oci exec --process /p one",
+        ] {
+            assert!(usual(line).is_some(), "{line}");
+            assert_eq!(usual(line), whole(line), "{line}");
+        }
+    }
+
+    #[test]
+    fn mistakes_and_help_are_left_to_the_whole_parser() {
+        for line in [
+            "knarr-oci",
+            "knarr-oci --version",
+            "knarr-oci --help",
+            "knarr-oci run",
+            "knarr-oci run --help",
+            "knarr-oci run --root /r one",
+            "knarr-oci run one two",
+            "knarr-oci run ../one",
+            "knarr-oci exec -h one",
+            "knarr-oci nonsense one",
+            "knarr-oci list",
+        ] {
+            assert_eq!(usual(line), None, "{line}");
+        }
+    }
 }

@@ -1,0 +1,51 @@
+//! Where the program begins. Not in the standard library's own entry: that one looks up the stack's bounds in
+//! `/proc/self/maps` and sets up a handler for stack overflows, eighteen system calls that each container would pay for
+//! twice. The kernel's guard below the stack ends a program that runs over it anyway.
+#![allow(
+    unsafe_code,
+    reason = "the entry that C's start-up code calls, and what the standard library does there first"
+)]
+
+use std::ffi::{c_char, c_int};
+use std::io;
+
+/// Called by C's start-up code. The arguments are taken from `std::env`, which has them from the loader.
+// SAFETY: no other function of this program has this name, which is the one that C's start-up code looks for.
+#[unsafe(no_mangle)]
+extern "C" fn main(_count: c_int, _arguments: *const *const c_char) -> c_int {
+    let code = match prepare() {
+        // A panic may not leave a function of C's. Where panics abort this costs nothing; the code is the usual one.
+        Ok(()) => std::panic::catch_unwind(super::main).unwrap_or(101),
+        Err(_) => 1,
+    };
+    // This one writes what standard output still holds back.
+    std::process::exit(c_int::from(code))
+}
+
+/// What the rest of the program relies on: that a broken pipe is an error and no death, and that no file which it opens
+/// takes the place of a standard stream that its caller has closed.
+fn prepare() -> io::Result<()> {
+    use nix::libc;
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: ignoring a signal runs no code of ours.
+    unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) }?;
+    let mut streams = [0, 1, 2].map(|fd| libc::pollfd {
+        fd,
+        events: 0,
+        revents: 0,
+    });
+    // SAFETY: the pointer and the length are those of `streams`.
+    if unsafe { libc::poll(streams.as_mut_ptr(), 3, 0) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    for stream in streams {
+        if stream.revents & libc::POLLNVAL != 0 {
+            // The lowest number that is free, which is this one. It stays open.
+            // SAFETY: the path is NUL-terminated.
+            if unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+    }
+    Ok(())
+}
