@@ -12,14 +12,15 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
+    DecodeError, DefaultNla, Emitable, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL,
+    NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NetlinkSerializable, Nla, NlasIterator, Parseable, parse_string,
 };
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{
     AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
 };
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::link::{LinkFlags, LinkHeader};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{
     AddressFamily as Family, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
@@ -131,13 +132,14 @@ fn move_one(
             error,
         ));
     }
-    let mut request = LinkMessage::default();
+    let mut request = Link::default();
     request.header.index = index;
+    let target = target.as_raw_fd().to_ne_bytes().to_vec();
     request.attributes = vec![
-        LinkAttribute::NetNsFd(target.as_raw_fd()),
-        LinkAttribute::IfName(new.to_owned()),
+        DefaultNla::new(libc::IFLA_NET_NS_FD, target),
+        name_attribute(new),
     ];
-    here.change(RouteNetlinkMessage::SetLink(request), 0)
+    here.change(Message::SetLink(request), 0)
         .map_err(failed(&format!("move it into the container as {new}")))?;
     // By its name, unless the kernel was to choose one: then it is the one that was not there before.
     let after = there
@@ -156,19 +158,94 @@ fn move_one(
     for mut address in addresses {
         address.header.index = index;
         there
-            .change(
-                RouteNetlinkMessage::NewAddress(address),
-                NLM_F_CREATE | NLM_F_EXCL,
-            )
+            .change(Message::NewAddress(address), NLM_F_CREATE | NLM_F_EXCL)
             .map_err(failed("give back an address"))?;
     }
-    let mut up = LinkMessage::default();
+    let mut up = Link::default();
     up.header.index = index;
     up.header.flags = LinkFlags::Up;
     up.header.change_mask = LinkFlags::Up;
     there
-        .change(RouteNetlinkMessage::SetLink(up), 0)
+        .change(Message::SetLink(up), 0)
         .map_err(failed("bring it up"))
+}
+
+/// What is said on the socket. The crate has a type for it too, but that one knows all that a network stack has, which
+/// would be a sixth of this program; of links we need no more than the name.
+#[derive(Debug)]
+enum Message {
+    GetLink(Link),
+    SetLink(Link),
+    NewLink(Link),
+    GetAddress(AddressMessage),
+    NewAddress(AddressMessage),
+    Other(u16),
+}
+
+/// A device, with its attributes as they are.
+#[derive(Debug, Default)]
+struct Link {
+    header: LinkHeader,
+    attributes: Vec<DefaultNla>,
+}
+
+/// Names end with NUL.
+fn name_attribute(name: &str) -> DefaultNla {
+    DefaultNla::new(libc::IFLA_IFNAME, [name.as_bytes(), &[0]].concat())
+}
+
+impl NetlinkSerializable for Message {
+    fn message_type(&self) -> u16 {
+        match self {
+            Self::GetLink(_) => libc::RTM_GETLINK,
+            Self::SetLink(_) => libc::RTM_SETLINK,
+            Self::NewLink(_) => libc::RTM_NEWLINK,
+            Self::GetAddress(_) => libc::RTM_GETADDR,
+            Self::NewAddress(_) => libc::RTM_NEWADDR,
+            Self::Other(typ) => *typ,
+        }
+    }
+
+    fn buffer_len(&self) -> usize {
+        match self {
+            Self::GetLink(link) | Self::SetLink(link) | Self::NewLink(link) => {
+                link.header.buffer_len() + link.attributes.as_slice().buffer_len()
+            }
+            Self::GetAddress(address) | Self::NewAddress(address) => address.buffer_len(),
+            Self::Other(_) => 0,
+        }
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        match self {
+            Self::GetLink(link) | Self::SetLink(link) | Self::NewLink(link) => {
+                link.header.emit(buffer);
+                let attributes = &mut buffer[link.header.buffer_len()..];
+                link.attributes.as_slice().emit(attributes);
+            }
+            Self::GetAddress(address) | Self::NewAddress(address) => address.emit(buffer),
+            Self::Other(_) => {}
+        }
+    }
+}
+
+impl NetlinkDeserializable for Message {
+    type Error = DecodeError;
+
+    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
+        match header.message_type {
+            libc::RTM_NEWLINK => {
+                let header = LinkHeader::parse(payload)?;
+                let attributes = payload.get(header.buffer_len()..).unwrap_or_default();
+                let attributes = NlasIterator::new(attributes)
+                    .map(|attribute| DefaultNla::parse(&attribute?))
+                    .collect::<Result<_, _>>()?;
+                Ok(Self::NewLink(Link { header, attributes }))
+            }
+            libc::RTM_NEWADDR => AddressMessage::parse(payload).map(Self::NewAddress),
+            typ => Ok(Self::Other(typ)),
+        }
+    }
 }
 
 /// A route netlink socket; it belongs to the namespace in which it was opened.
@@ -201,11 +278,13 @@ impl Netlink {
     }
 
     fn link(&mut self, name: &str) -> io::Result<u32> {
-        let mut request = LinkMessage::default();
-        request.attributes = vec![LinkAttribute::IfName(name.to_owned())];
-        let answers = self.ask(RouteNetlinkMessage::GetLink(request), 0)?;
+        let request = Link {
+            attributes: vec![name_attribute(name)],
+            ..Link::default()
+        };
+        let answers = self.ask(Message::GetLink(request), 0)?;
         let index = answers.into_iter().find_map(|answer| match answer {
-            RouteNetlinkMessage::NewLink(link) => Some(link.header.index),
+            Message::NewLink(link) => Some(link.header.index),
             _ => None,
         });
         index.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
@@ -213,15 +292,15 @@ impl Netlink {
 
     /// All devices: names by index.
     fn links(&mut self) -> io::Result<HashMap<u32, String>> {
-        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let request = Message::GetLink(Link::default());
         let answers = self.ask(request, NLM_F_DUMP)?;
         let named = answers.into_iter().filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewLink(link) => {
-                let name = link.attributes.into_iter().find_map(|part| match part {
-                    LinkAttribute::IfName(name) => Some(name),
-                    _ => None,
-                });
-                Some((link.header.index, name?))
+            Message::NewLink(link) => {
+                let mut attributes = link.attributes.into_iter();
+                let name = attributes.find(|part| part.kind() == libc::IFLA_IFNAME)?;
+                let mut bytes = vec![0; name.value_len()];
+                name.emit_value(&mut bytes);
+                Some((link.header.index, parse_string(&bytes).ok()?))
             }
             _ => None,
         });
@@ -232,9 +311,9 @@ impl Netlink {
     fn addresses(&mut self, index: u32) -> io::Result<Vec<AddressMessage>> {
         let mut request = AddressMessage::default();
         request.header.family = AddressFamily::Unspec;
-        let answers = self.ask(RouteNetlinkMessage::GetAddress(request), NLM_F_DUMP)?;
+        let answers = self.ask(Message::GetAddress(request), NLM_F_DUMP)?;
         let kept = answers.into_iter().filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewAddress(mut address)
+            Message::NewAddress(mut address)
                 if address.header.index == index
                     && address.header.scope == AddressScope::Universe
                     && address.header.flags.contains(AddressHeaderFlags::Permanent) =>
@@ -258,21 +337,17 @@ impl Netlink {
         Ok(kept.collect())
     }
 
-    fn change(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    fn change(&mut self, request: Message, flags: u16) -> io::Result<()> {
         self.ask(request, NLM_F_ACK | flags).map(drop)
     }
 
     /// Sends a request and gives all its answers, or its error.
-    fn ask(
-        &mut self,
-        request: RouteNetlinkMessage,
-        flags: u16,
-    ) -> io::Result<Vec<RouteNetlinkMessage>> {
+    fn ask(&mut self, request: Message, flags: u16) -> io::Result<Vec<Message>> {
         self.sequence += 1;
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
         header.sequence_number = self.sequence;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(request));
         message.finalize();
         let mut bytes = vec![0; message.buffer_len()];
         message.serialize(&mut bytes);
@@ -285,8 +360,7 @@ impl Netlink {
             let mut rest = &buffer[..length];
             while !rest.is_empty() {
                 let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
-                let answer =
-                    NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(invalid)?;
+                let answer = NetlinkMessage::<Message>::deserialize(rest).map_err(invalid)?;
                 // Parts are aligned to four bytes.
                 let size = (answer.header.length as usize).next_multiple_of(4);
                 rest = rest.get(size.max(4)..).unwrap_or_default();
