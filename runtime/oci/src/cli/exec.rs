@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use knarr_oci::{ContainerId, ExecOptions, SubGroup};
 use oci_spec::runtime::{
-    Box as ConsoleSize, Capabilities, Capability, LinuxCapabilities, Process, User,
+    Box as ConsoleSize, Capabilities, Capability, LinuxCapabilities, Process, Spec, User,
 };
 
 use super::container::{Receivers, hand_over, io};
@@ -92,7 +92,8 @@ fn parse_group(text: &str) -> Result<SubGroup, String> {
 
 /// Runs it, and waits for its end unless detached.
 pub(super) fn exec(context: &Context, args: &Exec) -> anyhow::Result<u8> {
-    let process = process(context, args)?;
+    let config = context.runtime.config(&args.id)?;
+    let process = process(context, &config, args)?;
     let terminal = process.terminal() == Some(true);
     let io = io(
         terminal,
@@ -107,7 +108,7 @@ pub(super) fn exec(context: &Context, args: &Exec) -> anyhow::Result<u8> {
     };
     let mut created = context
         .runtime
-        .exec_with(&args.id, &process, io, &options)?;
+        .exec_configured(&args.id, &config, &process, io, &options)?;
     created
         .warnings
         .iter()
@@ -128,7 +129,7 @@ pub(super) fn exec(context: &Context, args: &Exec) -> anyhow::Result<u8> {
 }
 
 /// From the file, or from the container's own process and the flags.
-fn process(context: &Context, args: &Exec) -> anyhow::Result<Process> {
+fn process(context: &Context, config: &Spec, args: &Exec) -> anyhow::Result<Process> {
     if let Some(path) = &args.process {
         let loaded = knarr_oci::spec::load_process(path)?;
         loaded
@@ -144,7 +145,6 @@ fn process(context: &Context, args: &Exec) -> anyhow::Result<Process> {
     if args.command.is_empty() {
         bail!("no program is given");
     }
-    let config = context.runtime.config(&args.id)?;
     let mut process = config
         .process()
         .clone()

@@ -85,6 +85,23 @@ impl Runtime {
         io: impl Into<Io>,
         options: &ExecOptions,
     ) -> Result<Created, ExecError> {
+        let spec = self.config(id).map_err(CreateError::NotRunning)?;
+        self.exec_configured(id, &spec, process, io, options)
+    }
+
+    /// The same for who has read the container's configuration already ([`Runtime::config`]).
+    ///
+    /// # Errors
+    ///
+    /// As [`Runtime::exec_with`].
+    pub fn exec_configured(
+        &self,
+        id: &ContainerId,
+        spec: &Spec,
+        process: &Process,
+        io: impl Into<Io>,
+        options: &ExecOptions,
+    ) -> Result<Created, ExecError> {
         let io = io.into();
         check_process(process)?;
         let dir = self.dir(id);
@@ -101,10 +118,9 @@ impl Runtime {
                 status,
             }));
         }
-        let spec = dir.read_config(id).map_err(CreateError::NotRunning)?;
         let init = sys::pidfd_open(Pid::from_raw(record.pid))
             .map_err(CreateError::system("open the container"))?;
-        let (namespaces, pid_namespace) = listed(&spec)?;
+        let (namespaces, pid_namespace) = listed(spec)?;
         let profile = spec
             .linux()
             .as_ref()
@@ -122,7 +138,7 @@ impl Runtime {
         let plan = Plan {
             settings: Settings {
                 keyring: None,
-                ..self.settings(process, &spec, &io, seccomp.as_ref(), id)
+                ..self.settings(process, spec, &io, seccomp.as_ref(), id)
             },
             init: &init,
             namespaces,
@@ -159,7 +175,7 @@ impl Runtime {
         };
         drop(theirs);
         let state = hooks::state_for(&record, record.pid, status);
-        let (terminal, warnings) = attend(&channel, process, &spec, &state, &mut newborn)?;
+        let (terminal, warnings) = attend(&channel, process, spec, &state, &mut newborn)?;
         let pidfd = newborn.pidfd.take().expect("taken once");
         Ok(Created {
             pid: newborn.pid,
