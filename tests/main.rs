@@ -3,6 +3,7 @@
 mod api;
 mod example;
 mod faults;
+mod features;
 mod harness;
 mod images;
 mod kubectl;

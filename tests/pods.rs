@@ -60,6 +60,12 @@ fn each_mistake_in_a_pod_has_its_reason_and_disturbs_nobody() {
     cluster.apply(&pod("bad-name", "UPPER/Case:1", "", ""));
     cluster.apply(&pod("no-command", HELLO, "command: [/does-not-exist]", ""));
     cluster.apply(&pod(
+        "no-command-once",
+        HELLO,
+        "command: [/does-not-exist]",
+        "restartPolicy: Never",
+    ));
+    cluster.apply(&pod(
         "crash",
         BUSYBOX,
         "command: [sh, -c, 'echo going; exit 3']",
@@ -85,17 +91,7 @@ fn each_mistake_in_a_pod_has_its_reason_and_disturbs_nobody() {
         "Failed to pull image",
     );
     expect_reason(&cluster, "bad-name", &["InvalidImageName"], "InspectFailed");
-    expect_reason(
-        &cluster,
-        "no-command",
-        &[
-            "RunContainerError",
-            "CrashLoopBackOff",
-            "StartError",
-            "CreateContainerError",
-        ],
-        "/does-not-exist",
-    );
+    expect_no_command(&cluster);
     expect_reason(
         &cluster,
         "crash",
@@ -132,6 +128,76 @@ fn each_mistake_in_a_pod_has_its_reason_and_disturbs_nobody() {
         ]),
         "Running 0"
     );
+}
+
+/// A container that cannot be started, as kubelet and containerd show it.
+fn expect_no_command(cluster: &Cluster) {
+    let why = "exec: \"/does-not-exist\": stat /does-not-exist: no such file or directory";
+    let get = |name: &str, path: &str| {
+        let output = format!("jsonpath={path}");
+        cluster.kubectl(&["get", "pod", name, "-o", &output])
+    };
+    let terminated = |name: &str, which: &str| {
+        let at = format!(".status.containerStatuses[0].{which}.terminated");
+        let head = format!("{{{at}.reason}} {{{at}.exitCode}} {{{at}.startedAt}} {{{at}.message}}");
+        get(name, &head)
+    };
+    let expected = |is: &str| {
+        assert!(
+            is.starts_with("StartError 128 1970-01-01T00:00:00Z failed to create container task: ")
+                && is.ends_with(why),
+            "{is}"
+        );
+    };
+    // Without a restart: that is how it ended.
+    cluster.wait_for("pod/no-command-once", "{.status.phase}", "Failed");
+    expected(&terminated("no-command-once", "state"));
+    // With restarts: the second try comes at once, the next ones wait, and the last end stays in sight.
+    let waiting = "{.status.containerStatuses[0].state.waiting.reason}";
+    let mut seen = Vec::new();
+    cluster.wait("no-command to wait in vain, and then for longer", || {
+        let is = cluster.try_kubectl(&[
+            "get",
+            "pod",
+            "no-command",
+            "-o",
+            &format!("jsonpath={waiting}"),
+        ])?;
+        seen.push(is.clone());
+        if is == "CrashLoopBackOff" {
+            Ok(())
+        } else {
+            Err(is)
+        }
+    });
+    let allowed = [
+        "",
+        "ContainerCreating",
+        "RunContainerError",
+        "CrashLoopBackOff",
+    ];
+    assert!(
+        seen.iter().all(|reason| allowed.contains(&reason.as_str())),
+        "{seen:?}"
+    );
+    expected(&terminated("no-command", "lastState"));
+    let count = "{.status.containerStatuses[0].restartCount}";
+    assert_eq!(get("no-command", count), "1");
+    let events = cluster.kubectl(&[
+        "get",
+        "events",
+        "--field-selector",
+        "involvedObject.name=no-command",
+        "-o",
+        "jsonpath={range .items[*]}{.reason}: {.message}{\"\\n\"}{end}",
+    ]);
+    for event in [
+        "Failed: Error: failed to create container task: ",
+        "BackOff: Back-off restarting failed container main in pod no-command_default(",
+    ] {
+        assert!(events.contains(event), "{event}: {events}");
+    }
+    assert!(events.contains(why), "{events}");
 }
 
 #[test]
@@ -351,4 +417,114 @@ fn probes_decide_about_traffic_and_restarts() {
         events.contains("Unhealthy") && events.contains("Killing"),
         "{events}"
     );
+}
+
+#[test]
+fn the_containers_of_a_pod_can_share_their_processes() {
+    let mut cluster = cluster("share");
+    let manifest = format!(
+        "{}  - name: side\n    image: {BUSYBOX}\n    command: [sleep, '1002']\n",
+        pod(
+            "shared",
+            BUSYBOX,
+            "command: [sleep, '1001']",
+            "shareProcessNamespace: true",
+        )
+    );
+    cluster.apply(&manifest);
+    cluster.wait_for("pod/shared", "{.status.phase}", "Running");
+    let expect_all = |cluster: &Cluster| {
+        for container in ["main", "side"] {
+            let list = cluster.kubectl(&["exec", "shared", "-c", container, "--", "ps"]);
+            for command in ["1 65535 ", "/pause", "sleep 1001", "sleep 1002"] {
+                let command = command.trim_end();
+                assert!(list.contains(command), "{command}: {list}");
+            }
+        }
+    };
+    expect_all(&cluster);
+    // One restarts, the other does not notice.
+    let kill = "for p in /proc/[0-9]*; do \
+                  [ \"$(tr '\\0' ' ' < $p/cmdline)\" = 'sleep 1002 ' ] && kill ${p#/proc/}; \
+                done; true";
+    cluster.kubectl(&["exec", "shared", "-c", "main", "--", "sh", "-c", kill]);
+    let restarts = "{.status.containerStatuses[?(@.name==\"side\")].restartCount}";
+    cluster.wait_for("pod/shared", restarts, "1");
+    let code = "{.status.containerStatuses[?(@.name==\"side\")].lastState.terminated.exitCode}";
+    cluster.wait_for("pod/shared", code, "143");
+    cluster.wait_for(
+        "pod/shared",
+        "{.status.containerStatuses[*].restartCount} {.status.containerStatuses[*].ready}",
+        "0 1 true true",
+    );
+    cluster.kill();
+    cluster.up();
+    cluster.wait_ready();
+    expect_all(&cluster);
+    cluster.kubectl(&["delete", "pod", "shared", "--timeout=60s"]);
+    let processes = cluster
+        .machine()
+        .sh_ok("ps -e -o stat=,args= | grep -v '^Z'");
+    assert!(
+        !processes.contains("/pause") && !processes.contains("sleep 100"),
+        "{processes}"
+    );
+
+    let both = manifest.replace("spec:\n", "spec:\n  hostPID: true\n");
+    let refused = cluster.kubectl_stdin_fails(&["apply", "-f", "-"], &both);
+    assert!(
+        refused.contains("ShareProcessNamespace and HostPID cannot both be enabled"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn a_pod_can_be_on_the_host() {
+    let cluster = cluster("host");
+    cluster.machine().sh_ok("cp /etc/hosts /run/hosts && echo '192.0.2.7 neighbour' >> /run/hosts && mount --bind /run/hosts /etc/hosts");
+    let dns = "hostAliases: [{ip: 192.0.2.9, hostnames: [first, second]}]\nhostNetwork: true\nhostPID: true\nhostIPC: true";
+    let container = "command: [sleep, '1001']";
+    cluster.apply(&pod("on-host", BUSYBOX, container, dns));
+    let cluster_first = format!("{dns}\ndnsPolicy: ClusterFirstWithHostNet");
+    cluster.apply(&pod("with-dns", BUSYBOX, container, &cluster_first));
+    let own = "dnsPolicy: None\ndnsConfig: {nameservers: [192.0.2.53], searches: [example.org], options: [{name: ndots, value: '3'}, {name: rotate}]}";
+    cluster.apply(&pod("own-dns", BUSYBOX, container, own));
+    let default = "dnsPolicy: Default\ndnsConfig: {searches: [example.org]}";
+    cluster.apply(&pod("default-dns", BUSYBOX, container, default));
+    for name in ["on-host", "with-dns", "own-dns", "default-dns"] {
+        cluster.wait_for(&format!("pod/{name}"), "{.status.phase}", "Running");
+    }
+    let sh = |name: &str, script: &str| cluster.kubectl(&["exec", name, "--", "sh", "-c", script]);
+    let machine = |script: &str| cluster.machine().sh_ok(script);
+    let hosts = format!(
+        "# Kubernetes-managed hosts file (host network).\n{}\n# Entries added by HostAliases.\n192.0.2.9\tfirst\tsecond\n",
+        machine("cat /etc/hosts")
+    );
+    assert_eq!(sh("on-host", "cat /etc/hosts"), hosts);
+    assert_eq!(sh("on-host", "hostname; cat /etc/hostname"), "host\nhost\n");
+    assert_eq!(
+        sh("on-host", "cat /etc/resolv.conf | grep -v '^#'"),
+        machine("cat /etc/resolv.conf | grep -v '^#'")
+    );
+    for kind in ["pid", "ipc", "net", "uts"] {
+        let link = format!("readlink /proc/self/ns/{kind}");
+        assert_eq!(sh("on-host", &link), machine(&link), "{kind}");
+    }
+    assert!(sh("on-host", "ps").contains("knarr up"));
+    let with_dns = sh("with-dns", "cat /etc/resolv.conf");
+    assert!(
+        with_dns.contains("nameserver 10.43.0.10\n") && with_dns.contains("options ndots:5\n"),
+        "{with_dns}"
+    );
+    assert_eq!(
+        sh("own-dns", "cat /etc/resolv.conf"),
+        "search example.org\nnameserver 192.0.2.53\noptions ndots:3 rotate\n"
+    );
+    let default = sh("default-dns", "cat /etc/resolv.conf");
+    assert!(
+        default.contains("example.org") && !default.contains("10.43.0.10"),
+        "{default}"
+    );
+    let address = "{.status.podIP} {.status.hostIP}";
+    cluster.wait_for("pod/on-host", address, "192.168.77.2 192.168.77.2");
 }

@@ -11,7 +11,7 @@ use crate::done::{Done, SandboxError};
 use crate::events::Severity;
 use crate::kill;
 use crate::logs;
-use crate::memory::{Observed, Waiting};
+use crate::memory::{Ending, Observed, Waiting};
 use crate::plan::Action;
 use crate::pod::{self, PodKey};
 use crate::runtime::chain;
@@ -107,6 +107,7 @@ impl Worker {
                 false
             }
             Action::KillPod { ending } => {
+                self.tell_ending(&ending);
                 self.memory.ending = Some(ending);
                 self.memory.killing = true;
                 let grace = pod::grace_period(&self.pod);
@@ -161,6 +162,23 @@ impl Worker {
         false
     }
 
+    /// The event of a pod that the node ends. A kill that failed is tried again, but told once.
+    fn tell_ending(&self, ending: &Ending) {
+        let Ending::Failed { reason, message } = ending else {
+            return;
+        };
+        if self.memory.ending.is_some() {
+            return;
+        }
+        let (severity, text) = match message.strip_prefix("Pod was rejected: ") {
+            Some(why) => (Severity::Warning, why),
+            None => (Severity::Normal, message.as_str()),
+        };
+        self.ctx
+            .events
+            .pod(&self.pod, None, severity, reason, text.to_owned());
+    }
+
     fn back_off(&mut self, container: &str, waiting: Waiting, event: String) {
         let remembered = self.memory.container_mut(container);
         if remembered.waiting.as_ref() != Some(&waiting) {
@@ -199,10 +217,8 @@ impl Worker {
         self.memory.stopping.insert(id.clone());
         let grace = grace.unwrap_or_else(|| pod::grace_period(&self.pod));
         let (ctx, pod) = (self.ctx.clone(), self.pod.clone());
-        let ip = observed
-            .sandboxes
-            .first()
-            .and_then(|s| s.ips.first().copied());
+        let own = observed.sandboxes.first().map_or(&[][..], |s| &s.ips);
+        let ip = pod::address(&self.pod, &self.ctx.config, own);
         let id = id.clone();
         self.jobs.spawn(async move {
             let result = kill::container(&ctx, &pod, &status, ip, message, grace).await;

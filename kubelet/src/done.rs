@@ -229,18 +229,14 @@ impl Worker {
             return;
         };
         self.memory.container_mut(name).post_start_running = true;
-        let ctx = self.ctx.clone();
+        let (ctx, pod) = (self.ctx.clone(), self.pod.clone());
         let sandbox = self.sandboxes.last().cloned();
         self.jobs.spawn(async move {
-            let ip = match sandbox {
-                Some(sandbox) => ctx
-                    .runtime
-                    .sandbox_status(&sandbox)
-                    .await
-                    .ok()
-                    .and_then(|s| s.ips.first().copied()),
+            let own = match sandbox {
+                Some(sandbox) => ctx.runtime.sandbox_status(&sandbox).await.ok(),
                 None => None,
             };
+            let ip = pod::address(&pod, &ctx.config, own.as_ref().map_or(&[], |s| &s.ips));
             let result = hooks::run(&ctx, &container, &id, ip, &hook).await;
             Done::PostStart {
                 container: container.name,

@@ -73,10 +73,8 @@ pub(crate) async fn pod(
     grace: Duration,
 ) -> Result<(), RuntimeError> {
     let deadline = Instant::now() + grace;
-    let pod_ip = observed
-        .sandboxes
-        .first()
-        .and_then(|s| s.ips.first().copied());
+    let own = observed.sandboxes.first().map_or(&[][..], |s| &s.ips);
+    let pod_ip = pod::address(pod, &ctx.config, own);
     let spec = pod::spec(pod);
     let sidecars: Vec<&str> = pod::init_containers(spec)
         .filter(|(_, kind)| *kind == Kind::Sidecar)

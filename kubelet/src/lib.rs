@@ -67,6 +67,7 @@ mod server;
 mod services;
 mod start;
 mod status;
+mod sysctl;
 mod termination;
 #[cfg(test)]
 mod testing;

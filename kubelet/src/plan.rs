@@ -7,6 +7,7 @@ use knarr_engine::types::{ContainerId, ContainerState, ContainerStatus};
 
 use crate::memory::{Ending, Memory, Observed};
 use crate::pod::{self, Kind};
+use crate::sysctl;
 
 /// For how long `ErrImagePull` stays visible before it becomes `ImagePullBackOff`.
 const PULL_ERROR_SHOWN: Duration = Duration::from_secs(3);
@@ -214,6 +215,12 @@ fn ending(
     }
     if pod::is_terminal(pod) || outcome(pod, observed) != Outcome::Open {
         return Some(Ending::Completed);
+    }
+    if let Some(why) = sysctl::forbidden(pod::spec(pod)) {
+        return Some(Ending::Failed {
+            reason: sysctl::FORBIDDEN,
+            message: format!("Pod was rejected: {why}"),
+        });
     }
     let seconds = pod::spec(pod).active_deadline_seconds?;
     let deadline = memory.start_time? + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));

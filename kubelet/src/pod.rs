@@ -1,8 +1,11 @@
 //! Reading pods: names, kinds of container, quality of service.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+
+use crate::config::KubeletConfig;
 
 /// What names a pod everywhere in the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -127,6 +130,15 @@ pub(crate) fn grace_period(pod: &Pod) -> Duration {
         .unwrap_or(30);
     // A forced deletion still gives one second, as the kubelet does.
     Duration::from_secs(u64::try_from(seconds).unwrap_or(0).max(1))
+}
+
+/// The address at which probes and hooks find the pod: the node's, if it is on the node's network.
+pub(crate) fn address(pod: &Pod, config: &KubeletConfig, own: &[IpAddr]) -> Option<IpAddr> {
+    if spec(pod).host_network == Some(true) {
+        config.node_ips.first().copied()
+    } else {
+        own.first().copied()
+    }
 }
 
 /// Whether the pod reached a phase that it cannot leave.

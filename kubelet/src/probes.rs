@@ -43,14 +43,8 @@ impl Probes {
         observed: &Observed,
         memory: &mut Memory,
     ) {
-        let pod_ip = if pod::spec(pod).host_network == Some(true) {
-            ctx.config.node_ips.first().copied()
-        } else {
-            observed
-                .sandboxes
-                .first()
-                .and_then(|s| s.ips.first().copied())
-        };
+        let own = observed.sandboxes.first().map_or(&[][..], |s| &s.ips);
+        let pod_ip = pod::address(pod, &ctx.config, own);
         let spec = pod::spec(pod);
         for (container, _) in pod::all_containers(spec) {
             let name = container.name.clone();

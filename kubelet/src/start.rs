@@ -246,6 +246,7 @@ async fn configure(
         devices: Vec::new(),
         labels,
         annotations: BTreeMap::new(),
+        pids_of: target(ctx, pod, container, sandbox).await?,
         log_path: PathBuf::from(&container.name).join(format!("{attempt}.log")),
         stdin: container.stdin == Some(true),
         stdin_once: container.stdin_once == Some(true),
@@ -257,6 +258,30 @@ async fn configure(
             .as_ref()
             .and_then(|l| l.stop_signal.clone()),
     })
+}
+
+/// The container whose processes an ephemeral one is to see (`targetContainerName`).
+async fn target(
+    ctx: &Ctx,
+    pod: &Pod,
+    container: &Container,
+    sandbox: &SandboxStatus,
+) -> Result<Option<ContainerId>, String> {
+    let ephemeral = pod::spec(pod).ephemeral_containers.iter().flatten();
+    let name = ephemeral
+        .filter(|e| e.name == container.name)
+        .find_map(|e| e.target_container_name.as_deref())
+        .filter(|name| !name.is_empty());
+    let Some(name) = name else { return Ok(None) };
+    let all = ctx.runtime.list_containers().await.map_err(|e| chain(&e))?;
+    let newest = all
+        .into_iter()
+        .filter(|one| one.sandbox_id == sandbox.id && one.config.name == name)
+        .max_by_key(|one| one.config.attempt);
+    match newest {
+        Some(status) => Ok(Some(status.id)),
+        None => Err(format!("unable to find target container {name}")),
+    }
 }
 
 /// The files that the agent gives every container: `/etc/hosts` and the termination log.

@@ -208,6 +208,19 @@ impl Cluster {
 
     /// Runs kubectl with a text on its stdin.
     pub fn kubectl_stdin(&self, args: &[&str], stdin: &str) -> String {
+        self.try_kubectl_stdin(args, stdin)
+            .unwrap_or_else(|error| self.fail(&format!("kubectl {}: {error}", args.join(" "))))
+    }
+
+    /// What kubectl said about a text on its stdin when it was to fail; panics if it did not.
+    pub fn kubectl_stdin_fails(&self, args: &[&str], stdin: &str) -> String {
+        match self.try_kubectl_stdin(args, stdin) {
+            Ok(text) => self.fail(&format!("kubectl {} went well: {text}", args.join(" "))),
+            Err(text) => text,
+        }
+    }
+
+    fn try_kubectl_stdin(&self, args: &[&str], stdin: &str) -> Result<String, String> {
         let mut child = self
             .kubectl_command(Kubectl::Installed)
             .args(args)
@@ -224,7 +237,6 @@ impl Cluster {
             .expect("write to kubectl");
         let output = child.wait_with_output().expect("wait for kubectl");
         result(&output)
-            .unwrap_or_else(|error| self.fail(&format!("kubectl {}: {error}", args.join(" "))))
     }
 
     /// Imports an image archive of the repository's own.

@@ -101,6 +101,7 @@ impl Engine {
             bundle: dir.clone(),
             log: log.clone(),
             rotation: self.inner.config.rotation,
+            pids_of: config.pids_of.as_ref().map(|target| target.0.clone()),
             stdin: config.stdin,
             terminal: config.tty,
         };

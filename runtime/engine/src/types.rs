@@ -283,6 +283,9 @@ pub struct ContainerConfig {
     pub annotations: BTreeMap<String, String>,
     /// The log file, relative to the sandbox's `log_directory`: `<container>/<attempt>.log`.
     pub log_path: PathBuf,
+    /// A running container of the same pod whose processes it is to see (CRI `NamespaceMode_TARGET`).
+    #[serde(default)]
+    pub pids_of: Option<ContainerId>,
     /// Whether the container has a stdin that `attach` can write to.
     pub stdin: bool,
     /// Whether that stdin closes when its first client leaves.

@@ -132,6 +132,9 @@ pub struct Create {
     pub log: PathBuf,
     /// When the log is rotated.
     pub rotation: Rotation,
+    /// A running container of this shim whose PID namespace it is to be in.
+    #[serde(default)]
+    pub pids_of: Option<String>,
     /// Whether stdin can be attached to.
     pub stdin: bool,
     /// Whether the container has a terminal.

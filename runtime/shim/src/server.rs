@@ -13,7 +13,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use oci_spec::runtime::LinuxNamespaceType;
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fs::{Mode, OFlags};
@@ -579,8 +579,19 @@ impl Server {
         }
         let id = parse(&create.container)?;
         let config = create.bundle.join("config.json");
-        let spec = oci_spec::runtime::Spec::load(&config)
+        let mut spec = oci_spec::runtime::Spec::load(&config)
             .map_err(|error| refuse(format!("load {}: {}", config.display(), chain(&error))))?;
+        if let Some(target) = &create.pids_of {
+            let target = self.find(target)?;
+            if target.exit.is_some() {
+                return Err(refuse(format!(
+                    "container {} is not running",
+                    target.what.container
+                )));
+            }
+            // Our child and not reaped, so the id is its own until we return to the loop.
+            enter_pids(&mut spec, target.pid);
+        }
         let log = Log::open(&create.log, create.rotation)
             .map_err(|error| refuse(format!("open the log {}: {error}", create.log.display())))?;
         let number = self.number();
@@ -707,7 +718,7 @@ impl Server {
         let created = self
             .runtime
             .exec(&id, &process, stdio)
-            .map_err(|error| refuse(chain(&error)))?;
+            .map_err(|error| refuse(words::not_executed(&error)))?;
         for warning in &created.warnings {
             eprintln!("knarr-shim: exec in {container}: {warning}");
         }
@@ -761,6 +772,21 @@ fn has_own_pids(spec: &oci_spec::runtime::Spec) -> bool {
         .into_iter()
         .flatten()
         .any(|namespace| namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_none())
+}
+
+/// Replaces the container's PID namespace by that of a process.
+fn enter_pids(spec: &mut oci_spec::runtime::Spec, pid: i32) {
+    let Some(linux) = spec.linux_mut() else {
+        return;
+    };
+    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+    namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Pid);
+    let mut of_process = LinuxNamespace::default();
+    of_process
+        .set_typ(LinuxNamespaceType::Pid)
+        .set_path(Some(format!("/proc/{pid}/ns/pid").into()));
+    namespaces.push(of_process);
+    linux.set_namespaces(Some(namespaces));
 }
 
 /// A pipe that the shim reads without ever waiting; the writing end is the container's.

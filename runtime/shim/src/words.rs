@@ -26,6 +26,15 @@ pub fn not_started(id: &str, error: &StartError) -> String {
     format!("failed to start container task \"{id}\": OCI runtime start failed: {reason}")
 }
 
+/// The runtime could not run one more process in the container.
+pub fn not_executed(error: &CreateError) -> String {
+    let reason = match error {
+        CreateError::Command { .. } => error.to_string(),
+        other => chain(other),
+    };
+    format!("OCI runtime exec failed: exec failed: unable to start container process: {reason}")
+}
+
 /// An error with its causes; a command's message already holds its cause.
 fn chain_once(error: &CreateError) -> String {
     match error {
@@ -72,6 +81,11 @@ mod tests {
                 format!("{begin}{reason}")
             );
         }
+        assert_eq!(
+            not_executed(&command("nope", 2)),
+            "OCI runtime exec failed: exec failed: unable to start container process: \
+             exec: \"nope\": executable file not found in $PATH"
+        );
         assert_eq!(
             not_started("x", &StartError::Process(command("/script", 2))),
             "failed to start container task \"x\": OCI runtime start failed: exec /script: no such file or directory"
