@@ -421,7 +421,7 @@ fn probes_decide_about_traffic_and_restarts() {
 
 #[test]
 fn the_containers_of_a_pod_can_share_their_processes() {
-    let mut cluster = cluster("share");
+    let cluster = cluster("share");
     let manifest = format!(
         "{}  - name: side\n    image: {BUSYBOX}\n    command: [sleep, '1002']\n",
         pod(
