@@ -1,7 +1,9 @@
 //! Limits that are seen to bite, asked for through Podman: with cgroup v1 as with v2.
 
+use std::process::Command;
+
 use super::podman::Podman;
-use super::{is_ours, is_v2, limit_file};
+use super::{finish, is_ours, is_v2, limitfile};
 
 /// `podman run --rm` of a shell script, with its output.
 fn run(podman: &Podman, flags: &[&str], script: &str) -> String {
@@ -27,7 +29,7 @@ fn memory_beyond_the_limit_ends_the_container() {
     let killed = podman.run(&[&["run", "--rm"], &flags[..], &command[..]].concat());
     assert_eq!(killed.code, 137, "{killed:?}");
     // The shell is small and lives on to tell.
-    let file = limit_file("memory/memory.oom_control", "memory.events");
+    let file = limitfile("memory/memory.oom_control", "memory.events");
     let script = format!("tail /dev/zero; echo ended $?; cat /sys/fs/cgroup/{file}");
     let seen = run(&podman, &flags, &script);
     assert_eq!(count(&seen, "ended"), 137, "{seen}");
@@ -37,7 +39,7 @@ fn memory_beyond_the_limit_ends_the_container() {
 #[test]
 fn a_process_beyond_the_limit_is_not_forked() {
     let podman = Podman::start("limit-pids");
-    let file = limit_file("pids/pids.events", "pids.events");
+    let file = limitfile("pids/pids.events", "pids.events");
     // The subshell ends with the fork that fails. Without a free number only what the shell does itself can look.
     let script = format!(
         "(i=0; while [ $i -lt 40 ]; do sleep 600 & i=$((i+1)); done) 2>&1
@@ -51,12 +53,12 @@ fn a_process_beyond_the_limit_is_not_forked() {
 #[test]
 fn more_processor_time_than_the_limit_is_throttled() {
     let podman = Podman::start("limit-cpu");
-    let file = limit_file("cpu/cpu.stat", "cpu.stat");
+    let file = limitfile("cpu/cpu.stat", "cpu.stat");
     let script =
         format!("i=0; while [ $i -lt 60000 ]; do i=$((i+1)); done; cat /sys/fs/cgroup/{file}");
     let seen = run(&podman, &["--cpus", "0.1"], &script);
     assert!(count(&seen, "nr_throttled") > 0, "{seen}");
-    let key = limit_file("throttled_time", "throttled_usec");
+    let key = limitfile("throttled_time", "throttled_usec");
     assert!(count(&seen, key) > 0, "{seen}");
 }
 
@@ -81,7 +83,7 @@ fn every_other_limit_is_in_the_container_s_group() {
         "--cpuset-mems",
         "0",
     ];
-    let files = limit_file(
+    let files = limitfile(
         "memory/memory.limit_in_bytes memory/memory.memsw.limit_in_bytes memory/memory.soft_limit_in_bytes \
          cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us cpuset/cpuset.mems cpu/cpu.shares",
         "memory.max memory.swap.max memory.low cpu.max cpuset.mems cpu.weight",
@@ -103,13 +105,48 @@ fn every_other_limit_is_in_the_container_s_group() {
     }
 }
 
+/// A disk to write to.
+struct Disk {
+    path: String,
+    /// What a loop device of our own is on.
+    file: Option<tempfile::NamedTempFile>,
+}
+
+impl Disk {
+    /// The one that `CALLERS_DISK` names, as the virtual machine has one to spare; else a loop device.
+    fn find() -> Self {
+        if let Ok(path) = std::env::var("CALLERS_DISK") {
+            return Self { path, file: None };
+        }
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        file.asfile().set_len(64 << 20).expect("make it long");
+        let mut command = Command::new("losetup");
+        let made = finish(command.args(["--find", "--show"]).arg(file.path()));
+        Self {
+            path: made.ok(&["losetup"]).trim().to_owned(),
+            file: Some(file),
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if self.file.is_some() {
+            let done = finish(Command::new("losetup").args(["--detach", &self.path]));
+            if done.code != 0 {
+                eprintln!("detach {}: {done:?}", self.path);
+            }
+        }
+    }
+}
+
 #[test]
-#[ignore = "writes to the disk that CALLERS_DISK names: the virtual machine has one to spare"]
 fn writing_to_a_disk_is_as_slow_as_the_limit_says() {
     const SIZE: u64 = 4 << 20;
-    let disk = std::env::var("CALLERS_DISK").expect("CALLERS_DISK names a disk");
+    let device = Disk::find();
+    let disk = &device.path;
     let podman = Podman::start("limit-io");
-    let files = limit_file(
+    let files = limitfile(
         "blkio/blkio.throttle.write_bps_device blkio/blkio.throttle.io_service_bytes",
         "io.max io.stat",
     );
@@ -125,9 +162,9 @@ fn writing_to_a_disk_is_as_slow_as_the_limit_says() {
         let second = |at: usize| words[at].parse::<f64>().expect("seconds");
         second(3) - second(1)
     };
-    let free = run(&podman, &["--device", &disk], &write);
+    let free = run(&podman, &["--device", disk], &write);
     let rate = format!("{disk}:1mb");
-    let flags = ["--device", &disk, "--device-write-bps", &rate];
+    let flags = ["--device", disk, "--device-write-bps", &rate];
     let held = run(&podman, &flags, &write);
     assert!(held.contains("1048576"), "{held}");
     assert!(held.contains(&SIZE.to_string()), "{held}");

@@ -50,7 +50,7 @@ impl Fake {
         let program = directory.join("criu");
         let test = std::env::current_exe().expect("own path");
         let script = format!(
-            "#!/bin/sh\n[ \"$1\" = swrk ] || exit 9\nexport FAKE_CRIU_SOCKET=$2 FAKE_CRIU_DIRECTORY={}\nexec {} --exact fake::criu --ignored --nocapture --test-threads 1\n",
+            "#!/bin/sh\n[ \"$1\" = swrk ] || exit 9\nexport FAKE_CRIU_SOCKET=$2 FAKE_CRIU_DIRECTORY={}\nexec {} --exact fake::criu --nocapture --test-threads 1\n",
             directory.display(),
             test.display()
         );
@@ -76,13 +76,13 @@ impl Fake {
     }
 }
 
+/// Run as criu, it serves until its caller hangs up. Run as a test, it sees that such a process answers and then ends.
 #[test]
-#[ignore = "is run as criu by the other tests"]
 fn criu() {
-    let socket: RawFd = std::env::var("FAKE_CRIU_SOCKET")
-        .expect("a socket")
-        .parse()
-        .expect("a number");
+    let Ok(socket) = std::env::var("FAKE_CRIU_SOCKET") else {
+        return answers_and_ends();
+    };
+    let socket: RawFd = socket.parse().expect("a number");
     let directory = PathBuf::from(std::env::var_os("FAKE_CRIU_DIRECTORY").expect("a directory"));
     let mode = fs::read_to_string(directory.join("mode")).expect("mode");
     let socket = sys::inherited_fd(socket).expect("the socket");
@@ -90,6 +90,37 @@ fn criu() {
         record(&directory, &request);
         serve(&socket, &directory, &mode, &request);
     }
+}
+
+fn answers_and_ends() {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    let fake = Fake::new(&Case::command(&["/bin/true"]), Mode::Works);
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let (ours, criu) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
+        .expect("a pair of sockets");
+    let mut child = std::process::Command::new(&fake.program)
+        .args(["swrk", "0"])
+        .stdin(criu)
+        .spawn()
+        .expect("start the fake");
+    let question = Request {
+        kind: ask::FEATURE_CHECK,
+        features: Some(Features::default()),
+        ..Request::default()
+    };
+    let sent = nix::sys::socket::send(
+        ours.as_raw_fd(),
+        &question.encode_to_vec(),
+        MsgFlags::MSG_NOSIGNAL,
+    );
+    sent.expect("ask");
+    let mut buffer = vec![0; 1 << 16];
+    let length = recv(ours.as_raw_fd(), &mut buffer, MsgFlags::empty()).expect("an answer");
+    let answer = Response::decode(&buffer[..length]).expect("a response");
+    assert!(answer.success);
+    drop(ours);
+    assert!(child.wait().expect("wait for the fake").success());
+    assert_eq!(fake.requests().len(), 1);
 }
 
 fn serve(socket: &OwnedFd, directory: &Path, mode: &str, request: &Request) {
