@@ -529,7 +529,10 @@ fn what_cannot_be_started_is_told_by_start_also_after_a_restart() {
                 with("/etc/passwd"),
                 format!("{init}\"/etc/passwd\": permission denied"),
             ),
-            (with("/etc"), format!("{init}\"/etc\": is a directory")),
+            (
+                with("/etc"),
+                format!("{init}\"/etc\": is a directory: permission denied"),
+            ),
             (
                 ContainerConfig {
                     working_dir: Some("/script/x".into()),

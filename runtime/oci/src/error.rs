@@ -229,7 +229,7 @@ fn command_reason(command: &str, source: &io::Error) -> String {
         Some(libc::ENOENT) => format!("stat {command}: no such file or directory"),
         Some(libc::EACCES) => "permission denied".into(),
         Some(libc::ENOEXEC) => "exec format error".into(),
-        Some(libc::EISDIR) => "is a directory".into(),
+        Some(libc::EISDIR) => "is a directory: permission denied".into(),
         _ => source.to_string(),
     }
 }

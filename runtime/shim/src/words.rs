@@ -74,7 +74,11 @@ mod tests {
                 13,
                 "exec: \"/etc/passwd\": permission denied",
             ),
-            ("/etc", 21, "exec: \"/etc\": is a directory"),
+            (
+                "/etc",
+                21,
+                "exec: \"/etc\": is a directory: permission denied",
+            ),
         ] {
             assert_eq!(
                 not_created(&command(name, errno)),
