@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use super::podman::Podman;
-use super::{finish, is_ours, is_v2, limitfile};
+use super::{finish, is_ours, is_v2, limit_file};
 
 /// `podman run --rm` of a shell script, with its output.
 fn run(podman: &Podman, flags: &[&str], script: &str) -> String {
@@ -29,7 +29,7 @@ fn memory_beyond_the_limit_ends_the_container() {
     let killed = podman.run(&[&["run", "--rm"], &flags[..], &command[..]].concat());
     assert_eq!(killed.code, 137, "{killed:?}");
     // The shell is small and lives on to tell.
-    let file = limitfile("memory/memory.oom_control", "memory.events");
+    let file = limit_file("memory/memory.oom_control", "memory.events");
     let script = format!("tail /dev/zero; echo ended $?; cat /sys/fs/cgroup/{file}");
     let seen = run(&podman, &flags, &script);
     assert_eq!(count(&seen, "ended"), 137, "{seen}");
@@ -39,7 +39,7 @@ fn memory_beyond_the_limit_ends_the_container() {
 #[test]
 fn a_process_beyond_the_limit_is_not_forked() {
     let podman = Podman::start("limit-pids");
-    let file = limitfile("pids/pids.events", "pids.events");
+    let file = limit_file("pids/pids.events", "pids.events");
     // The subshell ends with the fork that fails. Without a free number only what the shell does itself can look.
     let script = format!(
         "(i=0; while [ $i -lt 40 ]; do sleep 600 & i=$((i+1)); done) 2>&1
@@ -53,12 +53,12 @@ fn a_process_beyond_the_limit_is_not_forked() {
 #[test]
 fn more_processor_time_than_the_limit_is_throttled() {
     let podman = Podman::start("limit-cpu");
-    let file = limitfile("cpu/cpu.stat", "cpu.stat");
+    let file = limit_file("cpu/cpu.stat", "cpu.stat");
     let script =
         format!("i=0; while [ $i -lt 60000 ]; do i=$((i+1)); done; cat /sys/fs/cgroup/{file}");
     let seen = run(&podman, &["--cpus", "0.1"], &script);
     assert!(count(&seen, "nr_throttled") > 0, "{seen}");
-    let key = limitfile("throttled_time", "throttled_usec");
+    let key = limit_file("throttled_time", "throttled_usec");
     assert!(count(&seen, key) > 0, "{seen}");
 }
 
@@ -83,7 +83,7 @@ fn every_other_limit_is_in_the_container_s_group() {
         "--cpuset-mems",
         "0",
     ];
-    let files = limitfile(
+    let files = limit_file(
         "memory/memory.limit_in_bytes memory/memory.memsw.limit_in_bytes memory/memory.soft_limit_in_bytes \
          cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us cpuset/cpuset.mems cpu/cpu.shares",
         "memory.max memory.swap.max memory.low cpu.max cpuset.mems cpu.weight",
@@ -119,7 +119,7 @@ impl Disk {
             return Self { path, file: None };
         }
         let file = tempfile::NamedTempFile::new().expect("a file");
-        file.asfile().set_len(64 << 20).expect("make it long");
+        file.as_file().set_len(64 << 20).expect("make it long");
         let mut command = Command::new("losetup");
         let made = finish(command.args(["--find", "--show"]).arg(file.path()));
         Self {
@@ -146,7 +146,7 @@ fn writing_to_a_disk_is_as_slow_as_the_limit_says() {
     let device = Disk::find();
     let disk = &device.path;
     let podman = Podman::start("limit-io");
-    let files = limitfile(
+    let files = limit_file(
         "blkio/blkio.throttle.write_bps_device blkio/blkio.throttle.io_service_bytes",
         "io.max io.stat",
     );
