@@ -94,7 +94,8 @@ fn criu() {
 
 fn answers_and_ends() {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-    let fake = Fake::new(&Case::command(&["/bin/true"]), Mode::Works);
+    let case = Case::command(&["/bin/true"]);
+    let fake = Fake::new(&case, Mode::Works);
     let flags = SockFlag::SOCK_CLOEXEC;
     let (ours, criu) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
         .expect("a pair of sockets");
