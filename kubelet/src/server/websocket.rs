@@ -78,8 +78,9 @@ where
         }
     };
     let writing = async move {
-        // kubectl up to 1.32 starts to read a moment before it knows its streams, and discards what comes for one that it
-        // does not know yet. Its pong shows that it reads, and is a round trip old by the time of the first output.
+        // client-go before 1.34 starts to read a moment before it knows its streams, and discards what comes for one that it
+        // does not know yet. (The API server makes such a kubectl use SPDY; others are not told by their name.) A pong shows
+        // that it reads, and is a round trip old by the time of the first output.
         if sink.send(Message::Ping(Bytes::new())).await.is_err() {
             return;
         }

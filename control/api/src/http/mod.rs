@@ -9,6 +9,7 @@ pub mod local;
 pub mod negotiate;
 pub mod path;
 pub mod query;
+mod quirks;
 pub mod respond;
 pub mod serve;
 

@@ -20,6 +20,7 @@ use super::body::{BoxError, RequestBody, ResponseBody};
 use super::dispatch::Call;
 use super::path::ResourcePath;
 use super::query::{Query, encode};
+use super::quirks::loses_websocket_output;
 use super::respond::Answer;
 use super::serve::{TlsError, certificates, private_key, trust};
 use crate::pki::Identity;
@@ -375,6 +376,11 @@ fn check_log_options(query: &Query) -> Result<(), ApiError> {
 
 /// `pods/<name>/exec` and `attach`.
 pub async fn exec(call: Call, target: Target, what: &str) -> Result<Answer, ApiError> {
+    if loses_websocket_output(&call.parts.headers) {
+        return Err(ApiError::bad_request(
+            "this version of kubectl loses output over WebSocket; use SPDY",
+        ));
+    }
     let pod = pod(&target)?;
     let query = &call.query;
     let container = container(&target, &pod, query.text("container"))?;
