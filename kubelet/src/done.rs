@@ -144,7 +144,7 @@ impl Worker {
         let mut error = match result {
             Ok((id, renew_at)) => {
                 self.sandboxes.push(id);
-                self.renew_at = renew_at;
+                self.renew_at = self.renew_at.or(renew_at);
                 self.memory.volumes_failed = false;
                 return;
             }

@@ -134,10 +134,7 @@ impl Worker {
             }
             self.publish(&observed);
             let mut wake_at = plan.wake_at;
-            if let Some(at) = self
-                .renew_at
-                .filter(|_| !self.renewing && self.memory.ending.is_none())
-            {
+            if let Some(at) = self.renew_at.filter(|_| self.may_renew()) {
                 if at <= now {
                     self.renew_volumes(&observed);
                 } else {
@@ -170,7 +167,8 @@ impl Worker {
                     container.retry_at = None;
                 }
                 self.memory.sandbox_retry_at = None;
-                if !self.sandboxes.is_empty() && crate::volumes::has_content(&self.pod) {
+                // Also while the sandbox is being made: its volumes may have been read already.
+                if crate::volumes::has_content(&self.pod) {
                     self.renew_at = Some(SystemTime::now());
                 }
             }
@@ -188,6 +186,10 @@ impl Worker {
                 }
             } => {}
         }
+    }
+
+    fn may_renew(&self) -> bool {
+        !self.renewing && !self.sandboxes.is_empty() && self.memory.ending.is_none()
     }
 
     fn take_input(&mut self, input: Input) {
