@@ -67,10 +67,7 @@ fn every_test_that_the_documentation_names_exists() {
             .next()
             .expect("a column");
         let named: Vec<&str> = last.split('`').skip(1).step_by(2).collect();
-        assert!(
-            !named.is_empty() || last.contains("no test"),
-            "says nothing of its test: {line}"
-        );
+        assert!(!named.is_empty(), "names no test: {line}");
         unknown.extend(
             named
                 .into_iter()

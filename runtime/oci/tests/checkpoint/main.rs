@@ -423,6 +423,94 @@ fn a_restored_container_is_a_full_one() {
 }
 
 #[test]
+fn a_restore_tells_criu_what_a_checkpoint_tells_it() {
+    if !is_ours() {
+        return;
+    }
+    let case = Case::command(SLEEP);
+    let images = case.path("images");
+    fs::create_dir_all(&images).unwrap();
+    let flags = [
+        "--tcp-established",
+        "--ext-unix-sk",
+        "--shell-job",
+        "--file-locks",
+        "--link-remap",
+        "--lazy-pages",
+        "--auto-dedup",
+        "--empty-ns",
+        "network",
+    ];
+    let restore = ["restore", "--detach", "--image-path", text(&images)];
+    let told = |fake: &Fake| {
+        let options = fake.requests().pop().unwrap().opts.unwrap();
+        let flags = [
+            options.tcp_established,
+            options.ext_unix_sk,
+            options.shell_job,
+            options.file_locks,
+            options.link_remap,
+            options.lazy_pages,
+            options.auto_dedup,
+        ];
+        (flags, options.empty_ns)
+    };
+    let fake = Fake::new(&case, Mode::Works);
+    let run = |args: &[&str]| verb(&case, text(&fake.program), &[args, &[&case.id]].concat());
+    let done = run(&[&restore[..], &flags[..]].concat());
+    assert_eq!(done.code, 0, "{done:?}");
+    assert_eq!(told(&fake), ([Some(true); 7], Some(0x4000_0000)));
+    assert_eq!(case.verb(&["delete", "--force", &case.id]).code, 0);
+    // None of them is told unasked.
+    assert_eq!(run(&restore).code, 0);
+    let (flags, empty) = told(&fake);
+    assert!(!flags.contains(&Some(true)), "{flags:?}");
+    assert_ne!(empty, Some(0x4000_0000));
+}
+
+#[test]
+fn a_restore_finds_its_bundle_and_leaves_its_log_where_it_is_told() {
+    if !is_ours() {
+        return;
+    }
+    let case = Case::command(SLEEP);
+    let (images, work) = (case.path("images"), case.path("work"));
+    fs::create_dir_all(&images).unwrap();
+    let fake = Fake::new(&case, Mode::Refuses);
+    let bundle = case.bundle();
+    let args = [
+        "--criu",
+        text(&fake.program),
+        "restore",
+        "--image-path",
+        text(&images),
+        "--work-path",
+        text(&work),
+    ];
+    let done = |more: &[&str]| {
+        let mut command = case.runtime(&[&args[..], more, &[&case.id]].concat());
+        let output = command.current_dir("/").output().unwrap();
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let without = done(&[]);
+    assert!(without.contains("config.json"), "{without}");
+    assert!(fake.requests().is_empty());
+    let with = done(&["--bundle", text(&bundle)]);
+    let log = work.join("restore.log");
+    assert!(
+        with.contains(&format!("log file: {}", text(&log))),
+        "{with}"
+    );
+    assert!(
+        fs::read_to_string(log)
+            .unwrap()
+            .contains("does not want to")
+    );
+    assert!(!images.join("restore.log").exists());
+    case.assert_nothing_left();
+}
+
+#[test]
 fn a_restore_in_the_foreground_waits_and_gives_the_exit_code() {
     if !is_ours() {
         return;
