@@ -184,6 +184,7 @@ fn main() -> u8 {
                 // Podman asks `restore --lsm-mount-context` for these words before it restores into a pod.
                 eprintln!("flag needs an argument: {flag}");
             }
+            log_misuse(&args, &error);
             // runc says 1, not clap's 2.
             return u8::from(error.use_stderr());
         }
@@ -230,6 +231,34 @@ fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
     })
 }
 
+/// Callers that were told of a failure read why in the log. As with runc: if the log's own flags can be understood.
+fn log_misuse(args: &[OsString], error: &clap::Error) {
+    let Some((global, _)) = globals(args).filter(|_| error.use_stderr()) else {
+        return;
+    };
+    match Log::open(global.log.as_deref(), global.log_format, global.debug) {
+        Ok(log) => log.misuse(&what_is_wrong(error)),
+        Err(error) => eprintln!("knarr-oci: open the log: {error}"),
+    }
+}
+
+/// clap's message in one line, without its hints.
+fn what_is_wrong(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let message = text.split("\n\n").next().unwrap_or_default();
+    let message = message.trim_start_matches("error: ");
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The flags before the verb, and the verb with what follows it as they are.
+fn globals(args: &[OsString]) -> Option<(Global, clap::ArgMatches)> {
+    let command = clap::Command::new("knarr-oci").allow_external_subcommands(true);
+    let top = Global::augment_args(command)
+        .try_get_matches_from(args)
+        .ok()?;
+    Some((Global::from_arg_matches(&top).ok()?, top))
+}
+
 /// The flag that was given without its value, if that is what is wrong.
 fn without_value(error: &clap::Error) -> Option<String> {
     let value = error.get(ContextKind::InvalidValue);
@@ -241,10 +270,7 @@ fn without_value(error: &clap::Error) -> Option<String> {
 /// The verbs of the life cycle, without mistakes in the arguments: then only the parser of that one verb is made, instead
 /// of those of all. `None` leaves the arguments, and what is to be said of them, to [`Cli`].
 fn parse_usual(args: &[OsString]) -> Option<Cli> {
-    let command = clap::Command::new("knarr-oci").allow_external_subcommands(true);
-    let top = Global::augment_args(command)
-        .try_get_matches_from(args)
-        .ok()?;
+    let (global, top) = globals(args)?;
     let (name, rest) = top.subcommand()?;
     let rest = rest.get_many::<OsString>("").unwrap_or_default();
     let verb = match name {
@@ -258,7 +284,7 @@ fn parse_usual(args: &[OsString]) -> Option<Cli> {
         _ => return None,
     };
     Some(Cli {
-        global: Global::from_arg_matches(&top).ok()?,
+        global,
         version: false,
         verb: Some(verb),
     })

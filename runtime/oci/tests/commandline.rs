@@ -77,6 +77,52 @@ fn a_wrong_command_line_is_1_and_a_failed_exec_255() {
 }
 
 #[test]
+fn a_wrong_command_line_is_in_the_log_of_the_caller() {
+    let case = Case::command(SLEEP);
+    let log = case.path("log.json");
+    let told = |args: &[&str]| {
+        let _gone = std::fs::remove_file(&log);
+        let flags = ["--log", log.to_str().unwrap(), "--log-format", "json"];
+        let done = case.verb(&[&flags[..], args].concat());
+        assert_eq!(done.code, 1, "{args:?}: {done:?}");
+        assert!(!done.err.is_empty(), "{args:?}");
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let lines: Vec<Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(lines.len(), 1, "{args:?}: {text}");
+        assert_eq!(lines[0]["level"], "error");
+        lines[0]["msg"].as_str().unwrap().to_owned()
+    };
+    // An unknown flag, a missing id, a value that is none, and an id that is none.
+    let unknown = told(&["create", "--no-such-flag", &case.id]);
+    assert!(unknown.contains("no-such-flag"), "{unknown}");
+    let missing = told(&["start"]);
+    if is_ours() {
+        assert!(
+            missing.contains("required") && missing.contains("<ID>"),
+            "{missing}"
+        );
+        let value = told(&["update", "--pids-limit", "many", &case.id]);
+        assert!(value.contains("many"), "{value}");
+        let id = told(&["state", "../x"]);
+        assert!(id.contains("../x") && !id.contains("For more"), "{id}");
+    }
+    // What is asked for is no error; and flags before the verb that are wrong say nothing of a log.
+    let _gone = std::fs::remove_file(&log);
+    let flags = ["--log", log.to_str().unwrap()];
+    assert_eq!(
+        case.verb(&[&flags[..], &["run", "--help"]].concat()).code,
+        0
+    );
+    let done = case.verb(&[&flags[..], &["--no-such-flag", "state", "x"]].concat());
+    assert_eq!(done.code, 1, "{done:?}");
+    let text = std::fs::read_to_string(&log).unwrap_or_default();
+    assert_eq!(text, "");
+}
+
+#[test]
 fn containerd_can_tell_that_a_container_is_gone() {
     let case = Case::command(SLEEP);
     let gone = case.verb(&["delete", &case.id]);

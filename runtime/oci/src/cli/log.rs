@@ -44,6 +44,13 @@ impl Log {
         }
     }
 
+    /// A command line that nobody understands: to the file only, for it was printed with its hints already.
+    pub fn misuse(&self, message: &str) {
+        if self.file.is_some() {
+            self.write("error", message);
+        }
+    }
+
     /// To the file, or to standard error as runc does: the specification has things that must be told, not refused.
     pub fn warn(&self, message: &str) {
         self.write("warning", message);
