@@ -60,15 +60,15 @@ pub(crate) enum Role {
 
 /// Runs the process to its end: never returns.
 pub(crate) fn run(plan: &Plan<'_>, role: Role, channel: Channel) -> ! {
-    match plan.run(role, &channel) {
-        Ok(never) => match never {},
+    sys::never_return(|| match plan.run(role, &channel) {
+        Ok(never) => never,
         Err(None) => sys::exit_now(0),
         Err(Some(failure)) => {
             // If the maker is gone there is nobody to tell.
             let _untold = channel.report(&Report::Failed(failure));
             sys::exit_now(1)
         }
-    }
+    })
 }
 
 fn hide() -> Result<(), Failure> {

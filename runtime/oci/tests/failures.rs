@@ -15,7 +15,7 @@ use inject::Blow;
 use serde_json::json;
 use support::{Case, is_ours};
 
-/// As many points as are tried of one configuration, evenly spread; `FAILURE_POINTS` asks for more or fewer.
+/// As many points as the runtime is killed at, evenly spread; `FAILURE_POINTS` asks for more or fewer.
 const POINTS: usize = 40;
 
 /// The configuration that takes most of the steps there are.
@@ -76,23 +76,27 @@ fn create(case: &Case) -> Command {
     case.runtime(&["create", &case.id])
 }
 
-/// Points to strike, for a program of so many calls.
-fn points(calls: usize) -> impl Iterator<Item = usize> {
-    let asked = std::env::var("FAILURE_POINTS").ok();
-    let asked = asked.map(|text| text.parse().expect("a number of points"));
-    let tried = calls.min(asked.unwrap_or(POINTS));
-    (0..tried).map(move |index| index * calls / tried)
+fn asked(name: &str) -> Option<usize> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().expect("a number"))
 }
 
-/// Strikes `case`'s create everywhere with an error, and looks for what is left.
+/// Strikes `case`'s create at every call with an error, and looks for what is left. `FAILURE_ERROR` is another errno.
 fn fail_everywhere(case: &Case) {
-    let whole = inject::run(&create(case), None, Blow::Error(libc::EIO));
+    let errno = asked("FAILURE_ERROR").map_or(libc::EIO, |errno| errno as i32);
+    let whole = inject::run(&create(case), None, Blow::Error(errno));
     assert_eq!((whole.code, whole.left.len()), (0, 1), "{whole:?}");
     forget(case);
     let (mut failed, mut survived) = (0, Vec::new());
-    for point in points(whole.calls) {
+    // To the end: until a run makes no call any more that is left to strike.
+    for point in 0.. {
         // The same id each time: what is left of the last one would be in the way.
-        let outcome = inject::run(&create(case), Some(point), Blow::Error(libc::EIO));
+        let outcome = inject::run(&create(case), Some(point), Blow::Error(errno));
+        if outcome.failed.is_none() {
+            assert_eq!((outcome.code, outcome.left.len()), (0, 1), "{outcome:?}");
+            forget(case);
+            break;
+        }
         if outcome.code == 0 {
             // The call was not needed: then the container must be whole.
             // What fails in its wait for start comes after create, and ends it.
@@ -105,12 +109,16 @@ fn fail_everywhere(case: &Case) {
             failed += 1;
             assert!(outcome.left.is_empty(), "processes are left: {outcome:?}");
             nothing_left(case, &outcome);
+            anew(case);
         }
     }
     println!(
         "{} calls: {failed} points failed, survived: {survived:?}",
         whole.calls
     );
+    // The number of calls varies a little.
+    let struck = failed + survived.len();
+    assert!(struck + 10 > whole.calls, "{struck} of {}", whole.calls);
     assert!(
         failed >= survived.len(),
         "failed {failed}, survived {survived:?}"
@@ -119,10 +127,21 @@ fn fail_everywhere(case: &Case) {
     forget(case);
 }
 
+/// Every create is the first one: without a state directory, a compiled filter, and places for the mounts.
+fn anew(case: &Case) {
+    for made in [case.path("state"), case.rootfs().join("data/new")] {
+        match std::fs::remove_dir_all(made) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{error}"),
+            _ => {}
+        }
+    }
+}
+
 fn forget(case: &Case) {
     let done = case.verb(&["delete", "--force", &case.id]);
     assert_eq!(done.code, 0, "{done:?}");
     case.assert_nothing_left();
+    anew(case);
 }
 
 /// At once, without waiting: the runtime's exit says that it is done.
@@ -157,7 +176,8 @@ fn a_runtime_killed_at_any_step_leaves_nothing_that_delete_cannot_remove() {
     let case = rich();
     let whole = inject::run(&create(&case), None, Blow::Kill);
     forget(&case);
-    for point in points(whole.calls) {
+    let tried = whole.calls.min(asked("FAILURE_POINTS").unwrap_or(POINTS));
+    for point in (0..tried).map(|index| index * whole.calls / tried) {
         let outcome = inject::run(&create(&case), Some(point), Blow::Kill);
         // The number of calls varies a little: the last points may not be reached.
         assert!(
@@ -176,5 +196,6 @@ fn a_runtime_killed_at_any_step_leaves_nothing_that_delete_cannot_remove() {
                 )),
             });
         }
+        anew(&case);
     }
 }

@@ -309,12 +309,12 @@ impl Session {
         let forked =
             sys::clone3(flags.into(), None).map_err(|error| start("make its process", error))?;
         let process = match forked {
-            Fork::Child => {
+            Fork::Child => sys::never_return(|| {
                 let failure = become_criu(program, files, keep, &tell, setup);
                 // If the maker is gone there is nobody to tell.
                 let _untold = tell.report(&Report::Failed(failure));
                 sys::exit_now(1)
-            }
+            }),
             Fork::Parent { pid, pidfd } => Newborn {
                 pid,
                 pidfd: Some(pidfd),

@@ -295,13 +295,15 @@ fn attend(
 
 impl Plan<'_> {
     fn run(&self, channel: Channel) -> ! {
-        let failure = match self.become_process(&channel) {
-            Ok(never) => match never {},
-            Err(failure) => failure,
-        };
-        // If the maker is gone there is nobody to tell.
-        let _untold = channel.report(&Report::Failed(failure));
-        sys::exit_now(1)
+        sys::never_return(|| {
+            let failure = match self.become_process(&channel) {
+                Ok(never) => match never {},
+                Err(failure) => failure,
+            };
+            // If the maker is gone there is nobody to tell.
+            let _untold = channel.report(&Report::Failed(failure));
+            sys::exit_now(1)
+        })
     }
 
     fn become_process(&self, channel: &Channel) -> Result<Infallible, Failure> {

@@ -41,7 +41,7 @@ impl Holder {
         let process = match forked {
             Fork::Child => {
                 drop(ours);
-                hold(systemd, unit, theirs)
+                sys::never_return(|| hold(systemd, unit, theirs))
             }
             Fork::Parent { pid, pidfd } => Newborn {
                 pid,

@@ -1,9 +1,11 @@
 //! Making processes, signalling them, becoming another program.
 
+use std::convert::Infallible;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use nix::unistd::Pid;
 
@@ -113,6 +115,16 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> io::Result<()>
 pub fn exit_now(code: c_int) -> ! {
     // SAFETY: the call does not return and touches no memory.
     unsafe { libc::_exit(code) }
+}
+
+/// Does the work of a child, which must never return into its parent's code: nor by a panic, whose way out would do the
+/// parent's cleaning up (freeze the group that the child itself is in, and wait for it).
+pub fn never_return(work: impl FnOnce() -> Infallible) -> ! {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(never) => match never {},
+        // Said already, by the hook; to its maker the exit code says enough.
+        Err(_) => exit_now(101),
+    }
 }
 
 /// Replaces this process by the program `path`, with exactly these arguments and this environment. Returns only on failure.

@@ -3,6 +3,7 @@
 //! A tracer stops every process at every call; the chosen one is not made, only answered with the error.
 
 use std::collections::BTreeSet;
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use nix::unistd::Pid;
 
 /// Calls that cannot fail for a reason of the outside, whose failure changes nothing (close), or whose failure is the
 /// allocator's and the thread's to handle.
-const SPARED: [i64; 21] = [
+const SPARED: [i64; 28] = [
     libc::SYS_close,
     libc::SYS_fcntl,
     libc::SYS_brk,
@@ -37,6 +38,13 @@ const SPARED: [i64; 21] = [
     libc::SYS_exit_group,
     libc::SYS_getpid,
     libc::SYS_gettid,
+    libc::SYS_umask,
+    libc::SYS_uname,
+    libc::SYS_getppid,
+    libc::SYS_getuid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getegid,
 ];
 
 /// How it went.
@@ -48,6 +56,8 @@ pub struct Outcome {
     pub calls: usize,
     /// The call that did: its number in the kernel's table.
     pub failed: Option<i64>,
+    /// What it printed to standard error.
+    pub said: String,
     /// Processes that were alive after the program's end; those of a container that came to be, or left ones.
     pub left: Vec<Pid>,
 }
@@ -82,10 +92,13 @@ pub fn run(command: &Command, at: Option<usize>, blow: Blow) -> Outcome {
     let mut stopped = Command::new("/bin/sh");
     stopped.args(["-c", "kill -STOP $$; exec \"$0\" \"$@\""]);
     stopped.arg(command.get_program()).args(command.get_args());
+    // cargo's list of directories: looking for libraries there is no step of the program.
+    stopped.env_remove("LD_LIBRARY_PATH");
     if let Some(directory) = command.get_current_dir() {
         stopped.current_dir(directory);
     }
     let null = || std::process::Stdio::null();
+    let mut said = tempfile::tempfile().expect("a file for its messages");
     #[expect(
         clippy::zombie_processes,
         reason = "the tracer waits for it, as for every process it traces"
@@ -93,7 +106,7 @@ pub fn run(command: &Command, at: Option<usize>, blow: Blow) -> Outcome {
     let child: Child = stopped
         .stdin(null())
         .stdout(null())
-        .stderr(null())
+        .stderr(said.try_clone().expect("a descriptor"))
         .spawn()
         .expect("start the program");
     let main = Pid::from_raw(child.id().cast_signed());
@@ -125,11 +138,16 @@ pub fn run(command: &Command, at: Option<usize>, blow: Blow) -> Outcome {
             code: -1,
             calls: 0,
             failed: None,
+            said: String::new(),
             left: Vec::new(),
         },
     };
     tracer.attend();
-    tracer.outcome
+    let mut outcome = tracer.outcome;
+    said.rewind().expect("rewind");
+    said.read_to_string(&mut outcome.said)
+        .expect("its messages");
+    outcome
 }
 
 impl Tracer<'_> {
@@ -249,22 +267,61 @@ impl Tracer<'_> {
         ptrace::setregs(pid, registers).expect("skip the call");
     }
 
-    /// What still lives is no longer traced.
+    /// What still lives is no longer traced. Whoever stops first goes on first: another may be waiting for it, as a process
+    /// does for the one that it makes with vfork(2).
     fn let_go(&mut self) {
-        for pid in std::mem::take(&mut self.traced) {
-            self.outcome.left.push(pid);
-            match ptrace::interrupt(pid) {
-                Ok(()) => {}
-                Err(Errno::ESRCH) => continue,
+        let end = Instant::now() + super::support::DEADLINE;
+        let mut waiting = std::mem::take(&mut self.traced);
+        for pid in &waiting {
+            match ptrace::interrupt(*pid) {
+                Ok(()) | Err(Errno::ESRCH) => {}
                 Err(error) => panic!("stop {pid}: {error}"),
             }
-            // Whatever it stops at: the kernel takes the request back with any stop.
-            while let Err(error) = waitpid(pid, Some(WaitPidFlag::__WALL)) {
-                assert_eq!(error, Errno::EINTR, "wait for the stop of {pid}");
-            }
-            match ptrace::detach(pid, None) {
-                Ok(()) | Err(Errno::ESRCH) => {}
-                Err(error) => panic!("let go of {pid}: {error}"),
+        }
+        let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD | WaitPidFlag::WNOHANG;
+        while !waiting.is_empty() {
+            match waitpid(None, Some(flags)) {
+                Ok(WaitStatus::StillAlive) => {
+                    assert!(Instant::now() < end, "{waiting:?} do not stop");
+                    std::thread::yield_now();
+                }
+                Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) => {
+                    waiting.remove(&pid);
+                }
+                Ok(status) => {
+                    let pid = status.pid().expect("a stop has a process");
+                    waiting.remove(&pid);
+                    self.outcome.left.push(pid);
+                    let made = [
+                        Event::PTRACE_EVENT_CLONE as i32,
+                        Event::PTRACE_EVENT_FORK as i32,
+                        Event::PTRACE_EVENT_VFORK as i32,
+                    ];
+                    if let WaitStatus::PtraceEvent(_, _, event) = status
+                        && made.contains(&event)
+                        && let Ok(child) = ptrace::getevent(pid)
+                    {
+                        let child = Pid::from_raw(child as i32);
+                        if !self.outcome.left.contains(&child) {
+                            waiting.insert(child);
+                        }
+                    }
+                    let signal = match status {
+                        WaitStatus::Stopped(_, got)
+                            if got != Signal::SIGSTOP && got != Signal::SIGTRAP =>
+                        {
+                            Some(got)
+                        }
+                        _ => None,
+                    };
+                    match ptrace::detach(pid, signal) {
+                        Ok(()) | Err(Errno::ESRCH) => {}
+                        Err(error) => panic!("let go of {pid}: {error}"),
+                    }
+                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::ECHILD) => break,
+                Err(error) => panic!("wait: {error}, with {waiting:?} left"),
             }
         }
     }
