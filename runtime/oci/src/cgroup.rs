@@ -36,6 +36,7 @@ mod v2;
 
 pub use events::OomEvents;
 pub use layout::Layout;
+pub(crate) use layout::mount_point;
 pub(crate) use merge::to_write;
 pub use merge::{ignored, merge};
 pub use stats::{BlkioStats, CpuStats, MemoryStats, PidsStats, Stats};

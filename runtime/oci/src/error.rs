@@ -165,6 +165,9 @@ pub enum CreateError {
     /// The cgroup.
     #[error("cgroup of the container")]
     Cgroup(#[source] CgroupError),
+    /// The class for caches and memory bandwidth.
+    #[error("Intel RDT class of the container")]
+    Rdt(#[source] crate::rdt::RdtError),
     /// The agent of a seccomp profile that asks one.
     #[error("seccomp agent of the container")]
     SeccompAgent(#[source] crate::seccomp::NotifyError),
@@ -373,6 +376,9 @@ pub enum ControlError {
     /// Its cgroup.
     #[error("cgroup of the container")]
     Cgroup(#[source] CgroupError),
+    /// Its class for caches and memory bandwidth.
+    #[error("Intel RDT class of the container")]
+    Rdt(#[source] crate::rdt::RdtError),
     /// Its scope, which systemd keeps.
     #[error("cgroup of the container through systemd")]
     Systemd(#[source] crate::cgroup::systemd::SystemdError),

@@ -16,7 +16,7 @@
 //! * `init`: the container's first process, from clone3 to exec; `message`: what it tells its maker
 //! * [`namespace`], [`mount`], `idmap`, `netdev`, `rootfs`: its world
 //! * `process`, `capability`, `label`, [`seccomp`]: its rights
-//! * [`cgroup`]: its limits; usable alone
+//! * [`cgroup`]: its limits; usable alone; `rdt`: its share of caches
 //! * [`hooks`], [`error`], [`protect`]
 //! * [`spec`]: reading configurations
 //! * [`sys`]: system calls
@@ -38,6 +38,7 @@ pub mod namespace;
 mod netdev;
 mod process;
 pub mod protect;
+mod rdt;
 mod rootfs;
 mod runtime;
 pub mod seccomp;
@@ -50,6 +51,7 @@ pub use error::{ControlError, CreateError, ExecError, StartError, StateError};
 pub use id::ContainerId;
 pub use message::send_fd;
 pub use process::Stdio;
+pub use rdt::RdtError;
 pub use runtime::{
     CgroupManager, CgroupsMode, CheckpointError, CheckpointOptions, Created, CriuError,
     CriuOptions, Details, ExecOptions, Io, PageServer, RestoreError, RestoreOptions, Runtime,

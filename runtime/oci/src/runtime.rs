@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::{LinuxIntelRdt, LinuxResources, Spec};
 
 use crate::cgroup::systemd::{self, Systemd, SystemdError};
 use crate::cgroup::{self, CgroupError, Group, Layout, Stats};
@@ -12,6 +12,7 @@ use crate::error::{ControlError, CreateError, StateError};
 use crate::hooks::{self, HookError};
 use crate::id::ContainerId;
 use crate::process::Stdio;
+use crate::rdt;
 use crate::state::{ProcStat, Record, State, StateDir, Status};
 use crate::sys;
 use nix::sys::signal::Signal;
@@ -294,6 +295,9 @@ impl Runtime {
             stopped.map_err(ControlError::Systemd)?;
         }
         group.remove().map_err(ControlError::Cgroup)?;
+        if let Some(class) = &record.rdt {
+            class.remove().map_err(ControlError::Rdt)?;
+        }
         let mut failures = Vec::new();
         if record.poststop
             && let Ok(spec) = dir.read_config(id)
@@ -389,6 +393,45 @@ impl Runtime {
         dir.replace_config(&spec)
             .map_err(|source| ControlError::System { what, source })?;
         Ok(cgroup::ignored(resources, group.is_unified()))
+    }
+
+    /// Changes its share of caches and of memory bandwidth; what is not given stays. A container without a class gets one.
+    ///
+    /// # Errors
+    ///
+    /// If it is stopped, or the kernel has no Intel RDT or refuses a value.
+    pub fn update_rdt(&self, id: &ContainerId, wanted: &LinuxIntelRdt) -> Result<(), ControlError> {
+        let dir = self.dir(id);
+        let mut record = dir.read_record(id).map_err(ControlError::State)?;
+        let status = status_of(&dir, &record).map_err(ControlError::State)?;
+        if status == Status::Stopped {
+            return Err(ControlError::WrongStatus {
+                verb: "update",
+                status,
+            });
+        }
+        if let Some(class) = &record.rdt {
+            return class.change(wanted).map_err(ControlError::Rdt);
+        }
+        let resctrl = rdt::Resctrl::find().map_err(ControlError::Rdt)?;
+        let class = resctrl
+            .plan(id.as_str(), wanted)
+            .map_err(ControlError::Rdt)?;
+        record.rdt = Some(class.clone());
+        // Before it is made: whoever deletes the container knows of it.
+        let what = "write the state".to_owned();
+        dir.write_record(&record)
+            .map_err(|source| ControlError::System { what, source })?;
+        class
+            .make(wanted, &mut Vec::new())
+            .map_err(ControlError::Rdt)?;
+        for pid in Group::from_record(record.cgroup.clone())
+            .processes()
+            .map_err(ControlError::Cgroup)?
+        {
+            class.add_process(pid).map_err(ControlError::Rdt)?;
+        }
+        Ok(())
     }
 
     /// The ids of all processes of a container, in our PID namespace.

@@ -89,6 +89,9 @@ pub(crate) struct Record {
     /// The scope of systemd's that the group belongs to.
     #[serde(default)]
     pub scope: Option<crate::cgroup::systemd::Scope>,
+    /// Its class for caches and memory bandwidth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rdt: Option<crate::rdt::Class>,
     /// Whether a PID namespace was made for it, so that killing its first process kills all.
     pub own_pid_namespace: bool,
     /// Whether the configuration names no process: then it can be created, but not started.

@@ -406,10 +406,8 @@ fn update_takes_flags_with_units_and_a_document_from_standard_input() {
     assert!(status.success());
     assert_eq!(group_file(&case.id, "pids", "pids.max"), "77");
     ok(&["--kernel-memory", "1000000"]);
-    for bad in [&["--memory", "much"][..], &["--l3-cache-schema", "L3:0=f"]] {
-        let done = case.verb(&[&["update"][..], bad, &[&case.id]].concat());
-        assert_ne!(done.code, 0, "{bad:?}");
-    }
+    let done = case.verb(&["update", "--memory", "much", &case.id]);
+    assert_ne!(done.code, 0, "{done:?}");
 }
 
 #[test]

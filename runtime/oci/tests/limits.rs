@@ -3,8 +3,11 @@
 #[expect(dead_code, reason = "each test program uses a part of it")]
 mod support;
 
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
 use serde_json::json;
-use support::{Case, group_file};
+use support::{Case, Done, group_file, is_ours};
 
 fn memory(case: &Case, file: &str) -> String {
     group_file(&case.id, "memory", file)
@@ -14,7 +17,7 @@ fn cpu(case: &Case, file: &str) -> String {
     group_file(&case.id, "cpu", file)
 }
 
-fn update(case: &Case, resources: &serde_json::Value) -> support::Done {
+fn update(case: &Case, resources: &serde_json::Value) -> Done {
     let path = case.path("resources.json");
     std::fs::write(&path, resources.to_string()).unwrap();
     case.verb(&["update", "--resources", path.to_str().unwrap(), &case.id])
@@ -135,4 +138,144 @@ fn what_the_host_cannot_do_is_an_error_that_names_the_field() {
         assert!(done.err.contains(field), "{done:?}");
         case.assert_nothing_left();
     }
+}
+
+/// A directory with what the kernel has in its resctrl file system.
+fn simulated_resctrl(case: &Case) -> PathBuf {
+    let directory = case.path("resctrl");
+    for name in ["info/L3", "info/MB", "info/L3_MON", "mon_groups"] {
+        std::fs::create_dir_all(directory.join(name)).unwrap();
+    }
+    std::fs::write(directory.join("schemata"), "L3:0=fff\nMB:0=100\n").unwrap();
+    directory
+}
+
+/// Runs a verb where that directory is mounted in resctrl's place, which this kernel need not have.
+fn with_resctrl(case: &Case, args: &[&str]) -> Done {
+    let script = "mount -t tmpfs none $1 && mkdir $1/cgroup $1/resctrl && mount --rbind /sys/fs/cgroup $1/cgroup && \
+        mount --bind $2 $1/resctrl && mount --rbind $1 /sys/fs && shift 2 && exec \"$@\"";
+    let verb = case.runtime(args);
+    let place = case.path("fs");
+    std::fs::create_dir_all(&place).unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script, "sh"]);
+    command.arg(place).arg(case.path("resctrl"));
+    command.arg(verb.get_program()).args(verb.get_args());
+    let file = |name: &str| std::fs::File::create(case.path(name)).unwrap();
+    // A container keeps them.
+    let streams = command.stdin(Stdio::null()).stdout(file("rdt-out"));
+    let streams = streams.stderr(file("rdt-err")).current_dir(case.bundle());
+    let status = streams.status().unwrap();
+    let read = |name: &str| std::fs::read_to_string(case.path(name)).unwrap();
+    Done {
+        code: status.code().unwrap_or(-1),
+        out: read("rdt-out"),
+        err: read("rdt-err"),
+    }
+}
+
+#[test]
+fn a_container_has_a_class_for_caches_and_bandwidth() {
+    if !is_ours() {
+        return;
+    }
+    let mut case = Case::new("sleep 1000");
+    let resctrl = simulated_resctrl(&case);
+    case.linux()["intelRdt"] = json!({ "l3CacheSchema": "L3:0=f", "memBwSchema": "MB:0=50", "enableMonitoring": true, "enableCMT": true });
+    // The kernel would make it with the class.
+    std::fs::create_dir_all(resctrl.join(&case.id).join("mon_groups")).unwrap();
+    let read = |name: &str| {
+        let path = resctrl.join(&case.id).join(name);
+        std::fs::read_to_string(path).unwrap_or_default()
+    };
+    let monitor = format!("mon_groups/{}/tasks", case.id);
+    let run = |args: &[&str]| {
+        let done = with_resctrl(&case, args);
+        assert_eq!(done.code, 0, "{args:?}: {done:?}");
+    };
+    run(&["create", &case.id]);
+    let pid = case.state()["pid"].to_string();
+    assert_eq!(read("schemata"), "L3:0=f\nMB:0=50\n");
+    assert_eq!((read("tasks"), read(&monitor)), (pid.clone(), pid));
+    run(&["start", &case.id]);
+    let pid_file = case.path("exec.pid");
+    let flags = ["exec", "--detach", "--pid-file", pid_file.to_str().unwrap()];
+    run(&[&flags[..], &[&case.id, "sleep", "1000"]].concat());
+    let one_more = std::fs::read_to_string(pid_file).unwrap();
+    assert_eq!(
+        (read("tasks"), read(&monitor)),
+        (one_more.clone(), one_more)
+    );
+    run(&[
+        "update",
+        "--mem-bw-schema",
+        "MB:0=20",
+        "--l3-cache-schema",
+        "L3:0=1",
+        &case.id,
+    ]);
+    assert_eq!(read("schemata"), "L3:0=1\nMB:0=20\n");
+    run(&["delete", "--force", &case.id]);
+    assert!(!resctrl.join(&case.id).exists());
+    case.assert_nothing_left();
+}
+
+#[test]
+fn a_class_that_a_failed_create_has_made_is_removed_by_any_name() {
+    if !is_ours() {
+        return;
+    }
+    let mut case = Case::new("true");
+    let resctrl = simulated_resctrl(&case);
+    case.config["hooks"] = json!({ "createRuntime": [{ "path": "/bin/false" }] });
+    for rdt in [
+        json!({ "schemata": ["L3:0=f"] }),
+        json!({ "closID": "/", "enableMonitoring": true }),
+        json!({ "closID": "gold", "schemata": ["L3:0=f"] }),
+    ] {
+        case.linux()["intelRdt"] = rdt;
+        let done = with_resctrl(&case, &["create", &case.id]);
+        assert!(done.err.contains("/bin/false"), "{done:?}");
+        for left in [case.id.as_str(), "gold"] {
+            assert!(!resctrl.join(left).exists(), "{left}");
+            assert!(!resctrl.join("mon_groups").join(left).exists(), "{left}");
+        }
+        case.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_container_without_a_class_gets_one_by_update() {
+    if !is_ours() {
+        return;
+    }
+    let case = Case::new("sleep 1000");
+    let resctrl = simulated_resctrl(&case);
+    case.start();
+    let wanted = ["update", "--l3-cache-schema", "L3:0=f", &case.id];
+    let without = case.verb(&wanted);
+    if !Path::new("/sys/fs/resctrl/schemata").exists() {
+        assert_eq!(without.code, 1);
+        assert!(without.err.contains("resctrl"), "{without:?}");
+        let mut other = Case::new("true");
+        other.linux()["intelRdt"] = json!({ "closID": "x" });
+        let done = other.run();
+        assert_eq!(done.code, 1);
+        assert!(
+            done.err.contains("intelRdt") && done.err.contains("resctrl"),
+            "{done:?}"
+        );
+        other.assert_nothing_left();
+    }
+    let done = with_resctrl(&case, &wanted);
+    assert_eq!(done.code, 0, "{done:?}");
+    let class = resctrl.join(&case.id);
+    let read = |name: &str| std::fs::read_to_string(class.join(name)).unwrap();
+    assert_eq!(read("schemata"), "L3:0=f\n");
+    assert_eq!(read("tasks"), case.state()["pid"].to_string());
+    assert_eq!(
+        with_resctrl(&case, &["delete", "--force", &case.id]).code,
+        0
+    );
+    assert!(!class.exists());
 }

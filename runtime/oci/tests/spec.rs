@@ -412,7 +412,6 @@ fn flags_that_only_mount_2_knows_are_no_error() {
 fn what_the_kernel_lacks_is_refused_by_name() {
     let mut case = Case::new("true");
     for (at, field, value, word) in [
-        ("linux", "intelRdt", json!({ "closID": "x" }), "intelRdt"),
         ("process", "selinuxLabel", json!("a:b:c:d"), "SELinux"),
         (
             "linux",

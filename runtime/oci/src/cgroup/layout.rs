@@ -121,6 +121,15 @@ impl Layout {
     }
 }
 
+/// Where a file system of this type is mounted first, from the same text.
+pub(crate) fn mount_point(mountinfo: &str, kind: &str) -> Option<PathBuf> {
+    mountinfo.lines().find_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let point = mount.split(' ').nth(4)?;
+        (filesystem.split(' ').next() == Some(kind)).then(|| unescape(point))
+    })
+}
+
 /// The kernel writes space, tab, newline and backslash in octal.
 fn unescape(text: &str) -> PathBuf {
     use std::os::unix::ffi::OsStringExt;
@@ -185,5 +194,14 @@ mod tests {
             Some(Path::new("/sys/fs/cgroup/with space"))
         );
         assert_eq!(layout.hierarchies().count(), 3);
+    }
+
+    #[test]
+    fn a_file_system_is_found_by_its_type() {
+        let text = "31 23 0:28 / /sys/fs rw - tmpfs resctrl rw\n\
+                    32 31 0:29 / /some\\040where rw shared:9 - resctrl resctrl rw\n";
+        let found = mount_point(text, "resctrl");
+        assert_eq!(found.as_deref(), Some(Path::new("/some where")));
+        assert_eq!(mount_point(text, "nosuch"), None);
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::Args;
 use knarr_oci::ContainerId;
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxIntelRdt, LinuxResources};
 use serde_json::{Map, Value, json};
 
 use super::{Context, parse_id};
@@ -62,11 +62,11 @@ pub(super) struct Update {
     /// No longer has an effect, as with runc.
     #[arg(long, hide = true)]
     kernel_memory_tcp: Option<String>,
-    /// Cache allocation (Intel RDT). Refused: not supported.
-    #[arg(long, hide = true)]
+    /// Share of the L3 cache (Intel RDT), such as `L3:0=f0`.
+    #[arg(long)]
     l3_cache_schema: Option<String>,
-    /// Memory bandwidth (Intel RDT). Refused: not supported.
-    #[arg(long, hide = true)]
+    /// Share of memory bandwidth (Intel RDT), such as `MB:0=20`.
+    #[arg(long)]
     mem_bw_schema: Option<String>,
     /// Number of processes; -1 for no limit.
     #[arg(long, allow_negative_numbers = true)]
@@ -108,9 +108,6 @@ fn parse_size(text: &str) -> Result<i64, String> {
 
 /// Changes the limits.
 pub(super) fn update(context: &Context, args: &Update) -> anyhow::Result<u8> {
-    if args.l3_cache_schema.is_some() || args.mem_bw_schema.is_some() {
-        anyhow::bail!("--l3-cache-schema and --mem-bw-schema are not supported");
-    }
     if args.kernel_memory.is_some() || args.kernel_memory_tcp.is_some() {
         context.log.warn("limits of kernel memory have no effect");
     }
@@ -133,6 +130,12 @@ pub(super) fn update(context: &Context, args: &Update) -> anyhow::Result<u8> {
     warnings
         .iter()
         .for_each(|warning| context.log.warn(warning));
+    if args.l3_cache_schema.is_some() || args.mem_bw_schema.is_some() {
+        let mut wanted = LinuxIntelRdt::default();
+        wanted.set_l3_cache_schema(args.l3_cache_schema.clone());
+        wanted.set_mem_bw_schema(args.mem_bw_schema.clone());
+        context.runtime.update_rdt(&args.id, &wanted)?;
+    }
     Ok(0)
 }
 

@@ -34,6 +34,7 @@ use crate::mount::Options;
 use crate::namespace::{Kind, NamespaceSet};
 use crate::netdev;
 use crate::process::{self, Settings};
+use crate::rdt;
 use crate::rootfs::{self, Rootfs};
 use crate::seccomp::Program;
 use crate::state::{ProcStat, Record, StateDir, Status};
@@ -182,6 +183,9 @@ impl Runtime {
             }
             done => done?,
         };
+        if let Some(class) = &record.rdt {
+            class.add(pid).map_err(CreateError::Rdt)?;
+        }
         finish(process, pid, &mut born.warnings)?;
         record.pid = pid.as_raw();
         record.start_time = start_time(pid)?;
@@ -332,9 +336,8 @@ pub(super) fn check(spec: &Spec) -> Result<(), CreateError> {
         .linux()
         .as_ref()
         .ok_or_else(|| CreateError::invalid("linux is missing"))?;
-    let unsupported = |what: &str| Err(CreateError::Unsupported { what: what.into() });
-    if linux.intel_rdt().is_some() {
-        return unsupported("linux.intelRdt");
+    if let Some(rdt) = linux.intel_rdt() {
+        rdt::check(rdt).map_err(CreateError::Rdt)?;
     }
     for mount in spec.mounts().iter().flatten() {
         let options = Options::parse(mount.options().as_deref().unwrap_or_default())

@@ -19,6 +19,7 @@ use crate::init::command_name;
 use crate::message::{Channel, Report};
 use crate::namespace::Kind;
 use crate::process::{Settings, Stdio};
+use crate::rdt::Class;
 use crate::rootfs::path_error;
 use crate::state::{State, Status};
 use crate::sys::{self, Fork};
@@ -175,7 +176,14 @@ impl Runtime {
         };
         drop(theirs);
         let state = hooks::state_for(&record, record.pid, status);
-        let (terminal, warnings) = attend(&channel, process, spec, &state, &mut newborn)?;
+        let (terminal, warnings) = attend(
+            &channel,
+            process,
+            spec,
+            &state,
+            record.rdt.as_ref(),
+            &mut newborn,
+        )?;
         let pidfd = newborn.pidfd.take().expect("taken once");
         Ok(Created {
             pid: newborn.pid,
@@ -249,6 +257,7 @@ fn attend(
     process: &Process,
     spec: &Spec,
     state: &State,
+    class: Option<&Class>,
     newborn: &mut Newborn,
 ) -> Result<(Option<OwnedFd>, Vec<String>), CreateError> {
     let talk = || CreateError::system("talk to the new process");
@@ -258,6 +267,9 @@ fn attend(
             Report::Terminal(master) => terminal = Some(master),
             Report::Warning(text) => warnings.push(text),
             Report::Ready => {
+                if let Some(class) = class {
+                    class.add(newborn.pid).map_err(CreateError::Rdt)?;
+                }
                 finish(process, newborn.pid, &mut warnings)?;
                 ready = true;
                 channel.go().map_err(talk())?;

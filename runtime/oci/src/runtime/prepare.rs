@@ -14,6 +14,7 @@ use crate::cgroup::{Group, GroupRecord, Layout};
 use crate::error::CreateError;
 use crate::id::ContainerId;
 use crate::namespace::{Kind, NamespaceSet};
+use crate::rdt;
 use crate::rootfs;
 use crate::state::{OCI_VERSION, Record, StateDir, now};
 
@@ -34,6 +35,8 @@ pub(super) struct Unfinished {
     pub dir: Option<StateDir>,
     pub scope: Option<(&'static dyn Systemd, Scope)>,
     pub group: Option<Group>,
+    /// Directories of its class that were not there before, the last one first.
+    pub classes: Vec<PathBuf>,
     /// Where a root is attached on the host.
     pub mounted: Option<PathBuf>,
     /// Last to be made, first to go.
@@ -46,6 +49,7 @@ impl Unfinished {
         let mut newborn = self.process.take().expect("it has a process");
         self.scope = None;
         self.group = None;
+        self.classes.clear();
         self.dir = None;
         self.mounted = None;
         newborn.pidfd.take().expect("taken once")
@@ -69,6 +73,9 @@ impl Drop for Unfinished {
         if let Some((systemd, scope)) = self.scope.take() {
             let _kept = systemd.stop(&scope);
         }
+        for class in self.classes.drain(..) {
+            let _kept = rdt::remove(&class);
+        }
         if let Some(dir) = self.dir.take() {
             let _kept = dir.remove();
         }
@@ -89,6 +96,7 @@ impl Runtime {
             dir: None,
             scope: None,
             group: None,
+            classes: Vec::new(),
             mounted: None,
             process: None,
         };
@@ -145,11 +153,19 @@ impl Runtime {
 
         let mut record = new_record(id, spec, bundle, rootfs, &group, namespaces);
         record.scope = unfinished.scope.as_ref().map(|(_, scope)| scope.clone());
+        if let Some(wanted) = linux.intel_rdt() {
+            let class = rdt::Resctrl::find().and_then(|resctrl| resctrl.plan(id.as_str(), wanted));
+            record.rdt = Some(class.map_err(CreateError::Rdt)?);
+        }
         dir.write_config(spec)
             .map_err(state_file("write config.json in", dir.path()))?;
         // Before there is a process: whoever finds this after a crash knows which group to remove.
         dir.write_record(&record)
             .map_err(state_file("write state.json in", dir.path()))?;
+        if let (Some(wanted), Some(class)) = (linux.intel_rdt(), &record.rdt) {
+            let made = class.make(wanted, &mut unfinished.classes);
+            made.map_err(CreateError::Rdt)?;
+        }
         Ok(Prepared {
             unfinished,
             dir,
@@ -226,6 +242,7 @@ pub(super) fn new_record(
         start_time: 0,
         cgroup: group.record().clone(),
         scope: None,
+        rdt: None,
         own_pid_namespace: namespaces.is_new(Kind::Pid),
         mounted_on_host: false,
         no_process: spec.process().is_none(),

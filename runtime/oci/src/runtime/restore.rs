@@ -120,6 +120,10 @@ impl Runtime {
         if !without_group {
             group.add(session.pid()).map_err(CreateError::Cgroup)?;
         }
+        // What criu makes inherits it.
+        if let Some(class) = &record.rdt {
+            class.add(session.pid()).map_err(CreateError::Rdt)?;
+        }
 
         let mut asked = options.criu.request(&session, spec);
         let text = |path: &Path| {
