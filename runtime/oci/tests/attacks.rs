@@ -608,3 +608,118 @@ fn a_proc_swapped_with_a_symlink_never_leads_out() {
     let proc = case.rootfs().join("proc");
     race(&mut case, &proc, &link, &touches);
 }
+
+#[test]
+fn a_swapped_console_is_never_mounted_elsewhere() {
+    // CVE-2025-52565, with the last component swapped: for a link to a file of the image, and to one on the host.
+    for host in [false, true] {
+        let mut case = Case::new("true");
+        let prey = prey(&case);
+        without_mount(&mut case, "/dev");
+        case.add_mount(json!({ "destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance", "ptmxmode=0666"] }));
+        case.config["process"]["terminal"] = json!(true);
+        std::fs::write(case.rootfs().join("data/target"), "").unwrap();
+        let (console, link) = (
+            case.rootfs().join("dev/console"),
+            case.rootfs().join("dev/link"),
+        );
+        std::fs::write(&console, "").unwrap();
+        let target = if host {
+            prey.join("fresh")
+        } else {
+            "/data/target".into()
+        };
+        symlink(target, &link).unwrap();
+        let socket = case.path("console.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let flags = ["create", "--console-socket", socket.to_str().unwrap()];
+        let before = Witness::of(&prey);
+        let (mut succeeded, mut last) = (0, None);
+        Swapper::start(console, link).against(24, |cycle| {
+            let done = case.verb(&[&flags[..], &[&case.id]].concat());
+            if done.code == 0 {
+                succeeded += 1;
+                let mounts = format!("/proc/{}/mountinfo", case.state()["pid"]);
+                let mounts = std::fs::read_to_string(mounts).unwrap();
+                assert!(!mounts.contains("/data/target"), "cycle {cycle}: {mounts}");
+                drop(listener.accept().expect("the terminal was sent"));
+            }
+            last = Some(done);
+            let gone = case.verb(&["delete", "--force", &case.id]);
+            assert_eq!(gone.code, 0, "{gone:?}");
+        });
+        assert_eq!(Witness::of(&prey), before);
+        assert!(succeeded > 0, "no container was made: {last:?}");
+        case.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_swapped_destination_never_covers_a_part_of_proc() {
+    // CVE-2019-16884, where the destination becomes a link into procfs only now and then.
+    let mut case = Case::new(
+        "for d in /proc /proc/sys /proc/self/attr; do test -e $d/marker && echo ESCAPED; done; true",
+    );
+    let volume = prey(&case);
+    std::fs::write(volume.join("marker"), "").unwrap();
+    let (place, link) = (case.rootfs().join("data/x"), case.rootfs().join("data/y"));
+    std::fs::create_dir(&place).unwrap();
+    symlink("/proc/sys", &link).unwrap();
+    let touches: [Touch; 2] = [
+        |case| {
+            let volume = case.path("prey");
+            case.add_mount(json!({ "destination": "/data/x", "type": "bind", "source": volume, "options": ["rbind"] }));
+        },
+        |case| {
+            let volume = case.path("prey");
+            case.add_mount(json!({ "destination": "/data/x/kernel", "type": "bind", "source": volume, "options": ["rbind"] }));
+        },
+    ];
+    race(&mut case, &place, &link, &touches);
+}
+
+#[test]
+fn swapped_files_of_the_image_are_never_written_as_kernel_parameters() {
+    // CVE-2025-52881: without a procfs the names lead to files of the image, and now and then to the host's.
+    let mut case = Case::new("true");
+    let prey = prey(&case);
+    without_mount(&mut case, "/proc");
+    let place = case.rootfs().join("proc/sys/net/ipv4");
+    let link = case.rootfs().join("proc/sys/net/link");
+    std::fs::create_dir_all(&place).unwrap();
+    std::fs::write(place.join("ip_forward"), "the image's\n").unwrap();
+    symlink(prey.join("sys/net/ipv4"), &link).unwrap();
+    case.linux()["sysctl"] = json!({ "net.ipv4.ip_forward": "1" });
+    let touches: [Touch; 1] = [|_| {}];
+    race(&mut case, &place, &link, &touches);
+    // The directory is at either name.
+    let content = [place, link].map(|path| std::fs::read_to_string(path.join("ip_forward")));
+    assert!(
+        content
+            .iter()
+            .any(|text| text.as_ref().is_ok_and(|text| text == "the image's\n")),
+        "{content:?}"
+    );
+}
+
+#[test]
+fn a_swapped_working_directory_of_exec_stays_inside() {
+    // CVE-2024-21626, where the directory becomes a link to a descriptor only now and then.
+    let case = Case::new("sleep 1000");
+    let (place, link) = (case.rootfs().join("data/x"), case.rootfs().join("data/y"));
+    std::fs::create_dir(&place).unwrap();
+    symlink("/proc/self/fd/7/../../../../..", &link).unwrap();
+    case.start();
+    let look = "ls -a . .. ../.. 2> /dev/null; cat ../config.json ../../config.json; echo looked";
+    let mut succeeded = 0;
+    Swapper::start(place, link).against(48, |cycle| {
+        let done = case.verb(&["exec", "--cwd", "/data/x", &case.id, "sh", "-c", look]);
+        succeeded += usize::from(done.out.contains("looked"));
+        assert!(
+            !done.out.contains("config.json") && !done.out.contains("ociVersion"),
+            "cycle {cycle}: {done:?}"
+        );
+    });
+    assert!(succeeded > 0, "no process ran");
+}
