@@ -260,6 +260,43 @@ impl Group {
         }
     }
 
+    /// What [`Group::create`] is about to make, for a state file that is written before: whoever finds that after a crash
+    /// knows what to remove.
+    ///
+    /// # Errors
+    ///
+    /// If `path` is none, or a controller is missing.
+    pub(crate) fn announce(
+        layout: &Layout,
+        path: &Path,
+        resources: Option<&LinuxResources>,
+    ) -> Result<GroupRecord, CgroupError> {
+        let relative = relative(path)?;
+        let roots: Vec<(&str, &Path)> = if layout.is_unified() {
+            layout.hierarchies().collect()
+        } else {
+            let wanted = v1::controllers(layout, resources)?.into_iter();
+            wanted
+                .filter_map(|controller| Some((controller, layout.v1_root(controller)?)))
+                .collect()
+        };
+        let mut record = GroupRecord {
+            path: Path::new("/").join(&relative),
+            ..GroupRecord::default()
+        };
+        for (controller, root) in roots {
+            let mut directory = root.to_owned();
+            for component in relative.components() {
+                directory.push(component);
+                if !record.made.contains(&directory) && !directory.exists() {
+                    record.made.push(directory.clone());
+                }
+            }
+            record.directories.insert(controller.to_owned(), directory);
+        }
+        Ok(record)
+    }
+
     /// The group that a state file describes, or any existing group at `path` (then nothing of it is ours to remove).
     pub fn open(layout: &Layout, path: &Path) -> Result<Self, CgroupError> {
         let relative = relative(path)?;

@@ -33,13 +33,12 @@ pub(crate) struct Plan<'a> {
     pub rootfs: &'a Path,
     /// The root as it is attached in the host's mount namespace, for a container without one of its own.
     pub host_root: Option<&'a OwnedFd>,
-    /// Files to write `0` to; empty if the process was made inside its group.
-    pub entrances: &'a [OwnedFd],
-    pub group: &'a GroupRecord,
+    /// What it needs besides; `None` if it is to be given through the channel.
+    pub place: Option<&'a Place>,
+    /// Namespaces that the process makes by itself, while its maker makes its place.
+    pub late: CloneFlags,
     /// Opened sources of bind mounts, in the order of the mounts.
     pub sources: &'a [Option<OwnedFd>],
-    /// Where start connects.
-    pub listener: &'a OwnedFd,
     pub pivot: bool,
     /// The SELinux label of new file systems.
     pub mount_label: Option<&'a str>,
@@ -47,6 +46,46 @@ pub(crate) struct Plan<'a> {
     pub rootless: bool,
     /// For hooks that run in here.
     pub state: &'a State,
+}
+
+/// Where a process belongs, and where it waits.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub group: GroupRecord,
+    /// Files to write `0` to; empty if the process was made inside its group.
+    pub entrances: Vec<OwnedFd>,
+    /// Where start connects.
+    pub listener: OwnedFd,
+}
+
+impl Place {
+    /// To a process that was made before it.
+    pub fn give(&self, channel: &Channel) -> io::Result<()> {
+        let text = serde_json::to_vec(&self.group)?;
+        let fds = [&self.listener].into_iter().chain(&self.entrances);
+        let fds: Vec<_> = fds.map(AsFd::as_fd).collect();
+        channel.give(&text, &fds)
+    }
+
+    fn take(channel: &Channel) -> io::Result<Self> {
+        let (text, fds) = channel.take()?;
+        let mut fds = fds.into_iter();
+        let listener = fds.next().ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self {
+            group: serde_json::from_slice(&text)?,
+            entrances: fds.collect(),
+            listener,
+        })
+    }
+
+    fn enter(&self) -> Result<(), Failure> {
+        for entrance in &self.entrances {
+            nix::unistd::write(entrance, b"0")
+                .map(drop)
+                .or_fail(Step::Cgroup, || "enter the cgroup")?;
+        }
+        Ok(())
+    }
 }
 
 /// Which process [`Plan::run`] runs in.
@@ -86,7 +125,16 @@ impl Plan<'_> {
             hide()?;
         }
         nix::sys::stat::umask(nix::sys::stat::Mode::empty());
-        self.enter_cgroup()?;
+        let taken;
+        let place = match self.place {
+            Some(place) => place,
+            None => {
+                self.make_namespaces()?;
+                taken = Place::take(channel).or_fail(Step::Channel, || "wait for the cgroup")?;
+                &taken
+            }
+        };
+        place.enter()?;
         if let Some(user) = self
             .namespaces
             .joined(Kind::User)
@@ -109,31 +157,35 @@ impl Plan<'_> {
                 }
             }
         }
-        let (rootfs, terminal) = self.build(channel)?;
+        let (rootfs, terminal) = self.build(place, channel)?;
         let armed = self.become_process(&rootfs, terminal.as_ref(), channel)?;
         drop(rootfs);
         drop(terminal);
         channel
             .report(&Report::Ready)
             .or_fail(Step::Channel, || "report to be ready")?;
-        Err(Some(self.wait_and_execute(armed)?))
+        Err(Some(self.wait_and_execute(armed, &place.listener)?))
     }
 
     fn mapped_by_user(&self) -> bool {
         self.rootless && self.namespaces.is_new(Kind::User)
     }
 
-    fn enter_cgroup(&self) -> Result<(), Failure> {
-        for entrance in self.entrances {
-            nix::unistd::write(entrance, b"0")
-                .map(drop)
-                .or_fail(Step::Cgroup, || "enter the cgroup")?;
+    /// Those that do not depend on its place.
+    fn make_namespaces(&self) -> Result<(), Failure> {
+        unshare(self.late).or_fail(Step::Namespace, || "make namespaces")?;
+        if self.late.contains(CloneFlags::CLONE_NEWNET) {
+            sys::loopback_up().or_fail(Step::Namespace, || "bring up the loopback interface")?;
         }
         Ok(())
     }
 
     /// Namespaces, mounts, devices, the new root.
-    fn build(&self, channel: &Channel) -> Result<(Rootfs, Option<OwnedFd>), Failure> {
+    fn build(
+        &self,
+        place: &Place,
+        channel: &Channel,
+    ) -> Result<(Rootfs, Option<OwnedFd>), Failure> {
         nix::unistd::setsid()
             .map(drop)
             .or_fail(Step::Namespace, || "start a session")?;
@@ -146,7 +198,7 @@ impl Plan<'_> {
         let mounts = self.spec.mounts().as_deref().unwrap_or_default();
         let context = MountContext {
             sources: self.sources,
-            cgroup: self.group,
+            cgroup: &place.group,
             cgroup_namespace: self.namespaces.is_new(Kind::Cgroup),
             label: self.mount_label,
             bundle: self.bundle,
@@ -236,7 +288,7 @@ impl Plan<'_> {
             unshare(CloneFlags::CLONE_NEWCGROUP)
                 .or_fail(Step::Namespace, || "make a cgroup namespace")?;
         }
-        if self.namespaces.is_new(Kind::Network) {
+        if self.namespaces.is_new(Kind::Network) && !self.late.contains(Kind::Network.flag()) {
             sys::loopback_up().or_fail(Step::Namespace, || "bring up the loopback interface")?;
         }
         if !crate::netdev::wanted(self.spec).is_empty() {
@@ -360,11 +412,11 @@ impl Plan<'_> {
     }
 
     /// Sleeps until start connects, and tells it if the program cannot be executed. If it can, the connection just closes.
-    fn wait_and_execute(&self, armed: Armed<'_>) -> Result<Failure, Failure> {
+    fn wait_and_execute(&self, armed: Armed<'_>, listener: &OwnedFd) -> Result<Failure, Failure> {
         let what = || "wait for start";
         loop {
             match poll(
-                &mut [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)],
+                &mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)],
                 PollTimeout::NONE,
             ) {
                 Ok(_) => break,
@@ -373,7 +425,7 @@ impl Plan<'_> {
             }
         }
         let raw = accept4(
-            std::os::fd::AsRawFd::as_raw_fd(self.listener),
+            std::os::fd::AsRawFd::as_raw_fd(listener),
             SockFlag::SOCK_CLOEXEC,
         )
         .or_fail(Step::Channel, what)?;

@@ -43,6 +43,9 @@ pub struct Channel(OwnedFd);
 /// The longest message; a longer text is cut.
 const LIMIT: usize = 4096;
 
+/// The most descriptors of one [`Channel::give`]: there are fewer hierarchies of control groups.
+const GIFTS: usize = 64;
+
 impl Channel {
     /// Both ends, close-on-exec.
     ///
@@ -88,6 +91,57 @@ impl Channel {
             Some(b'g') => Ok(()),
             _ => Err(io::ErrorKind::UnexpectedEof.into()),
         }
+    }
+
+    /// Gives the process what was made after its birth: a text and descriptors. The other side takes it with
+    /// [`Channel::take`].
+    ///
+    /// # Errors
+    ///
+    /// `EPIPE` if it is gone.
+    pub fn give(&self, text: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        sendmsg::<()>(
+            self.0.as_raw_fd(),
+            &[IoSlice::new(text)],
+            &[ControlMessage::ScmRights(&fds)],
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )?;
+        Ok(())
+    }
+
+    /// Waits for [`Channel::give`]. The text may be long.
+    ///
+    /// # Errors
+    ///
+    /// `UnexpectedEof` if the other side is gone.
+    pub fn take(&self) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+        let socket = self.0.as_raw_fd();
+        // Its length first; nothing is taken by this look.
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC;
+        let length = loop {
+            match nix::sys::socket::recv(socket, &mut [], flags) {
+                Ok(0) | Err(nix::Error::ECONNRESET) => {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                Ok(length) => break length,
+                Err(nix::Error::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let mut text = vec![0; length];
+        let mut control = nix::cmsg_space!([RawFd; GIFTS]);
+        let mut slices = [IoSliceMut::new(&mut text)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = recvmsg::<()>(socket, &mut slices, Some(&mut control), flags)?;
+        let mut fds = Vec::new();
+        for part in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(raw) = part {
+                fds.extend(raw.into_iter().map(crate::sys::received_fd));
+            }
+        }
+        Ok((text, fds))
     }
 
     /// Sends a report.

@@ -111,6 +111,9 @@ pub(crate) struct Record {
 /// The version of the runtime specification that we follow.
 pub const OCI_VERSION: &str = "1.3.0";
 
+/// A state that is not published yet.
+const SCRATCH: &str = ".state.json";
+
 /// The directory of one container.
 #[derive(Clone, Debug)]
 pub(crate) struct StateDir {
@@ -152,7 +155,7 @@ impl StateDir {
 
     pub fn remove(&self) -> io::Result<()> {
         // The four names that we make: cheaper than reading the directory.
-        for name in ["start.sock", "config.json", "state.json", ".state.json"] {
+        for name in ["start.sock", "config.json", "state.json", SCRATCH] {
             match fs::remove_file(self.path.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -168,9 +171,18 @@ impl StateDir {
     }
 
     pub fn write_record(&self, record: &Record) -> io::Result<()> {
-        let scratch = self.path.join(".state.json");
-        write_private(&scratch, &serde_json::to_vec(record)?)?;
-        fs::rename(scratch, self.path.join("state.json"))
+        self.prepare_record(record)?;
+        self.publish_record()
+    }
+
+    /// Writes it where nobody looks, to be published later.
+    pub fn prepare_record(&self, record: &Record) -> io::Result<()> {
+        write_private(&self.path.join(SCRATCH), &serde_json::to_vec(record)?)
+    }
+
+    /// Puts the one that was prepared last in place of the one before.
+    pub fn publish_record(&self) -> io::Result<()> {
+        fs::rename(self.path.join(SCRATCH), self.path.join("state.json"))
     }
 
     pub fn write_config(&self, spec: &Spec) -> io::Result<()> {

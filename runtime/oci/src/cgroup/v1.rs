@@ -16,30 +16,40 @@ const ALWAYS: [&str; 7] = [
     "devices", "memory", "cpu", "cpuacct", "pids", "blkio", "freezer",
 ];
 
-/// Makes the group in [`ALWAYS`] and in the hierarchies that `resources` needs.
+/// Makes the group in all of [`controllers`].
 pub(super) fn create(
     record: &mut GroupRecord,
     layout: &Layout,
     relative: &Path,
     resources: Option<&LinuxResources>,
 ) -> Result<(), CgroupError> {
-    for controller in ALWAYS {
-        if layout.v1_root(controller).is_some() {
-            enter(record, layout, relative, controller)?;
-        }
+    for controller in controllers(layout, resources)? {
+        enter(record, layout, relative, controller)?;
     }
+    Ok(())
+}
+
+/// Those of [`ALWAYS`] that the host has, and those that `resources` needs.
+pub(super) fn controllers(
+    layout: &Layout,
+    resources: Option<&LinuxResources>,
+) -> Result<Vec<&'static str>, CgroupError> {
+    let mut wanted: Vec<_> = ALWAYS
+        .into_iter()
+        .filter(|controller| layout.v1_root(controller).is_some())
+        .collect();
     let Some(resources) = resources else {
-        return Ok(());
+        return Ok(wanted);
     };
     for write in plan(resources, &|_| None)? {
-        if !record.directories.contains_key(write.controller) {
+        if !wanted.contains(&write.controller) {
             if layout.v1_root(write.controller).is_none() {
                 return Err(missing(&write));
             }
-            enter(record, layout, relative, write.controller)?;
+            wanted.push(write.controller);
         }
     }
-    Ok(())
+    Ok(wanted)
 }
 
 /// Makes the group in one more hierarchy, for a limit that is set later, and moves its processes there.

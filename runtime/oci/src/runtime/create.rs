@@ -16,18 +16,16 @@ use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxIdMapping, Process, Spec};
 
 use super::mapping;
-use super::prepare::{Prepared, Unfinished};
+use super::prepare::{Prepared, Reserved, Unfinished};
 #[cfg(any(test, fuzzing))]
 use super::prepare::{group_owner, new_record, refuse_limits};
 use super::{Created, Io, Runtime};
 use crate::cgroup;
-#[cfg(any(test, fuzzing))]
-use crate::cgroup::{Group, GroupRecord};
 use crate::error::CreateError;
 use crate::hooks;
 use crate::id::ContainerId;
 use crate::idmap::{Mapper, Wanted};
-use crate::init::{self, Plan, Role};
+use crate::init::{self, Place, Plan, Role};
 use crate::label;
 use crate::message::{Channel, Report};
 use crate::mount::Options;
@@ -102,14 +100,7 @@ impl Runtime {
         check_namespaces(spec, &namespaces)?;
         netdev::check(spec, &namespaces)?;
 
-        let Prepared {
-            mut unfinished,
-            dir,
-            group,
-            mut record,
-            without_group,
-            holder,
-        } = self.prepare(id, &bundle, &rootfs, spec, &namespaces)?;
+        let mut reserved = self.reserve(id, &bundle, &rootfs, spec, &namespaces)?;
         let resources = linux.resources().as_ref();
         let seccomp = linux
             .seccomp()
@@ -117,12 +108,48 @@ impl Runtime {
             .map(|profile| self.seccomp_cache().compile(profile))
             .transpose();
         let seccomp = seccomp.map_err(CreateError::Seccomp)?;
-        let listener = listen_in(&dir).map_err(state_file("listen in", dir.path()))?;
         let sources = open_sources(spec, &namespaces, &bundle)?;
+        let state = hooks::state_for(&reserved.record, 0, Status::Creating);
+        let mut plan = Plan {
+            spec,
+            settings: self.settings(process, spec, &io, seccomp.as_ref(), id),
+            namespaces: &namespaces,
+            bundle: &bundle,
+            rootfs: &rootfs,
+            host_root: None,
+            place: None,
+            late: CloneFlags::empty(),
+            sources: &sources,
+            pivot: !self.options.no_pivot,
+            mount_label: label::of_mounts(spec),
+            rootless: is_ordinary_user(),
+            state: &state,
+        };
+        let early = if goes_ahead(&reserved, &namespaces) {
+            plan.late = namespaces.new_flags() & !by_itself() & !CloneFlags::CLONE_NEWPID;
+            let (channel, newborn) = spawn(&plan, None)?;
+            reserved.unfinished.process = Some(newborn);
+            Some(channel)
+        } else {
+            None
+        };
+
+        let Prepared {
+            mut unfinished,
+            dir,
+            group,
+            mut record,
+            without_group,
+            holder,
+        } = self.prepare(reserved, id, spec, &namespaces)?;
         let group_fd = group.unified_fd().map_err(CreateError::Cgroup)?;
-        let entrances = match group_fd {
-            Some(_) => Vec::new(),
-            None => group.entrances().map_err(CreateError::Cgroup)?,
+        let place = Place {
+            group: group.record().clone(),
+            entrances: match group_fd {
+                Some(_) => Vec::new(),
+                None => group.entrances().map_err(CreateError::Cgroup)?,
+            },
+            listener: listen_in(&dir).map_err(state_file("listen in", dir.path()))?,
         };
         let host_root = if namespaces.contains(Kind::Mount) {
             None
@@ -136,25 +163,40 @@ impl Runtime {
                 .map_err(state_file("write state.json in", dir.path()))?;
             Some(root)
         };
-        let state = hooks::state_for(&record, 0, Status::Creating);
-        let plan = Plan {
-            spec,
-            settings: self.settings(process, spec, &io, seccomp.as_ref(), id),
-            namespaces: &namespaces,
-            bundle: &bundle,
-            rootfs: &rootfs,
-            host_root: host_root.as_ref(),
-            entrances: &entrances,
-            group: group.record(),
-            sources: &sources,
-            listener: &listener,
-            pivot: !self.options.no_pivot,
-            mount_label: label::of_mounts(spec),
-            rootless: is_ordinary_user(),
-            state: &state,
+        let channel = match early {
+            Some(channel) => {
+                match place.give(&channel) {
+                    // It has ended already, and has said why: that is read below.
+                    Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
+                    done => done.map_err(CreateError::system("talk to the container's process"))?,
+                }
+                channel
+            }
+            None => {
+                plan.host_root = host_root.as_ref();
+                plan.place = Some(&place);
+                let (channel, newborn) = spawn(&plan, group_fd.as_ref())?;
+                unfinished.process = Some(newborn);
+                channel
+            }
         };
-        let (channel, newborn) = spawn(&plan, group_fd.as_ref())?;
-        unfinished.process = Some(newborn);
+        // The process works by itself from here on, so what nobody reads before it is ready is written meanwhile.
+        dir.write_config(spec)
+            .map_err(state_file("write config.json in", dir.path()))?;
+        let ahead = if namespaces.joined(Kind::User).is_none() {
+            let first = unfinished.process.as_ref().expect("set above").pid;
+            let ahead = Record {
+                pid: first.as_raw(),
+                start_time: start_time(first)?,
+                ..record.clone()
+            };
+            dir.prepare_record(&ahead)
+                .map_err(state_file("write state.json in", dir.path()))?;
+            Some(ahead)
+        } else {
+            // Another process will be the container's.
+            None
+        };
         let mut born = Birth {
             terminal: None,
             warnings: resources.map_or_else(Vec::new, |resources| {
@@ -187,10 +229,17 @@ impl Runtime {
             class.add(pid).map_err(CreateError::Rdt)?;
         }
         finish(process, pid, &mut born.warnings)?;
-        record.pid = pid.as_raw();
-        record.start_time = start_time(pid)?;
-        dir.write_record(&record)
-            .map_err(state_file("write state.json in", dir.path()))?;
+        let written = if record.pid == pid.as_raw() {
+            // For the hooks.
+            Ok(())
+        } else if ahead.is_some_and(|ahead| ahead.pid == pid.as_raw()) {
+            dir.publish_record()
+        } else {
+            record.pid = pid.as_raw();
+            record.start_time = start_time(pid)?;
+            dir.write_record(&record)
+        };
+        written.map_err(state_file("write state.json in", dir.path()))?;
 
         drop(holder);
         Ok(Created {
@@ -549,23 +598,34 @@ pub(crate) fn decide(id: &ContainerId, spec: &Spec) -> Result<Record, CreateErro
         let _refused = refuse_limits(resources);
     }
     let _owner = group_owner(spec, &namespaces);
-    let group = Group::from_record(GroupRecord::default());
     Ok(new_record(
         id,
         spec,
         bundle,
         &bundle.join("rootfs"),
-        &group,
         &namespaces,
     ))
+}
+
+/// These two are made later, by the process itself: see init.
+fn by_itself() -> CloneFlags {
+    CloneFlags::CLONE_NEWCGROUP | Kind::Time.flag()
+}
+
+/// Whether the process is made before its group and makes its namespaces by itself, so that neither waits for the other. On
+/// v2 it is born in its group, and where a user namespace, the host's mounts or systemd come into it, the order matters.
+fn goes_ahead(reserved: &Reserved, namespaces: &NamespaceSet) -> bool {
+    !reserved.is_held()
+        && !reserved.layout.is_unified()
+        && !namespaces.contains(Kind::User)
+        && namespaces.contains(Kind::Mount)
+        && !is_ordinary_user()
 }
 
 /// Makes the process; in the parent, gives the end of the channel and the child.
 fn spawn(plan: &Plan<'_>, group: Option<&OwnedFd>) -> Result<(Channel, Newborn), CreateError> {
     let (ours, theirs) = Channel::pair().map_err(CreateError::system("make a socket pair"))?;
-    // These two are made later, by the process itself: see init.
-    let late = CloneFlags::CLONE_NEWCGROUP | Kind::Time.flag();
-    let flags = plan.namespaces.new_flags() & !late;
+    let flags = plan.namespaces.new_flags() & !by_itself() & !plan.late;
     let (role, now) = if plan.namespaces.joined(Kind::User).is_some() {
         (Role::Intermediate(flags), CloneFlags::empty())
     } else {

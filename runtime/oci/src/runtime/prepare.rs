@@ -18,7 +18,24 @@ use crate::rdt;
 use crate::rootfs;
 use crate::state::{OCI_VERSION, Record, StateDir, now};
 
-/// What was made for a container that has no process yet.
+/// What was taken for a container before anything of it is made.
+pub(super) struct Reserved {
+    pub unfinished: Unfinished,
+    pub dir: StateDir,
+    pub layout: Layout,
+    /// Without its group.
+    pub record: Record,
+    holder: Option<Holder>,
+}
+
+impl Reserved {
+    /// Whether systemd makes its group.
+    pub fn is_held(&self) -> bool {
+        self.holder.is_some()
+    }
+}
+
+/// What was made for a container around its process.
 pub(super) struct Prepared {
     pub unfinished: Unfinished,
     pub dir: StateDir,
@@ -83,15 +100,15 @@ impl Drop for Unfinished {
 }
 
 impl Runtime {
-    /// Takes the id, makes the group with its limits, and writes down both.
-    pub(super) fn prepare(
+    /// Takes the id, and with systemd the scope.
+    pub(super) fn reserve(
         &self,
         id: &ContainerId,
         bundle: &Path,
         rootfs: &Path,
         spec: &Spec,
         namespaces: &NamespaceSet,
-    ) -> Result<Prepared, CreateError> {
+    ) -> Result<Reserved, CreateError> {
         let mut unfinished = Unfinished {
             dir: None,
             scope: None,
@@ -110,20 +127,55 @@ impl Runtime {
         unfinished.dir = Some(dir.clone());
 
         let layout = Layout::detect().map_err(CreateError::Cgroup)?;
+        let holder = match self.options.cgroup_manager {
+            CgroupManager::Systemd => Some(self.start_scope(id, spec, &layout, &mut unfinished)?),
+            CgroupManager::Cgroupfs => None,
+        };
+        let mut record = new_record(id, spec, bundle, rootfs, namespaces);
+        record.scope = unfinished.scope.as_ref().map(|(_, scope)| scope.clone());
+        Ok(Reserved {
+            unfinished,
+            dir,
+            layout,
+            record,
+            holder,
+        })
+    }
+
+    /// Makes the group with its limits, and writes down what there is.
+    pub(super) fn prepare(
+        &self,
+        reserved: Reserved,
+        id: &ContainerId,
+        spec: &Spec,
+        namespaces: &NamespaceSet,
+    ) -> Result<Prepared, CreateError> {
+        let Reserved {
+            mut unfinished,
+            dir,
+            layout,
+            mut record,
+            holder,
+        } = reserved;
         let linux = spec
             .linux()
             .as_ref()
             .ok_or_else(|| CreateError::invalid("linux is missing"))?;
         let resources = linux.resources().as_ref();
-        let holder = match self.options.cgroup_manager {
-            CgroupManager::Systemd => Some(self.start_scope(id, spec, &layout, &mut unfinished)?),
-            CgroupManager::Cgroupfs => None,
-        };
         let group_path = match (&holder, linux.cgroups_path()) {
             (Some(holder), _) => holder.group.clone(),
             (None, Some(path)) => path.clone(),
             (None, None) => PathBuf::from(id.as_str()),
         };
+        // Before there is a group: whoever finds this after a crash knows which one to remove. A path that cannot be is told
+        // below.
+        record.cgroup = Group::announce(&layout, &group_path, resources).unwrap_or_default();
+        if let Some(wanted) = linux.intel_rdt() {
+            let class = rdt::Resctrl::find().and_then(|resctrl| resctrl.plan(id.as_str(), wanted));
+            record.rdt = Some(class.map_err(CreateError::Rdt)?);
+        }
+        dir.write_record(&record)
+            .map_err(state_file("write state.json in", dir.path()))?;
         let may_go_without = self.may_go_without_group() && holder.is_none();
         let made = match Group::create(&layout, &group_path, resources) {
             Err(error) if may_go_without && error.is_denied() => None,
@@ -151,17 +203,11 @@ impl Runtime {
             group.give_to(owner).map_err(CreateError::Cgroup)?;
         }
 
-        let mut record = new_record(id, spec, bundle, rootfs, &group, namespaces);
-        record.scope = unfinished.scope.as_ref().map(|(_, scope)| scope.clone());
-        if let Some(wanted) = linux.intel_rdt() {
-            let class = rdt::Resctrl::find().and_then(|resctrl| resctrl.plan(id.as_str(), wanted));
-            record.rdt = Some(class.map_err(CreateError::Rdt)?);
+        if record.cgroup != *group.record() {
+            record.cgroup = group.record().clone();
+            dir.write_record(&record)
+                .map_err(state_file("write state.json in", dir.path()))?;
         }
-        dir.write_config(spec)
-            .map_err(state_file("write config.json in", dir.path()))?;
-        // Before there is a process: whoever finds this after a crash knows which group to remove.
-        dir.write_record(&record)
-            .map_err(state_file("write state.json in", dir.path()))?;
         if let (Some(wanted), Some(class)) = (linux.intel_rdt(), &record.rdt) {
             let made = class.make(wanted, &mut unfinished.classes);
             made.map_err(CreateError::Rdt)?;
@@ -219,7 +265,6 @@ pub(super) fn new_record(
     spec: &Spec,
     bundle: &Path,
     rootfs: &Path,
-    group: &Group,
     namespaces: &NamespaceSet,
 ) -> Record {
     let has = |list: Option<&Vec<_>>| {
@@ -240,7 +285,7 @@ pub(super) fn new_record(
             .collect(),
         pid: 0,
         start_time: 0,
-        cgroup: group.record().clone(),
+        cgroup: GroupRecord::default(),
         scope: None,
         rdt: None,
         own_pid_namespace: namespaces.is_new(Kind::Pid),

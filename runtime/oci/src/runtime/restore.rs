@@ -90,6 +90,7 @@ impl Runtime {
         let open = options.criu.files(false, "restore.log")?;
         let descriptors = read_descriptors(&options.criu.images)?;
 
+        let reserved = self.reserve(id, &bundle, &rootfs, spec, &namespaces)?;
         let Prepared {
             mut unfinished,
             dir,
@@ -97,7 +98,9 @@ impl Runtime {
             mut record,
             without_group,
             holder,
-        } = self.prepare(id, &bundle, &rootfs, spec, &namespaces)?;
+        } = self.prepare(reserved, id, spec, &namespaces)?;
+        dir.write_config(spec)
+            .map_err(state_file("write config.json in", dir.path()))?;
         let mounts = external::mounts(spec, group.record(), &bundle);
         make_mount_points(spec, &rootfs, &mounts)
             .map_err(|failure| CreateError::from_failure(failure, ""))?;
