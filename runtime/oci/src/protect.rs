@@ -6,12 +6,13 @@
 //! but not the image's own script.
 //!
 //! The remedy: run from a private, read-only mount of the file. A detached mount belongs to no namespace, so nobody can
-//! make it writable again, and it costs one more exec instead of a copy of the program. An ordinary user cannot mount, and
-//! pays for the copy: a sealed file in memory.
+//! make it writable again. The program is mapped anew from there, in a dozen calls; where the kernel does not let it, it is
+//! executed once more. An ordinary user cannot mount, and pays for a copy of the program: a sealed file in memory, executed
+//! too.
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
@@ -20,9 +21,10 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::sys::{self, MountAttr};
 
-/// Continues in a program that cannot be written: executes it anew from a read-only mount, unless it runs from one.
+/// Continues in a program that cannot be written: maps it anew from a read-only mount, unless it runs from one, or else
+/// executes it from there.
 ///
-/// Call it first thing in `main`, and only in programs that make containers.
+/// Call it first thing in `main`, and only in programs that make containers and have one thread.
 ///
 /// # Errors
 ///
@@ -37,7 +39,14 @@ pub fn run_read_only() -> io::Result<()> {
     }
     let program = match read_only_mount() {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => sealed_copy(exe)?,
-        mounted => mounted?,
+        mounted => {
+            let mount = mounted?;
+            let file = std::fs::File::open(format!("/proc/self/fd/{}", mount.as_raw_fd()))?;
+            if sys::run_from(&file).is_ok() {
+                return Ok(());
+            }
+            mount
+        }
     };
     let strings = |list: Vec<std::ffi::OsString>| {
         list.into_iter()

@@ -13,6 +13,7 @@ mod mount;
 mod network;
 mod privilege;
 mod process;
+mod program;
 mod schedule;
 mod terminal;
 
@@ -22,6 +23,7 @@ pub use mount::*;
 pub use network::*;
 pub use privilege::*;
 pub use process::*;
+pub use program::*;
 pub use schedule::*;
 pub use terminal::*;
 

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Seek};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -212,9 +213,11 @@ impl Tracer<'_> {
         match status {
             WaitStatus::PtraceSyscall(_) => self.call(pid),
             WaitStatus::PtraceEvent(_, _, event) if event == Event::PTRACE_EVENT_EXEC as i32 => {
-                // The program itself comes back under the name of its read-only mount.
-                let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-                if exe.file_name() == self.program.file_name() {
+                // The program itself may come back from a read-only mount, where it has another name.
+                let file =
+                    |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino()));
+                let exe = file(format!("/proc/{pid}/exe").as_ref());
+                if exe.is_ok_and(|exe| file(self.program).is_ok_and(|ours| ours == exe)) {
                     self.started = true;
                     self.foreign.remove(&pid);
                 } else {
