@@ -228,7 +228,7 @@ pub(super) fn run(context: &Context, args: &Run) -> anyhow::Result<u8> {
     }
     let signals = (!args.detach).then(attend::block_signals).transpose()?;
     let created = make(context, &args.create, args.detach)?;
-    if let Err(error) = context.runtime.start(&args.create.id) {
+    if let Err(error) = context.runtime.start_new(&args.create.id, &created) {
         context
             .runtime
             .delete(&args.create.id, true)

@@ -9,13 +9,13 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
-use super::{Runtime, status_of};
+use super::{Created, Runtime, status_of};
 use crate::error::{CreateError, StartError};
 use crate::hooks;
 use crate::id::ContainerId;
 use crate::init::command_name;
 use crate::message::{Channel, Report};
-use crate::state::{StateDir, Status};
+use crate::state::{Record, StateDir, Status};
 use crate::sys;
 
 impl Runtime {
@@ -32,11 +32,27 @@ impl Runtime {
         if status != Status::Created {
             return Err(StartError::WrongStatus { status });
         }
+        self.begin(id, &dir, &record)
+    }
+
+    /// [`Runtime::start`] of the container that [`Runtime::create`] has just made: it is known to be created, so nobody
+    /// looks whether it is. If somebody has paused it since, this waits until it may go on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Runtime::start`].
+    pub fn start_new(&self, id: &ContainerId, _created: &Created) -> Result<(), StartError> {
+        let dir = self.dir(id);
+        let record = dir.read_record(id).map_err(StartError::State)?;
+        self.begin(id, &dir, &record)
+    }
+
+    fn begin(&self, id: &ContainerId, dir: &StateDir, record: &Record) -> Result<(), StartError> {
         if record.no_process {
-            super::end_init(&record).map_err(StartError::Destroy)?;
+            super::end_init(record).map_err(StartError::Destroy)?;
             return Err(StartError::NoProcess);
         }
-        let channel = match connect_to(&dir) {
+        let channel = match connect_to(dir) {
             // Another start was faster.
             Err(error)
                 if matches!(
@@ -77,7 +93,7 @@ impl Runtime {
                 }
                 Report::SeccompListener(number) => {
                     let config = dir.read_config(id).map_err(StartError::State)?;
-                    let state = hooks::state_for(&record, record.pid, Status::Created);
+                    let state = hooks::state_for(record, record.pid, Status::Created);
                     let pid = Pid::from_raw(record.pid);
                     let pidfd = sys::pidfd_open(pid).map_err(StartError::Channel)?;
                     super::tell_agent(&config, pid, pidfd.as_fd(), number, &state)
@@ -89,7 +105,7 @@ impl Runtime {
         }
         if record.poststart {
             let config = dir.read_config(id).map_err(StartError::State)?;
-            let state = hooks::state_for(&record, record.pid, Status::Running);
+            let state = hooks::state_for(record, record.pid, Status::Running);
             let list = config
                 .hooks()
                 .as_ref()
