@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compares a runtime with Debian's crun and runc on the same bundles, in the same run; prints rows of a markdown table.
 # usage: compare.sh path/to/knarr-oci
-# Needs root and busybox-static, hyperfine, jq, strace, time, podman, crun, runc.
+# Needs root and busybox-static, hyperfine, jq, python3, strace, time, podman, crun, runc; perf if it is there.
 set -euo pipefail
 # crun refuses hybrid cgroups, so all of them run where v2 is not mounted; runs in a mount namespace that ends with this script.
 if [ "${1:-}" != --apart ]; then
@@ -13,13 +13,17 @@ umount /sys/fs/cgroup/unified 2>/dev/null || true
 work=$(mktemp -d)
 finish() {
   for runtime in "$ours" crun runc; do
-    for id in $("$runtime" --root "$work/state-${runtime##*/}" list -q 2>/dev/null); do
-      "$runtime" --root "$work/state-${runtime##*/}" delete --force "$id" || true
+    for id in $("$runtime" --root "$work/state/${runtime##*/}" list -q 2>/dev/null); do
+      "$runtime" --root "$work/state/${runtime##*/}" delete --force "$id" || true
     done
   done
+  umount "$work/state"
   rm -rf --one-file-system "$work"
 }
 trap finish EXIT
+# On a tmpfs, where all three have it by default (/run): on a disk, a part of what is measured would be the disk.
+mkdir "$work/state"
+mount -t tmpfs tmpfs "$work/state"
 
 mkdir -p "$work"/rootfs/{bin,proc,dev,sys,tmp,etc}
 cp /bin/busybox "$work/rootfs/bin/"
@@ -51,8 +55,8 @@ bundle docker /bin/true <"$work/docker.json"
 rt() { # name, arguments…
   local name=$1; shift
   case $name in
-    ours) "$ours" --root "$work/state-${ours##*/}" "$@" ;;
-    *) "$name" --root "$work/state-$name" "$@" ;;
+    ours) "$ours" --root "$work/state/${ours##*/}" "$@" ;;
+    *) "$name" --root "$work/state/$name" "$@" ;;
   esac
 }
 export -f rt
@@ -62,7 +66,12 @@ names="ours crun runc"
 median() { jq '.results[0].median * 1000' "$1"; }
 print_row() { # what, value of ours, of crun, of runc, unit, bar
   awk -v what="$1" -v o="$2" -v c="$3" -v r="$4" -v unit="$5" -v bar="$6" \
-    'BEGIN {printf "| %s | %.4g %s | %.4g %s | %.4g %s | %.2f x crun, %.2f x runc | %s |\n", what, o, unit, c, unit, r, unit, o/c, o/r, bar}'
+    'BEGIN {
+      printf "| %s | %.4g %s | %.4g %s | ", what, o, unit, c, unit
+      if (r == "") printf "not measured | %.2f x crun", o/c
+      else printf "%.4g %s | %.2f x crun, %.2f x runc", r, unit, o/c, o/r
+      printf " | %s |\n", bar
+    }'
 }
 # The time of one step; the runtimes take turns within the run. `times` steps are one sample, seven samples give the median.
 measure() { # what, bar, times, command with NAME for the runtime, [preparation]
@@ -95,7 +104,7 @@ measure "delete --force" "" 1 "rt NAME delete --force s-NAME" \
 measure "100 containers in parallel" "" 1 \
   "for j in \$(seq 100); do rt NAME run --bundle $work/plain p\$j & done; wait"
 
-programs=("$ours --root $work/state-${ours##*/}" "crun --root $work/state-crun" "runc --root $work/state-runc")
+programs=("$ours --root $work/state/${ours##*/}" "crun --root $work/state/crun" "runc --root $work/state/runc")
 calls() { # verb and arguments
   local values=()
   for program in "${programs[@]}"; do
@@ -113,4 +122,69 @@ for program in "${programs[@]}"; do
   /usr/bin/time -f %M -o "$work/rss" $program run --bundle "$work/plain" m </dev/null
   values+=("$(tail -1 "$work/rss")")
 done
-print_row "peak memory of \`run\`" "${values[@]}" KiB "1 x crun"
+print_row "resident memory of \`run\`, shared pages too" "${values[@]}" KiB ""
+
+# What a runtime takes for itself, and the kernel for it: the peak of a memory group in which it runs alone. The pages of its
+# file and of its libraries are in the page cache already, so they are nobody's; a copy of the program in memory is not.
+memory=/sys/fs/cgroup/memory
+peak=memory.max_usage_in_bytes
+if [ ! -d $memory ]; then
+  memory=/sys/fs/cgroup
+  peak=memory.peak
+fi
+values=()
+for program in "${programs[@]}"; do
+  samples=()
+  for _ in 1 2 3 4 5; do
+    mkdir "$memory/knarr-bench-$$"
+    # shellcheck disable=SC2016,SC2086
+    sh -c 'echo 0 >"$0/cgroup.procs" && exec "$@"' "$memory/knarr-bench-$$" $program run --bundle "$work/plain" m </dev/null
+    samples+=("$(cat "$memory/knarr-bench-$$/$peak")")
+    until rmdir "$memory/knarr-bench-$$" 2>/dev/null; do sleep 0.01; done
+  done
+  values+=("$(printf '%s\n' "${samples[@]}" | sort -n | awk 'NR == 3 {print $1 / 1024}')")
+done
+print_row "peak private memory of \`run\`, with the kernel's" "${values[@]}" KiB "1 x crun"
+
+# The smallest limit with which the plain bundle ran three times in a row, to 16 KiB.
+runs_with() { # program, KiB
+  jq --argjson limit $(($2 * 1024)) '.linux.resources.memory = {limit: $limit}' <"$work/plain/config.json" >"$work/small/config.json"
+  for _ in 1 2 3; do
+    # shellcheck disable=SC2086
+    if ! timeout 10 $1 run --bundle "$work/small" l </dev/null >/dev/null 2>&1; then
+      $1 delete --force l >/dev/null 2>&1 || true
+      return 1
+    fi
+  done
+}
+mkdir -p "$work/small"
+values=()
+for program in "${programs[@]}"; do
+  low=0 high=65536
+  while ((high - low > 16)); do
+    middle=$(((low + high) / 2))
+    if runs_with "$program" $middle; then high=$middle; else low=$middle; fi
+  done
+  values+=("$high")
+done
+print_row "smallest memory limit of a container that starts" "${values[@]}" KiB ""
+
+# Valgrind knows neither clone3 nor open_tree, without which none of the three makes a container. So hardware counts where it
+# can be asked, and elsewhere the instructions are stepped through one by one, which would take runc too long.
+here=$(dirname "$(realpath "$0")")
+instructions() { # program…
+  if perf stat -x, -e instructions:u true 2>&1 | grep -q '^[0-9]'; then
+    perf stat -x, -e instructions:u -o "$work/perf" "$@" run --bundle "$work/plain" i </dev/null
+    awk -F, '/instructions/ {print $1 / 1000}' "$work/perf"
+  elif [ "${1##*/}" = runc ]; then
+    echo
+  else
+    "$here/instructions.py" "$@" run --bundle "$work/plain" i </dev/null | awk '{print $1 / 1000}'
+  fi
+}
+values=()
+for program in "${programs[@]}"; do
+  # shellcheck disable=SC2086
+  values+=("$(instructions $program)")
+done
+print_row "instructions of \`run\` in user mode" "${values[@]}" thousand ""
