@@ -77,12 +77,11 @@ impl Debian {
         symlink("/run", root.join("var/run"))?;
         let closure = Installed::read()?.closure(packages)?;
         copy(&files(&closure)?, root)?;
-        let links = alternatives()?;
         run(Command::new("cp")
             .args(["-a", "--parents"])
             .args(GENERATED)
-            .args(&links)
             .arg(root))?;
+        alternatives(root)?;
         Ok(Self { root: dir })
     }
 
@@ -222,15 +221,25 @@ fn files(packages: &BTreeSet<String>) -> anyhow::Result<Vec<PathBuf>> {
         .collect())
 }
 
-/// The links to `/etc/alternatives`, such as `/usr/bin/awk`: the second line of the file that describes one.
-fn alternatives() -> anyhow::Result<Vec<String>> {
-    let mut links = Vec::new();
+/// Makes the links to `/etc/alternatives`, such as `/usr/bin/awk`, to programs that are there. The file that describes an
+/// alternative has its link in the second line, then the name and the link of each that follows it, up to an empty line.
+fn alternatives(root: &Path) -> anyhow::Result<()> {
+    let below = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
     for entry in fs::read_dir("/var/lib/dpkg/alternatives")? {
         let text = fs::read_to_string(entry?.path())?;
-        links.extend(text.lines().nth(1).map(str::to_owned));
+        let described = text.lines().take_while(|line| !line.is_empty());
+        for link in described.skip(1).step_by(2) {
+            // Of other packages, or without the file: nobody here needs it.
+            let (Ok(target), Ok(file)) = (fs::read_link(link), fs::canonicalize(link)) else {
+                continue;
+            };
+            let at = below(Path::new(link));
+            if below(&file).exists() && at.symlink_metadata().is_err() {
+                symlink(target, &at).with_context(|| format!("link {}", at.display()))?;
+            }
+        }
     }
-    links.retain(|link| Path::new(link).symlink_metadata().is_ok());
-    Ok(links)
+    Ok(())
 }
 
 fn copy(files: &[PathBuf], root: &Path) -> anyhow::Result<()> {
