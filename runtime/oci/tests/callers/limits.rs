@@ -54,11 +54,13 @@ fn a_process_beyond_the_limit_is_not_forked() {
 fn more_processor_time_than_the_limit_is_throttled() {
     let podman = Podman::start("limit-cpu");
     let file = limit_file("cpu/cpu.stat", "cpu.stat");
-    let script =
-        format!("i=0; while [ $i -lt 60000 ]; do i=$((i+1)); done; cat /sys/fs/cgroup/{file}");
+    let key = limit_file("throttled_time", "throttled_usec");
+    // Each look takes some of its time.
+    let script = format!(
+        "cd /sys/fs/cgroup; i=0; until grep -q '^{key} [1-9]' {file} || [ $i = 2000 ]; do i=$((i+1)); done; cat {file}"
+    );
     let seen = run(&podman, &["--cpus", "0.1"], &script);
     assert!(count(&seen, "nr_throttled") > 0, "{seen}");
-    let key = limit_file("throttled_time", "throttled_usec");
     assert!(count(&seen, key) > 0, "{seen}");
 }
 
