@@ -23,7 +23,7 @@ build: ## release builds of the three programs, in target/release
 vm-test: build ## only the tests in virtual machines
 	@cargo nextest run -p knarr-vm-tests
 
-man: ## manual pages of knarr-oci, in target/man
+man: ## manual pages of knarr and knarr-oci, in target/man
 	@scripts/man
 
 fuzz: ## feed the parsers with what they do not expect, ten minutes each

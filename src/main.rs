@@ -5,6 +5,8 @@ mod config;
 mod image;
 mod kubeconfig;
 mod login;
+#[cfg(test)]
+mod man;
 mod node;
 mod run;
 mod server;
