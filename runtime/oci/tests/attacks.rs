@@ -500,9 +500,28 @@ fn race(case: &mut Case, one: &Path, other: &Path, touches: &[Touch]) {
     assert!(succeeded > 0, "no container ran");
 }
 
+/// A mount that the container's own list has to have.
+fn add_counted(case: &mut Case, mount: Value) {
+    case.add_mount(mount);
+    let env = case.config["process"]["env"].as_array_mut().unwrap();
+    env.push(json!("MORE=1"));
+}
+
 #[test]
 fn swapped_mount_destinations_never_lead_out() {
-    let mut case = Case::new("test -e /data/x/marker && echo ESCAPED; true");
+    // A mount that was led out is in none of the container's places, and gone with the host's tree.
+    let mut case = Case::new(
+        "test -e /data/x/marker && echo ESCAPED; n=$(wc -l < /proc/self/mountinfo); \
+         test $n -ge $((BASE + MORE)) || echo ESCAPED: $n mounts; true",
+    );
+    let script = std::mem::replace(
+        &mut case.config["process"]["args"][2],
+        json!("wc -l < /proc/self/mountinfo"),
+    );
+    let base = case.run().out;
+    case.config["process"]["args"][2] = script;
+    let env = case.config["process"]["env"].as_array_mut().unwrap();
+    env.push(json!(format!("BASE={}", base.trim())));
     let prey = prey(&case);
     std::fs::write(prey.join("marker"), "").unwrap();
     let before = case.rootfs().join("data/x");
@@ -512,32 +531,49 @@ fn swapped_mount_destinations_never_lead_out() {
     symlink(&prey, &link).unwrap();
     let touches: [Touch; 9] = [
         |case| {
-            case.add_mount(json!({ "destination": "/data/x", "type": "tmpfs", "source": "tmpfs" }))
+            add_counted(
+                case,
+                json!({ "destination": "/data/x", "type": "tmpfs", "source": "tmpfs" }),
+            )
         },
         |case| {
-            case.add_mount(
+            add_counted(
+                case,
                 json!({ "destination": "/data/x/sub", "type": "tmpfs", "source": "tmpfs" }),
             )
         },
         |case| {
-            case.add_mount(
+            add_counted(
+                case,
                 json!({ "destination": "/data/x/new/deep/er", "type": "tmpfs", "source": "tmpfs" }),
             )
         },
         |case| {
-            case.add_mount(json!({ "destination": "/data/x/new-file", "type": "bind", "source": "/etc/hostname", "options": ["bind"] }))
+            add_counted(
+                case,
+                json!({ "destination": "/data/x/new-file", "type": "bind", "source": "/etc/hostname", "options": ["bind"] }),
+            )
         },
         |case| {
-            case.add_mount(json!({ "destination": "/data/x/file", "type": "bind", "source": "/etc/hostname", "options": ["bind", "ro"] }))
+            add_counted(
+                case,
+                json!({ "destination": "/data/x/file", "type": "bind", "source": "/etc/hostname", "options": ["bind", "ro"] }),
+            )
         },
         |case| {
-            case.add_mount(json!({ "destination": "/data/x", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"] }))
+            add_counted(
+                case,
+                json!({ "destination": "/data/x", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"] }),
+            )
         },
         |case| case.linux()["devices"] = json!([{ "path": "/data/x/made/null", "type": "c", "major": 1, "minor": 3, "uid": 7, "gid": 7 }]),
         |case| case.config["process"]["cwd"] = json!("/data/x/made/cwd"),
         |case| {
             case.linux()["maskedPaths"] = json!(["/data/x/file", "/data/x/sub"]);
             case.linux()["readonlyPaths"] = json!(["/data/x"]);
+            // Other masks than those that were counted.
+            let env = case.config["process"]["env"].as_array_mut().unwrap();
+            env.push(json!("BASE=0"));
         },
     ];
     race(&mut case, &before, &link, &touches);
