@@ -192,6 +192,7 @@ fn exec_takes_every_flag_for_the_process() {
         done.out.trim().to_owned()
     };
     assert_eq!(exec(&["--cwd", "/tmp"], "pwd"), "/tmp");
+    assert_eq!(exec(&["--no-subreaper"], "pwd"), "/");
     assert_eq!(exec(&["--env", "A=b", "-e", "C=d"], "echo $A$C"), "bd");
     assert_eq!(exec(&["--user", "7:8"], "id -u; id -g"), "7\n8");
     assert_eq!(

@@ -284,21 +284,24 @@ fn what_fails_later_stops_the_scope() {
 #[test]
 fn without_a_bus_or_a_scope_s_name_the_error_says_so() {
     let (mut case, ..) = case("true");
-    let run = |case: &Case| {
-        let mut command = case.runtime(&["--systemd-cgroup", "run", &case.id]);
+    let run = |case: &Case, flag: &str| {
+        let mut command = case.runtime(&[flag, "run", &case.id]);
         command.env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent");
         let output = command.output().unwrap();
         assert_eq!(output.status.code(), Some(1));
         String::from_utf8(output.stderr).unwrap()
     };
-    let error = run(&case);
-    assert!(
-        error.contains("cannot use systemd cgroups manager"),
-        "{error}"
-    );
-    case.assert_nothing_left();
+    // As runc and as crun have it.
+    for flag in ["--systemd-cgroup", "--cgroup-manager=systemd"] {
+        let error = run(&case, flag);
+        assert!(
+            error.contains("cannot use systemd cgroups manager"),
+            "{error}"
+        );
+        case.assert_nothing_left();
+    }
     case.linux()["cgroupsPath"] = json!("/a/path");
-    let error = run(&case);
+    let error = run(&case, "--systemd-cgroup");
     assert!(error.contains("slice:prefix:name"), "{error}");
     case.assert_nothing_left();
 }
