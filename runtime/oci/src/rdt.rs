@@ -304,14 +304,20 @@ impl Class {
     /// Puts a process in with all its threads. What ends meanwhile is no failure.
     pub fn add_process(&self, pid: Pid) -> Result<(), RdtError> {
         let path = PathBuf::from(format!("/proc/{pid}/task"));
-        let threads = match fs::read_dir(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        let threads = fs::read_dir(&path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let threads = match threads {
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound
+                    || error.raw_os_error() == Some(libc::ESRCH) =>
+            {
+                return Ok(());
+            }
             read => read.map_err(|source| RdtError::Read { path, source })?,
         };
-        let numbers = threads.flatten().filter_map(|thread| {
-            let name = thread.file_name();
-            name.to_str()?.parse().ok()
-        });
+        // The kernel gives nothing but numbers there.
+        let numbers = threads
+            .iter()
+            .filter_map(|thread| thread.file_name().to_str()?.parse().ok());
         for thread in numbers.map(Pid::from_raw) {
             match self.add(thread) {
                 Err(RdtError::Refused { source, .. })

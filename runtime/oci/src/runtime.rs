@@ -350,15 +350,7 @@ impl Runtime {
         id: &ContainerId,
         resources: &LinuxResources,
     ) -> Result<Vec<String>, ControlError> {
-        let dir = self.dir(id);
-        let mut record = dir.read_record(id).map_err(ControlError::State)?;
-        let status = status_of(&dir, &record).map_err(ControlError::State)?;
-        if status == Status::Stopped {
-            return Err(ControlError::WrongStatus {
-                verb: "update",
-                status,
-            });
-        }
+        let (dir, mut record) = self.to_update(id)?;
         let layout = Layout::detect().map_err(ControlError::Cgroup)?;
         let mut group = Group::from_record(record.cgroup.clone());
         let mut spec = dir.read_config(id).map_err(ControlError::State)?;
@@ -395,14 +387,9 @@ impl Runtime {
         Ok(cgroup::ignored(resources, group.is_unified()))
     }
 
-    /// Changes its share of caches and of memory bandwidth; what is not given stays. A container without a class gets one.
-    ///
-    /// # Errors
-    ///
-    /// If it is stopped, or the kernel has no Intel RDT or refuses a value.
-    pub fn update_rdt(&self, id: &ContainerId, wanted: &LinuxIntelRdt) -> Result<(), ControlError> {
+    fn to_update(&self, id: &ContainerId) -> Result<(StateDir, Record), ControlError> {
         let dir = self.dir(id);
-        let mut record = dir.read_record(id).map_err(ControlError::State)?;
+        let record = dir.read_record(id).map_err(ControlError::State)?;
         let status = status_of(&dir, &record).map_err(ControlError::State)?;
         if status == Status::Stopped {
             return Err(ControlError::WrongStatus {
@@ -410,6 +397,16 @@ impl Runtime {
                 status,
             });
         }
+        Ok((dir, record))
+    }
+
+    /// Changes its share of caches and of memory bandwidth; what is not given stays. A container without a class gets one.
+    ///
+    /// # Errors
+    ///
+    /// If it is stopped, or the kernel has no Intel RDT or refuses a value.
+    pub fn update_rdt(&self, id: &ContainerId, wanted: &LinuxIntelRdt) -> Result<(), ControlError> {
+        let (dir, mut record) = self.to_update(id)?;
         if let Some(class) = &record.rdt {
             return class.change(wanted).map_err(ControlError::Rdt);
         }
