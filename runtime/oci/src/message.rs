@@ -115,7 +115,8 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// `UnexpectedEof` if the other side is gone.
+    /// `UnexpectedEof` if the other side is gone, `ENOBUFS` if not all descriptors have arrived: with one
+    /// that is lost, the container would be outside one of its groups.
     pub fn take(&self) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
         let socket = self.0.as_raw_fd();
         // Its length first; nothing is taken by this look.
@@ -309,4 +310,41 @@ pub fn send_fd(socket: BorrowedFd<'_>, fd: BorrowedFd<'_>, payload: &[u8]) -> io
         MsgFlags::MSG_NOSIGNAL,
         None,
     )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::{self, Fork};
+    use nix::sys::resource::{Resource, setrlimit};
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_descriptor_that_does_not_arrive_is_an_error() {
+        for (full, wanted) in [(false, 3), (true, libc::ENOBUFS)] {
+            let (ours, theirs) = Channel::pair().unwrap();
+            let null = std::fs::File::open("/dev/null").unwrap();
+            ours.give(b"text", &[null.as_fd(); 3]).unwrap();
+            // In a process of its own, for its limit.
+            let pid = match sys::clone3(0, None).unwrap() {
+                Fork::Child => sys::never_return(|| {
+                    if full {
+                        // All below it are taken, so there is room for this one alone.
+                        let free = null.try_clone().unwrap().as_raw_fd();
+                        let limit = u64::try_from(free + 1).unwrap();
+                        setrlimit(Resource::RLIMIT_NOFILE, limit, limit).unwrap();
+                    }
+                    sys::exit_now(match theirs.take() {
+                        Ok((text, fds)) if text == b"text" => i32::try_from(fds.len()).unwrap(),
+                        Ok(_) => 100,
+                        Err(error) => error.raw_os_error().unwrap_or(100),
+                    })
+                }),
+                Fork::Parent { pid, .. } => pid,
+            };
+            let told = waitpid(pid, None).unwrap();
+            assert_eq!(told, WaitStatus::Exited(pid, wanted));
+        }
+    }
 }
