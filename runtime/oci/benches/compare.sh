@@ -20,10 +20,10 @@ finish() {
   umount "$work/state"
   rm -rf --one-file-system "$work"
 }
-trap finish EXIT
 # On a tmpfs, where all three have it by default (/run): on a disk, a part of what is measured would be the disk.
 mkdir "$work/state"
 mount -t tmpfs tmpfs "$work/state"
+trap finish EXIT
 
 mkdir -p "$work"/rootfs/{bin,proc,dev,sys,tmp,etc}
 cp /bin/busybox "$work/rootfs/bin/"
