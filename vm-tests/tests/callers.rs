@@ -40,7 +40,7 @@ const PACKAGES: [&str; 23] = [
 ];
 
 #[test]
-#[ignore = "its whole was seen to pass once, in 11 minutes on a busy machine; twice on an idle one is wanted: --run-ignored all"]
+#[ignore = "needs nine minutes of processor time, which CI has not left: --run-ignored all"]
 fn callers_run_containers_on_pure_cgroup_v2() -> anyhow::Result<()> {
     let kernel = Kernel::fetch()?;
     let files = Initramfs::new(&kernel, include_str!("../guest/disk"))?;
