@@ -4,7 +4,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -35,6 +35,8 @@ pub(crate) struct Plan<'a> {
     pub host_root: Option<&'a OwnedFd>,
     /// What it needs besides; `None` if it is to be given through the channel.
     pub place: Option<&'a Place>,
+    /// Whether that place's start is [`Start::FromMaker`].
+    pub started_by_maker: bool,
     /// Namespaces that the process makes by itself, while its maker makes its place.
     pub late: CloneFlags,
     /// Opened sources of bind mounts, in the order of the mounts.
@@ -54,27 +56,48 @@ pub(crate) struct Place {
     pub group: GroupRecord,
     /// Files to write `0` to; empty if the process was made inside its group.
     pub entrances: Vec<OwnedFd>,
-    /// Where start connects.
-    pub listener: OwnedFd,
+    pub start: Start,
+}
+
+/// How a process learns that it may go on.
+#[derive(Debug)]
+pub(crate) enum Start {
+    /// From whoever connects to this listening socket.
+    AtSocket(OwnedFd),
+    /// From its maker.
+    FromMaker(Channel),
+}
+
+impl Start {
+    fn socket(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::AtSocket(listener) => listener.as_fd(),
+            Self::FromMaker(channel) => channel.as_fd(),
+        }
+    }
 }
 
 impl Place {
     /// To a process that was made before it.
     pub fn give(&self, channel: &Channel) -> io::Result<()> {
         let text = serde_json::to_vec(&self.group)?;
-        let fds = [&self.listener].into_iter().chain(&self.entrances);
-        let fds: Vec<_> = fds.map(AsFd::as_fd).collect();
+        let entrances = self.entrances.iter().map(AsFd::as_fd);
+        let fds: Vec<_> = [self.start.socket()].into_iter().chain(entrances).collect();
         channel.give(&text, &fds)
     }
 
-    fn take(channel: &Channel) -> io::Result<Self> {
+    fn take(channel: &Channel, started_by_maker: bool) -> io::Result<Self> {
         let (text, fds) = channel.take()?;
         let mut fds = fds.into_iter();
-        let listener = fds.next().ok_or(io::ErrorKind::InvalidData)?;
+        let socket = fds.next().ok_or(io::ErrorKind::InvalidData)?;
         Ok(Self {
             group: serde_json::from_slice(&text)?,
             entrances: fds.collect(),
-            listener,
+            start: if started_by_maker {
+                Start::FromMaker(Channel::from_fd(socket))
+            } else {
+                Start::AtSocket(socket)
+            },
         })
     }
 
@@ -130,7 +153,8 @@ impl Plan<'_> {
             Some(place) => place,
             None => {
                 self.make_namespaces()?;
-                taken = Place::take(channel).or_fail(Step::Channel, || "wait for the cgroup")?;
+                taken = Place::take(channel, self.started_by_maker)
+                    .or_fail(Step::Channel, || "wait for the cgroup")?;
                 &taken
             }
         };
@@ -164,7 +188,7 @@ impl Plan<'_> {
         channel
             .report(&Report::Ready)
             .or_fail(Step::Channel, || "report to be ready")?;
-        Err(Some(self.wait_and_execute(armed, &place.listener)?))
+        Err(Some(self.wait_and_execute(armed, &place.start)?))
     }
 
     fn mapped_by_user(&self) -> bool {
@@ -411,25 +435,17 @@ impl Plan<'_> {
         self.settings.arm(channel)
     }
 
-    /// Sleeps until start connects, and tells it if the program cannot be executed. If it can, the connection just closes.
-    fn wait_and_execute(&self, armed: Armed<'_>, listener: &OwnedFd) -> Result<Failure, Failure> {
-        let what = || "wait for start";
-        loop {
-            match poll(
-                &mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)],
-                PollTimeout::NONE,
-            ) {
-                Ok(_) => break,
-                Err(nix::Error::EINTR) => {}
-                Err(error) => return Err(error).or_fail(Step::Channel, what),
+    /// Sleeps until it may start, and tells who starts it if the program cannot be executed. If it can, the connection just
+    /// closes.
+    fn wait_and_execute(&self, armed: Armed<'_>, start: &Start) -> Result<Failure, Failure> {
+        let accepted;
+        let starter = match start {
+            Start::FromMaker(channel) => channel,
+            Start::AtSocket(listener) => {
+                accepted = accept(listener).or_fail(Step::Channel, || "wait for start")?;
+                &accepted
             }
-        }
-        let raw = accept4(
-            std::os::fd::AsRawFd::as_raw_fd(listener),
-            SockFlag::SOCK_CLOEXEC,
-        )
-        .or_fail(Step::Channel, what)?;
-        let starter = Channel::from_fd(sys::received_fd(raw));
+        };
         if starter.wait().is_err() {
             return Err(Failure::new(Step::Channel, "start went away"));
         }
@@ -440,7 +456,7 @@ impl Plan<'_> {
             .and_then(|hooks| hooks.start_container().as_deref());
         let done = self
             .run_hooks(hooks, Status::Created, "startContainer")
-            .and_then(|()| armed.execute(&starter));
+            .and_then(|()| armed.execute(starter));
         let failure = match done {
             Ok(never) => match never {},
             Err(failure) => failure,
@@ -449,6 +465,22 @@ impl Plan<'_> {
         let _untold = starter.report(&Report::Failed(failure.clone()));
         Ok(failure)
     }
+}
+
+/// Sleeps until somebody connects.
+fn accept(listener: &OwnedFd) -> io::Result<Channel> {
+    loop {
+        match poll(
+            &mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)],
+            PollTimeout::NONE,
+        ) {
+            Ok(_) => break,
+            Err(nix::Error::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let raw = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
+    Ok(Channel::from_fd(sys::received_fd(raw)))
 }
 
 /// Only what belongs to a namespace of the container is reachable through the handle's own procfs, and no name can

@@ -4,7 +4,7 @@
 //! process is gone (or has become the user's program: the socket is close-on-exec).
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
@@ -39,6 +39,12 @@ pub enum Report {
 /// One end of the conversation.
 #[derive(Debug)]
 pub struct Channel(OwnedFd);
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 /// The longest message; a longer text is cut.
 const LIMIT: usize = 4096;
@@ -212,7 +218,7 @@ impl Channel {
     }
 
     fn receive(&self) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
-        receive_packet(std::os::fd::AsFd::as_fd(&self.0))
+        receive_packet(self.as_fd())
     }
 }
 
@@ -318,7 +324,6 @@ mod tests {
     use crate::sys::{self, Fork};
     use nix::sys::resource::{Resource, setrlimit};
     use nix::sys::wait::{WaitStatus, waitpid};
-    use std::os::fd::AsFd;
 
     #[test]
     fn a_descriptor_that_does_not_arrive_is_an_error() {

@@ -11,6 +11,7 @@ use crate::cgroup::{self, CgroupError, Group, Layout, Stats};
 use crate::error::{ControlError, CreateError, StateError};
 use crate::hooks::{self, HookError};
 use crate::id::ContainerId;
+use crate::message::Channel;
 use crate::process::Stdio;
 use crate::rdt;
 use crate::state::{ProcStat, Record, State, StateDir, Status};
@@ -100,6 +101,15 @@ pub struct Created {
     pub terminal: Option<OwnedFd>,
     /// What could not be done and need not be, for the log.
     pub warnings: Vec<String>,
+    /// Of [`Runtime::create_to_start`].
+    waiting: Option<Waiting>,
+}
+
+/// A first process that its maker is going to start.
+#[derive(Debug)]
+struct Waiting {
+    channel: Channel,
+    record: Record,
 }
 
 /// What a container has besides its state: for monitoring.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use knarr_oci::{ContainerId, Created, Io, StartError, Stdio};
+use knarr_oci::{ContainerId, CreateError, Created, Io, Runtime, StartError, Stdio};
 use oci_spec::runtime;
 
 use super::{Context, attend, parse_id};
@@ -92,12 +92,17 @@ pub(super) struct Delete {
 
 /// `create`.
 pub(super) fn create(context: &Context, args: &Create) -> anyhow::Result<u8> {
-    make(context, args, true)?;
+    make(context, args, true, Runtime::create)?;
     Ok(0)
 }
 
 /// Makes the container; with `detached` its terminal goes to the console socket.
-fn make(context: &Context, args: &Create, detached: bool) -> anyhow::Result<Created> {
+fn make(
+    context: &Context,
+    args: &Create,
+    detached: bool,
+    create: fn(&Runtime, &ContainerId, &Path, &runtime::Spec, Io) -> Result<Created, CreateError>,
+) -> anyhow::Result<Created> {
     let loaded = knarr_oci::spec::load(&args.bundle.join("config.json"))?;
     loaded
         .warnings
@@ -111,7 +116,7 @@ fn make(context: &Context, args: &Create, detached: bool) -> anyhow::Result<Crea
         detached,
         args.preserve_fds,
     )?;
-    let mut created = context.runtime.create(&args.id, &args.bundle, &spec, io)?;
+    let mut created = create(&context.runtime, &args.id, &args.bundle, &spec, io)?;
     created
         .warnings
         .iter()
@@ -227,8 +232,8 @@ pub(super) fn run(context: &Context, args: &Run) -> anyhow::Result<u8> {
         nix::sys::prctl::set_child_subreaper(true).context("become the subreaper")?;
     }
     let signals = (!args.detach).then(attend::block_signals).transpose()?;
-    let created = make(context, &args.create, args.detach)?;
-    if let Err(error) = context.runtime.start_new(&args.create.id, &created) {
+    let mut created = make(context, &args.create, args.detach, Runtime::create_to_start)?;
+    if let Err(error) = context.runtime.start_new(&args.create.id, &mut created) {
         context
             .runtime
             .delete(&args.create.id, true)

@@ -19,13 +19,13 @@ use super::mapping;
 use super::prepare::{Prepared, Reserved, Unfinished};
 #[cfg(any(test, fuzzing))]
 use super::prepare::{group_owner, new_record, refuse_limits};
-use super::{Created, Io, Runtime};
+use super::{Created, Io, Runtime, Waiting};
 use crate::cgroup;
 use crate::error::CreateError;
 use crate::hooks;
 use crate::id::ContainerId;
 use crate::idmap::{Mapper, Wanted};
-use crate::init::{self, Place, Plan, Role};
+use crate::init::{self, Place, Plan, Role, Start};
 use crate::label;
 use crate::message::{Channel, Report};
 use crate::mount::Options;
@@ -67,6 +67,15 @@ impl Drop for Newborn {
     }
 }
 
+/// Who lets a created container's program run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Starter {
+    /// Whoever calls [`Runtime::start`].
+    Anyone,
+    /// The caller of [`Runtime::create_to_start`].
+    Maker,
+}
+
 impl Runtime {
     /// Does everything up to (not including) exec of the user's process, which waits for [`Runtime::start`].
     ///
@@ -80,7 +89,33 @@ impl Runtime {
         spec: &Spec,
         io: impl Into<Io>,
     ) -> Result<Created, CreateError> {
-        let io = io.into();
+        self.make(id, bundle, spec, io.into(), Starter::Anyone)
+    }
+
+    /// The same for a caller that starts the container right away, with [`Runtime::start_new`]: nobody else can, and if the
+    /// caller ends before it has, so does the process.
+    ///
+    /// # Errors
+    ///
+    /// As [`Runtime::create`].
+    pub fn create_to_start(
+        &self,
+        id: &ContainerId,
+        bundle: &Path,
+        spec: &Spec,
+        io: impl Into<Io>,
+    ) -> Result<Created, CreateError> {
+        self.make(id, bundle, spec, io.into(), Starter::Maker)
+    }
+
+    fn make(
+        &self,
+        id: &ContainerId,
+        bundle: &Path,
+        spec: &Spec,
+        io: Io,
+        starter: Starter,
+    ) -> Result<Created, CreateError> {
         check(spec)?;
         let mut stand_in = Process::default();
         stand_in.set_args(None);
@@ -118,6 +153,7 @@ impl Runtime {
             rootfs: &rootfs,
             host_root: None,
             place: None,
+            started_by_maker: starter == Starter::Maker,
             late: CloneFlags::empty(),
             sources: &sources,
             pivot: !self.options.no_pivot,
@@ -143,13 +179,24 @@ impl Runtime {
             holder,
         } = self.prepare(reserved, id, spec, &namespaces)?;
         let group_fd = group.unified_fd().map_err(CreateError::Cgroup)?;
+        let (start, waiting) = match starter {
+            Starter::Anyone => {
+                let listener = listen_in(&dir).map_err(state_file("listen in", dir.path()))?;
+                (Start::AtSocket(listener), None)
+            }
+            Starter::Maker => {
+                let pair = Channel::pair();
+                let (ours, theirs) = pair.map_err(CreateError::system("make a socket pair"))?;
+                (Start::FromMaker(theirs), Some(ours))
+            }
+        };
         let place = Place {
             group: group.record().clone(),
             entrances: match group_fd {
                 Some(_) => Vec::new(),
                 None => group.entrances().map_err(CreateError::Cgroup)?,
             },
-            listener: listen_in(&dir).map_err(state_file("listen in", dir.path()))?,
+            start,
         };
         let host_root = if namespaces.contains(Kind::Mount) {
             None
@@ -229,15 +276,16 @@ impl Runtime {
             class.add(pid).map_err(CreateError::Rdt)?;
         }
         finish(process, pid, &mut born.warnings)?;
-        let written = if record.pid == pid.as_raw() {
+        let (record, written) = match ahead {
             // For the hooks.
-            Ok(())
-        } else if ahead.is_some_and(|ahead| ahead.pid == pid.as_raw()) {
-            dir.publish_record()
-        } else {
-            record.pid = pid.as_raw();
-            record.start_time = start_time(pid)?;
-            dir.write_record(&record)
+            _ if record.pid == pid.as_raw() => (record, Ok(())),
+            Some(ahead) if ahead.pid == pid.as_raw() => (ahead, dir.publish_record()),
+            _ => {
+                record.pid = pid.as_raw();
+                record.start_time = start_time(pid)?;
+                let written = dir.write_record(&record);
+                (record, written)
+            }
         };
         written.map_err(state_file("write state.json in", dir.path()))?;
 
@@ -247,6 +295,7 @@ impl Runtime {
             pidfd: unfinished.keep(),
             terminal: born.terminal,
             warnings: born.warnings,
+            waiting: waiting.map(|channel| Waiting { channel, record }),
         })
     }
 

@@ -190,6 +190,7 @@ impl Runtime {
             pidfd,
             terminal,
             warnings,
+            waiting: None,
         })
     }
 }

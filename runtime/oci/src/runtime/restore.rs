@@ -192,6 +192,7 @@ impl Runtime {
             pid,
             pidfd: unfinished.keep(),
             terminal,
+            waiting: None,
             warnings: resources.map_or_else(Vec::new, |resources| {
                 cgroup::ignored(resources, group.is_unified())
             }),

@@ -9,7 +9,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
-use super::{Created, Runtime, status_of};
+use super::{Created, Runtime, Waiting, status_of};
 use crate::error::{CreateError, StartError};
 use crate::hooks;
 use crate::id::ContainerId;
@@ -35,22 +35,26 @@ impl Runtime {
         self.begin(id, &dir, &record)
     }
 
-    /// [`Runtime::start`] of the container that [`Runtime::create`] has just made: it is known to be created, so nobody
-    /// looks whether it is. If somebody has paused it since, this waits until it may go on.
+    /// [`Runtime::start`] of the container that [`Runtime::create_to_start`] has just made. If somebody has paused it since,
+    /// this waits until it may go on.
     ///
     /// # Errors
     ///
-    /// As [`Runtime::start`].
-    pub fn start_new(&self, id: &ContainerId, _created: &Created) -> Result<(), StartError> {
-        let dir = self.dir(id);
-        let record = dir.read_record(id).map_err(StartError::State)?;
-        self.begin(id, &dir, &record)
+    /// As [`Runtime::start`], and [`StartError::WrongStatus`] if it was started already.
+    pub fn start_new(&self, id: &ContainerId, created: &mut Created) -> Result<(), StartError> {
+        let Waiting { channel, record } =
+            created.waiting.take().ok_or(StartError::WrongStatus {
+                status: Status::Running,
+            })?;
+        if record.no_process {
+            return no_process(&record);
+        }
+        self.go(id, &self.dir(id), &record, &channel)
     }
 
     fn begin(&self, id: &ContainerId, dir: &StateDir, record: &Record) -> Result<(), StartError> {
         if record.no_process {
-            super::end_init(record).map_err(StartError::Destroy)?;
-            return Err(StartError::NoProcess);
+            return no_process(record);
         }
         let channel = match connect_to(dir) {
             // Another start was faster.
@@ -66,13 +70,23 @@ impl Runtime {
             }
             connected => connected.map_err(StartError::Channel)?,
         };
-        channel.go().map_err(StartError::Channel)?;
         match fs::remove_file(dir.socket()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(StartError::Channel(error));
             }
             _ => {}
         }
+        self.go(id, dir, record, &channel)
+    }
+
+    fn go(
+        &self,
+        id: &ContainerId,
+        dir: &StateDir,
+        record: &Record,
+        channel: &Channel,
+    ) -> Result<(), StartError> {
+        channel.go().map_err(StartError::Channel)?;
         loop {
             match channel.next().map_err(StartError::Channel)? {
                 // Closed by exec, or by its death, which its parent learns.
@@ -119,6 +133,12 @@ impl Runtime {
         }
         Ok(())
     }
+}
+
+/// There is nothing to start, so what is held for it ends.
+fn no_process(record: &Record) -> Result<(), StartError> {
+    super::end_init(record).map_err(StartError::Destroy)?;
+    Err(StartError::NoProcess)
 }
 
 fn connect_to(dir: &StateDir) -> io::Result<Channel> {
