@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compares a runtime with Debian's crun and runc on the same bundles, in the same run; prints rows of a markdown table.
 # usage: compare.sh path/to/knarr-oci
-# Needs root and busybox-static, hyperfine, jq, python3, strace, time, podman, crun, runc; perf if it is there.
+# Needs root and busybox-static, jq, python3, strace, time, podman, crun, runc; perf if it is there.
 set -euo pipefail
 # crun refuses hybrid cgroups, so all of them run where v2 is not mounted; runs in a mount namespace that ends with this script.
 if [ "${1:-}" != --apart ]; then
@@ -51,19 +51,9 @@ find "$work/podman" -name config.json -path "*$container*" -exec cat {} + |
 "${podman[@]}" rm --force "$container" >/dev/null
 bundle docker /bin/true <"$work/docker.json"
 
-# The three runtimes by name. Each has its own ids: the cgroup is named after the id.
-rt() { # name, arguments…
-  local name=$1; shift
-  case $name in
-    ours) "$ours" --root "$work/state/${ours##*/}" "$@" ;;
-    *) "$name" --root "$work/state/$name" "$@" ;;
-  esac
-}
-export -f rt
-export ours work
-names="ours crun runc"
+# The three, each with its own ids: the cgroup is named after the id.
+programs=("$ours --root $work/state/${ours##*/}" "crun --root $work/state/crun" "runc --root $work/state/runc")
 
-median() { jq '.results[0].median * 1000' "$1"; }
 print_row() { # what, value of ours, of crun, of runc, unit, bar
   awk -v what="$1" -v o="$2" -v c="$3" -v r="$4" -v unit="$5" -v bar="$6" \
     'BEGIN {
@@ -73,38 +63,40 @@ print_row() { # what, value of ours, of crun, of runc, unit, bar
       printf " | %s |\n", bar
     }'
 }
-# The time of one step; the runtimes take turns within the run. `times` steps are one sample, seven samples give the median.
-measure() { # what, bar, times, command with NAME for the runtime, [preparation]
-  local what=$1 bar=$2 times=$3 step=$4 prepare=${5:-true}
-  local values=()
-  for name in $names; do
-    hyperfine --shell "bash --norc" --warmup 1 --runs 7 --export-json "$work/$name.json" \
-      --prepare "${prepare//NAME/$name}" \
-      "for i in \$(seq $times); do ${step//NAME/$name}; done" >/dev/null 2>&1 </dev/null ||
-      { echo "$what with $name failed" >&2; return 1; }
-    values+=("$(median "$work/$name.json" | awk -v n="$times" '{print $1 / n}')")
+# The time of one step; `times` steps are one sample, seven samples give the median. In steps and preparations, RT is a runtime
+# with its root, and ID an id of its own.
+here=$(dirname "$(realpath "$0")")
+measure() { # what, bar, times, step, [preparation], [flag]
+  local what=$1 bar=$2 times=$3 step=$4 prepare=${5:-} flags=("${@:6}") values=() steps=() each=0
+  for program in "${programs[@]}"; do
+    each=$((each + 1))
+    local own=${step//RT/$program}
+    steps+=("${own//ID/m$each}")
+    if [ -n "$prepare" ]; then
+      own=${prepare//RT/$program}
+      flags+=(--prepare "${own//ID/m$each}")
+    fi
   done
+  mapfile -t values < <("$here/turns.py" "${flags[@]}" 7 "$times" "${steps[@]}")
+  [ ${#values[@]} = 3 ] || { echo "$what: failed" >&2; return 1; }
   print_row "$what" "${values[@]}" ms "$bar"
 }
 
 echo "| OCI runtime | knarr-oci | crun | runc | ratios | bar |"
 echo "|---|---|---|---|---|---|"
-measure "run /bin/true, whole cycle" "0.5 x crun" 20 "rt NAME run --bundle $work/plain b\$i"
-measure "the same, Docker's profile" "0.6 x crun" 20 "rt NAME run --bundle $work/docker b\$i"
-clear="rt NAME delete --force s-NAME 2>/dev/null || true"
-measure "exec /bin/true" "0.5 x crun" 20 "rt NAME exec s-NAME /bin/true" \
-  "$clear; rt NAME create --bundle $work/sleeper s-NAME >/dev/null; rt NAME start s-NAME"
-measure "create" "" 1 "rt NAME create --bundle $work/sleeper s-NAME" "$clear"
-measure "start" "" 1 "rt NAME start s-NAME" "$clear; rt NAME create --bundle $work/sleeper s-NAME >/dev/null"
-measure "state" "" 20 "rt NAME state s-NAME >/dev/null" "$clear; rt NAME create --bundle $work/sleeper s-NAME >/dev/null"
-measure "kill" "" 1 "rt NAME kill s-NAME KILL" \
-  "$clear; rt NAME create --bundle $work/sleeper s-NAME >/dev/null; rt NAME start s-NAME"
-measure "delete --force" "" 1 "rt NAME delete --force s-NAME" \
-  "$clear; rt NAME create --bundle $work/sleeper s-NAME >/dev/null; rt NAME start s-NAME"
-measure "100 containers in parallel" "" 1 \
-  "for j in \$(seq 100); do rt NAME run --bundle $work/plain p\$j & done; wait"
+measure "run /bin/true, whole cycle" "0.5 x crun" 20 "RT run --bundle $work/plain ID-{i}"
+measure "the same, Docker's profile" "0.6 x crun" 20 "RT run --bundle $work/docker ID-{i}"
+clear="RT delete --force ID 2>/dev/null; true"
+created="$clear; RT create --bundle $work/sleeper ID"
+running="$created && RT start ID"
+measure "exec /bin/true" "0.5 x crun" 20 "RT exec ID /bin/true" "$running"
+measure "create" "" 1 "RT create --bundle $work/sleeper ID" "$clear"
+measure "start" "" 1 "RT start ID" "$created"
+measure "state" "" 20 "RT state ID" "$created"
+measure "kill" "" 1 "RT kill ID KILL" "$running"
+measure "delete --force" "" 1 "RT delete --force ID" "$running"
+measure "100 containers in parallel" "" 100 "RT run --bundle $work/plain ID-{i}" "" --parallel
 
-programs=("$ours --root $work/state/${ours##*/}" "crun --root $work/state/crun" "runc --root $work/state/runc")
 calls() { # verb and arguments
   local values=()
   for program in "${programs[@]}"; do
@@ -171,7 +163,6 @@ print_row "smallest memory limit of a container that starts" "${values[@]}" KiB 
 
 # Valgrind knows neither clone3 nor open_tree, without which none of the three makes a container. So hardware counts where it
 # can be asked, and elsewhere the instructions are stepped through one by one, which would take runc too long.
-here=$(dirname "$(realpath "$0")")
 instructions() { # program…
   if perf stat -x, -e instructions:u true 2>&1 | grep -q '^[0-9]'; then
     perf stat -x, -e instructions:u -o "$work/perf" "$@" run --bundle "$work/plain" i </dev/null
