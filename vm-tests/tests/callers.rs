@@ -40,7 +40,6 @@ const PACKAGES: [&str; 23] = [
 ];
 
 #[test]
-#[ignore = "needs nine minutes of processor time, which CI has not left: --run-ignored all"]
 fn callers_run_containers_on_pure_cgroup_v2() -> anyhow::Result<()> {
     let kernel = Kernel::fetch()?;
     let files = Initramfs::new(&kernel, include_str!("../guest/disk"))?;
