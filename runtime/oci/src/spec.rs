@@ -129,9 +129,21 @@ pub(crate) fn parse<T: serde::de::DeserializeOwned>(
     let warning = || format!("ignoring unknown capabilities: {}", unknown.join(", "));
     let warnings = (!unknown.is_empty()).then(warning).into_iter().collect();
     Ok(Loaded {
-        value: serde_json::from_value(value)?,
+        value: retype(&value)?,
         warnings,
     })
+}
+
+/// One type as another, through its JSON text. The types can be read from a `Value` and written as one too, but that would be
+/// the reader and the writer of all of them a second time in the program.
+///
+/// # Errors
+///
+/// If the text of the one is none of the other.
+pub fn retype<T: serde::de::DeserializeOwned>(
+    value: &impl serde::Serialize,
+) -> Result<T, serde_json::Error> {
+    serde_json::from_slice(&serde_json::to_vec(value)?)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use oci_spec::runtime::LinuxResources;
 use serde_json::Value;
 
 use super::CgroupError;
+use crate::spec::retype;
 
 /// The old limits with the new ones over them: a field that is not given stays, a list is replaced as a whole.
 ///
@@ -12,10 +13,10 @@ use super::CgroupError;
 /// If the result is no set of limits, which two sets of limits cannot bring about.
 pub fn merge(old: &LinuxResources, new: &LinuxResources) -> Result<LinuxResources, CgroupError> {
     let value =
-        |resources| serde_json::to_value(resources).map_err(|source| CgroupError::Merge { source });
+        |resources| retype::<Value>(resources).map_err(|source| CgroupError::Merge { source });
     let mut all = value(old)?;
     overlay(&mut all, value(new)?);
-    serde_json::from_value(all).map_err(|source| CgroupError::Merge { source })
+    retype(&all).map_err(|source| CgroupError::Merge { source })
 }
 
 fn overlay(below: &mut Value, above: Value) {

@@ -172,7 +172,8 @@ fn from_flags(args: &Update) -> anyhow::Result<LinuxResources> {
         ("pids", json!(pids)),
         ("blockIO", json!(block_io)),
     ]);
-    serde_json::from_value(all.unwrap_or_else(|| json!({}))).context("make resources of the flags")
+    knarr_oci::spec::retype(&all.unwrap_or_else(|| json!({})))
+        .context("make resources of the flags")
 }
 
 #[cfg(test)]

@@ -301,7 +301,7 @@ pub(super) fn refuse_limits(resources: &LinuxResources) -> Result<(), CreateErro
     let mut rest = resources.clone();
     rest.set_devices(None);
     let value =
-        serde_json::to_value(&rest).map_err(|error| CreateError::invalid(error.to_string()))?;
+        crate::spec::retype(&rest).map_err(|error| CreateError::invalid(error.to_string()))?;
     if says_something(&value) {
         return Err(CreateError::invalid(
             "linux.resources has limits, and this user may make no cgroup that could have them",

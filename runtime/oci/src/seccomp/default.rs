@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 ///
 /// Never: the profile is fixed but for the choice by capability, and a test builds it with all and with none.
 pub fn default_profile(capabilities: &[Capability]) -> LinuxSeccomp {
-    serde_json::from_value(document(capabilities))
+    crate::spec::retype(&document(capabilities))
         .expect("the profile follows the specification's schema")
 }
 
