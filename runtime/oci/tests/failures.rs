@@ -4,6 +4,7 @@
 //! that it makes, in the order in which they make them.
 #![cfg(target_arch = "x86_64")]
 
+#[expect(dead_code, reason = "each test program uses a part of it")]
 #[path = "support/inject.rs"]
 mod inject;
 #[expect(dead_code, reason = "each test program uses a part of it")]

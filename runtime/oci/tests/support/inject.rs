@@ -1,10 +1,12 @@
 //! Makes one system call of a program fail: the n-th of all that it and its children make, in the order they make them.
 //!
-//! A tracer stops every process at every call; the chosen one is not made, only answered with the error.
+//! A tracer stops every process at every call; the chosen one is not made, only answered with the error. Or the tracer only
+//! tells which paths a call names, before it is made and when it is over, while the process stands still ([`watch`]).
 
 use std::collections::BTreeSet;
 use std::io::{Read, Seek};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -57,6 +59,8 @@ pub struct Outcome {
     pub calls: usize,
     /// The call that did: its number in the kernel's table.
     pub failed: Option<i64>,
+    /// What it printed to standard output.
+    pub printed: String,
     /// What it printed to standard error.
     pub said: String,
     /// Processes that were alive after the program's end; those of a container that came to be, or left ones.
@@ -72,8 +76,20 @@ pub enum Blow {
     Kill,
 }
 
+/// When somebody who watches may act: a process of the program stands still.
+#[derive(Debug)]
+pub enum Moment<'a> {
+    /// Before a call that names paths.
+    Before(Pid, &'a [PathBuf]),
+    /// After any call.
+    After(Pid),
+}
+
+type Watch<'a> = &'a mut dyn FnMut(Moment<'_>);
+
 struct Tracer<'a> {
     program: &'a Path,
+    watch: Option<Watch<'a>>,
     main: Pid,
     /// Being in a call whose result is to be the error.
     pending: BTreeSet<Pid>,
@@ -89,6 +105,22 @@ struct Tracer<'a> {
 
 /// Runs `command` with the call number `at` (from 0) struck; with `None` only counts.
 pub fn run(command: &Command, at: Option<usize>, blow: Blow) -> Outcome {
+    let program = PathBuf::from(command.get_program());
+    trace(command, &program, at, blow, None)
+}
+
+/// Runs `command`, and tells of every call that `program`, which it is or becomes, and its children make.
+pub fn watch(command: &Command, program: &Path, watch: Watch<'_>) -> Outcome {
+    trace(command, program, None, Blow::Kill, Some(watch))
+}
+
+fn trace<'a>(
+    command: &Command,
+    program: &'a Path,
+    at: Option<usize>,
+    blow: Blow,
+    watch: Option<Watch<'a>>,
+) -> Outcome {
     // It stops itself, so that the tracer misses nothing.
     let mut stopped = Command::new("/bin/sh");
     stopped.args(["-c", "kill -STOP $$; exec \"$0\" \"$@\""]);
@@ -99,6 +131,7 @@ pub fn run(command: &Command, at: Option<usize>, blow: Blow) -> Outcome {
         stopped.current_dir(directory);
     }
     let null = || std::process::Stdio::null();
+    let mut printed = tempfile::tempfile().expect("a file for its output");
     let mut said = tempfile::tempfile().expect("a file for its messages");
     #[expect(
         clippy::zombie_processes,
@@ -106,7 +139,7 @@ pub fn run(command: &Command, at: Option<usize>, blow: Blow) -> Outcome {
     )]
     let child: Child = stopped
         .stdin(null())
-        .stdout(null())
+        .stdout(printed.try_clone().expect("a descriptor"))
         .stderr(said.try_clone().expect("a descriptor"))
         .spawn()
         .expect("start the program");
@@ -124,9 +157,9 @@ pub fn run(command: &Command, at: Option<usize>, blow: Blow) -> Outcome {
         | Options::PTRACE_O_EXITKILL;
     ptrace::seize(main, options).expect("trace the program");
     kill(main, Signal::SIGCONT).expect("let the program go on");
-    let program = PathBuf::from(command.get_program());
     let mut tracer = Tracer {
-        program: &program,
+        program,
+        watch,
         main,
         pending: BTreeSet::new(),
         inside: BTreeSet::new(),
@@ -139,16 +172,86 @@ pub fn run(command: &Command, at: Option<usize>, blow: Blow) -> Outcome {
             code: -1,
             calls: 0,
             failed: None,
+            printed: String::new(),
             said: String::new(),
             left: Vec::new(),
         },
     };
     tracer.attend();
     let mut outcome = tracer.outcome;
-    said.rewind().expect("rewind");
-    said.read_to_string(&mut outcome.said)
-        .expect("its messages");
+    for (file, text) in [
+        (&mut printed, &mut outcome.printed),
+        (&mut said, &mut outcome.said),
+    ] {
+        file.rewind().expect("rewind");
+        file.read_to_string(text).expect("what it printed");
+    }
     outcome
+}
+
+/// The paths that a call names, by the numbers of the arguments that hold them.
+fn paths(pid: Pid, registers: &libc::user_regs_struct) -> Vec<PathBuf> {
+    let places: &[usize] = match registers.orig_rax.cast_signed() {
+        libc::SYS_open
+        | libc::SYS_stat
+        | libc::SYS_lstat
+        | libc::SYS_access
+        | libc::SYS_chdir
+        | libc::SYS_chroot
+        | libc::SYS_mkdir
+        | libc::SYS_rmdir
+        | libc::SYS_unlink
+        | libc::SYS_readlink
+        | libc::SYS_mknod
+        | libc::SYS_chmod
+        | libc::SYS_chown
+        | libc::SYS_lchown
+        | libc::SYS_statfs
+        | libc::SYS_umount2 => &[0],
+        libc::SYS_mount
+        | libc::SYS_pivot_root
+        | libc::SYS_rename
+        | libc::SYS_link
+        | libc::SYS_symlink => &[0, 1],
+        libc::SYS_openat
+        | libc::SYS_openat2
+        | libc::SYS_newfstatat
+        | libc::SYS_statx
+        | libc::SYS_faccessat
+        | libc::SYS_faccessat2
+        | libc::SYS_mkdirat
+        | libc::SYS_mknodat
+        | libc::SYS_fchownat
+        | libc::SYS_fchmodat
+        | libc::SYS_unlinkat
+        | libc::SYS_readlinkat
+        | libc::SYS_open_tree
+        | libc::SYS_mount_setattr => &[1],
+        libc::SYS_move_mount | libc::SYS_renameat2 | libc::SYS_linkat => &[1, 3],
+        libc::SYS_symlinkat => &[0, 2],
+        _ => &[],
+    };
+    let arguments = [
+        registers.rdi,
+        registers.rsi,
+        registers.rdx,
+        registers.r10,
+        registers.r8,
+        registers.r9,
+    ];
+    if places.is_empty() {
+        return Vec::new();
+    }
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem")).expect("its memory");
+    let read = |place: &usize| {
+        let mut text = vec![0; libc::PATH_MAX as usize];
+        // Shorter at the end of a mapping, and nothing at all for a null pointer.
+        let length = memory.read_at(&mut text, arguments[*place]).unwrap_or(0);
+        let end = text[..length].iter().position(|byte| *byte == 0);
+        text.truncate(end.unwrap_or(length));
+        PathBuf::from(std::ffi::OsString::from_vec(text))
+    };
+    places.iter().map(read).collect()
 }
 
 impl Tracer<'_> {
@@ -243,6 +346,9 @@ impl Tracer<'_> {
         };
         if !self.inside.insert(pid) {
             self.inside.remove(&pid);
+            if let Some(watch) = &mut self.watch {
+                watch(Moment::After(pid));
+            }
             if self.pending.remove(&pid)
                 && let Blow::Error(errno) = self.blow
             {
@@ -254,6 +360,12 @@ impl Tracer<'_> {
         let number = registers.orig_rax.cast_signed();
         if !self.started || self.foreign.contains(&pid) || SPARED.contains(&number) {
             return;
+        }
+        if let Some(watch) = &mut self.watch {
+            let paths = paths(pid, &registers);
+            if !paths.is_empty() {
+                watch(Moment::Before(pid, &paths));
+            }
         }
         let index = self.outcome.calls;
         self.outcome.calls += 1;

@@ -228,7 +228,8 @@ fn code(status: std::process::ExitStatus) -> i32 {
         .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
-fn finish(output: Output) -> Done {
+/// What a command has printed, as text.
+pub fn finish(output: Output) -> Done {
     Done {
         code: code(output.status),
         out: String::from_utf8_lossy(&output.stdout).into_owned(),
