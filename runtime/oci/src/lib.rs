@@ -51,7 +51,7 @@ pub use error::{ControlError, CreateError, ExecError, StartError, StateError};
 pub use id::ContainerId;
 pub use message::send_fd;
 pub use process::Stdio;
-pub use rdt::RdtError;
+pub use rdt::{Bandwidth, L3CacheInfo, MemBwInfo, Occupancy, RdtError, RdtStats};
 pub use runtime::{
     CgroupManager, CgroupsMode, CheckpointError, CheckpointOptions, Created, CriuError,
     CriuOptions, Details, ExecOptions, Io, PageServer, RestoreError, RestoreOptions, Runtime,

@@ -15,6 +15,10 @@ use nix::unistd::Pid;
 use oci_spec::runtime::LinuxIntelRdt;
 use serde::{Deserialize, Serialize};
 
+mod stats;
+
+pub use stats::{Bandwidth, L3CacheInfo, MemBwInfo, Occupancy, RdtStats};
+
 /// Something on a class failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RdtError {

@@ -13,7 +13,7 @@ use crate::hooks::{self, HookError};
 use crate::id::ContainerId;
 use crate::message::Channel;
 use crate::process::Stdio;
-use crate::rdt;
+use crate::rdt::{self, Class, RdtStats};
 use crate::state::{ProcStat, Record, State, StateDir, Status};
 use crate::sys;
 use nix::sys::signal::Signal;
@@ -459,6 +459,17 @@ impl Runtime {
     pub fn stats(&self, id: &ContainerId) -> Result<Stats, ControlError> {
         let (group, _) = self.group(id)?;
         group.stats().map_err(ControlError::Cgroup)
+    }
+
+    /// What a container has used of caches and memory bandwidth; `None` if it has no class for these.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such container, or its class cannot be read.
+    pub fn rdt_stats(&self, id: &ContainerId) -> Result<Option<RdtStats>, ControlError> {
+        let record = self.dir(id).read_record(id).map_err(ControlError::State)?;
+        let stats = record.rdt.as_ref().map(Class::stats).transpose();
+        stats.map_err(ControlError::Rdt)
     }
 
     fn group(&self, id: &ContainerId) -> Result<(Group, Status), ControlError> {

@@ -6,7 +6,7 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use support::{Case, Done, group_file, is_ours};
 
 fn memory(case: &Case, file: &str) -> String {
@@ -146,7 +146,19 @@ fn simulated_resctrl(case: &Case) -> PathBuf {
     for name in ["info/L3", "info/MB", "info/L3_MON", "mon_groups"] {
         std::fs::create_dir_all(directory.join(name)).unwrap();
     }
-    std::fs::write(directory.join("schemata"), "L3:0=fff\nMB:0=100\n").unwrap();
+    for (name, text) in [
+        ("schemata", "L3:0=fff\nMB:0=100\n"),
+        ("info/L3/cbm_mask", "fff\n"),
+        ("info/L3/min_cbm_bits", "1\n"),
+        ("info/L3/num_closids", "16\n"),
+        ("info/MB/bandwidth_gran", "10\n"),
+        ("info/MB/delay_linear", "1\n"),
+        ("info/MB/min_bandwidth", "10\n"),
+        ("info/MB/num_closids", "8\n"),
+        ("info/L3_MON/mon_features", "llc_occupancy\n"),
+    ] {
+        std::fs::write(directory.join(name), text).unwrap();
+    }
     directory
 }
 
@@ -215,6 +227,18 @@ fn a_container_has_a_class_for_caches_and_bandwidth() {
         &case.id,
     ]);
     assert_eq!(read("schemata"), "L3:0=1\nMB:0=20\n");
+    let data = format!("mon_groups/{}/mon_data/mon_L3_00", case.id);
+    let data = resctrl.join(&case.id).join(data);
+    std::fs::create_dir_all(&data).unwrap();
+    std::fs::write(data.join("llc_occupancy"), "4096\n").unwrap();
+    let events = with_resctrl(&case, &["events", "--stats", &case.id]);
+    let event: Value = serde_json::from_str(&events.out).unwrap();
+    let rdt = &event["data"]["intel_rdt"];
+    assert_eq!(rdt["l3_cache_info"]["num_closids"], 16, "{events:?}");
+    assert_eq!(rdt["l3_cache_schema_root"], "L3:0=fff");
+    assert_eq!(rdt["l3_cache_schema"], "L3:0=1");
+    assert_eq!(rdt["mem_bw_schema"], "MB:0=20");
+    assert_eq!(rdt["cmt_stats"], json!([{ "llc_occupancy": 4096 }]));
     run(&["delete", "--force", &case.id]);
     assert!(!resctrl.join(&case.id).exists());
     case.assert_nothing_left();

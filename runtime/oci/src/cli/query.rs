@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use knarr_oci::cgroup::Stats;
-use knarr_oci::{ContainerId, State};
+use knarr_oci::{ContainerId, RdtStats, State};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
@@ -221,14 +221,18 @@ pub(super) fn events(context: &Context, args: &Events) -> anyhow::Result<u8> {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use std::os::fd::AsFd;
     let print = |event: Value| writeln!(std::io::stdout(), "{event}");
-    let report =
-        |stats: &Stats| json!({ "type": "stats", "id": args.id.as_str(), "data": document(stats) });
+    let report = || -> anyhow::Result<Value> {
+        let stats = context.runtime.stats(&args.id)?;
+        let rdt = context.runtime.rdt_stats(&args.id)?;
+        let data = document(&stats, &rdt.unwrap_or_default());
+        Ok(json!({ "type": "stats", "id": args.id.as_str(), "data": data }))
+    };
     let details = context.runtime.details(&args.id)?;
     if details.state.pid == 0 {
         anyhow::bail!("container {} is not running", args.id);
     }
     if args.stats {
-        print(report(&context.runtime.stats(&args.id)?))?;
+        print(report()?)?;
         return Ok(0);
     }
     let ended = knarr_oci::sys::pidfd_open(nix::unistd::Pid::from_raw(details.state.pid))?;
@@ -241,7 +245,7 @@ pub(super) fn events(context: &Context, args: &Events) -> anyhow::Result<u8> {
         ];
         let timeout = PollTimeout::try_from(args.interval).unwrap_or(PollTimeout::MAX);
         match poll(&mut fds, timeout) {
-            Ok(0) => print(report(&context.runtime.stats(&args.id)?))?,
+            Ok(0) => print(report()?)?,
             Err(nix::Error::EINTR) => {}
             Err(error) => return Err(error.into()),
             Ok(_) => {
@@ -259,7 +263,7 @@ pub(super) fn events(context: &Context, args: &Events) -> anyhow::Result<u8> {
 }
 
 /// In the shape of runc's, as far as its callers read it.
-fn document(stats: &Stats) -> Value {
+fn document(stats: &Stats, rdt: &RdtStats) -> Value {
     let limit = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
     json!({
         "cpu": {
@@ -302,6 +306,7 @@ fn document(stats: &Stats) -> Value {
                 { "op": "Write", "value": stats.blkio.writes },
             ],
         },
+        "intel_rdt": rdt,
     })
 }
 
