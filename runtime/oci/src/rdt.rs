@@ -292,9 +292,14 @@ impl Class {
         self.write(&self.directory.join("schemata"), &text)
     }
 
-    /// Sets other limits; the fields that are not given stay.
+    /// Sets other limits; the fields that are not given stay. A class of the container's own is made if it is missing: whoever
+    /// was to make it may have come to its end before.
     pub fn change(&self, rdt: &LinuxIntelRdt) -> Result<(), RdtError> {
-        self.limit(&lines(rdt))
+        if self.own {
+            self.make(rdt, &mut Vec::new())
+        } else {
+            self.limit(&lines(rdt))
+        }
     }
 
     /// Puts a thread in; those that it makes from then on are in it, too.

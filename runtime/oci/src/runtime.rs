@@ -414,31 +414,30 @@ impl Runtime {
     ///
     /// # Errors
     ///
-    /// If it is stopped, or the kernel has no Intel RDT or refuses a value.
+    /// If it is stopped, or the kernel has no Intel RDT or refuses a value. A container that had no class has none then, and
+    /// may be given one by the next call.
     pub fn update_rdt(&self, id: &ContainerId, wanted: &LinuxIntelRdt) -> Result<(), ControlError> {
         let (dir, mut record) = self.to_update(id)?;
+        let publish = |record: &Record| {
+            let what = "write the state".to_owned();
+            dir.write_record(record)
+                .map_err(|source| ControlError::System { what, source })
+        };
         if let Some(class) = &record.rdt {
-            return class.change(wanted).map_err(ControlError::Rdt);
+            return change_class(class, wanted, &record);
         }
-        let resctrl = rdt::Resctrl::find().map_err(ControlError::Rdt)?;
-        let class = resctrl
-            .plan(id.as_str(), wanted)
+        let class = rdt::Resctrl::find()
+            .and_then(|resctrl| resctrl.plan(id.as_str(), wanted))
             .map_err(ControlError::Rdt)?;
         record.rdt = Some(class.clone());
         // Before it is made: whoever deletes the container knows of it.
-        let what = "write the state".to_owned();
-        dir.write_record(&record)
-            .map_err(|source| ControlError::System { what, source })?;
-        class
-            .make(wanted, &mut Vec::new())
-            .map_err(ControlError::Rdt)?;
-        for pid in Group::from_record(record.cgroup.clone())
-            .processes()
-            .map_err(ControlError::Cgroup)?
-        {
-            class.add_process(pid).map_err(ControlError::Rdt)?;
+        publish(&record)?;
+        let done = change_class(&class, wanted, &record);
+        if done.is_err() && class.remove().is_ok() {
+            record.rdt = None;
+            publish(&record)?;
         }
-        Ok(())
+        done
     }
 
     /// The ids of all processes of a container, in our PID namespace.
@@ -491,6 +490,20 @@ impl Runtime {
             .unwrap_or_else(|| self.root.join(".seccomp"));
         crate::seccomp::Cache::new(directory)
     }
+}
+
+/// Gives a class other limits, and puts all processes of the container in: an update before may have ended half way.
+fn change_class(
+    class: &Class,
+    wanted: &LinuxIntelRdt,
+    record: &Record,
+) -> Result<(), ControlError> {
+    class.change(wanted).map_err(ControlError::Rdt)?;
+    let group = Group::from_record(record.cgroup.clone());
+    for pid in group.processes().map_err(ControlError::Cgroup)? {
+        class.add_process(pid).map_err(ControlError::Rdt)?;
+    }
+    Ok(())
 }
 
 fn remove_state(dir: &StateDir) -> Result<(), ControlError> {

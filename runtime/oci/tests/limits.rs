@@ -303,3 +303,51 @@ fn a_container_without_a_class_gets_one_by_update() {
     );
     assert!(!class.exists());
 }
+
+#[test]
+fn a_first_update_of_a_class_that_fails_half_way_can_be_done_again() {
+    if !is_ours() {
+        return;
+    }
+    let case = Case::new("sleep 1000");
+    let resctrl = simulated_resctrl(&case);
+    case.start();
+    let class = resctrl.join(&case.id);
+    let update = |value: &str| {
+        let wanted = ["update", "--l3-cache-schema", value, &case.id];
+        with_resctrl(&case, &wanted)
+    };
+    let has_it = |value: &str| {
+        let read = |name: &str| std::fs::read_to_string(class.join(name)).unwrap();
+        assert_eq!(read("schemata"), format!("{value}\n"));
+        assert_eq!(read("tasks"), case.state()["pid"].to_string());
+    };
+    // What cannot be written: the limits, and then the list of processes.
+    for file in ["schemata", "tasks"] {
+        std::fs::create_dir_all(class.join(file)).unwrap();
+        let refused = update("L3:0=f");
+        assert_ne!(refused.code, 0, "{refused:?}");
+        assert!(refused.err.contains(file), "{refused:?}");
+        assert!(!class.exists(), "a class without its container");
+    }
+    let events = with_resctrl(&case, &["events", "--stats", &case.id]);
+    let event: Value = serde_json::from_str(&events.out).unwrap();
+    assert_eq!(event["data"]["intel_rdt"], json!({}), "{events:?}");
+    let done = update("L3:0=f");
+    assert_eq!(done.code, 0, "{done:?}");
+    has_it("L3:0=f");
+    // Killed before it had made what it had written down.
+    std::fs::remove_dir_all(&class).unwrap();
+    let done = update("L3:0=3");
+    assert_eq!(done.code, 0, "{done:?}");
+    has_it("L3:0=3");
+    // Killed before it had put the processes in.
+    std::fs::remove_file(class.join("tasks")).unwrap();
+    let done = update("L3:0=1");
+    assert_eq!(done.code, 0, "{done:?}");
+    has_it("L3:0=1");
+    let delete = with_resctrl(&case, &["delete", "--force", &case.id]);
+    assert_eq!(delete.code, 0, "{delete:?}");
+    assert!(!class.exists());
+    case.assert_nothing_left();
+}
