@@ -313,6 +313,27 @@ fn hooks_are_told_the_state_of_the_moment() {
 }
 
 #[test]
+fn a_hook_that_asks_for_the_state_is_told_that_the_container_is_not_started() {
+    let mut case = Case::new("true");
+    let ask = case.runtime(&["state", &case.id]);
+    let words: Vec<_> = [ask.get_program()]
+        .into_iter()
+        .chain(ask.get_args())
+        .collect();
+    let script = format!(
+        "{} | grep '\"status\"' >> {}",
+        words.join(std::ffi::OsStr::new(" ")).display(),
+        case.rootfs().join("data/log").display()
+    );
+    case.config["hooks"] = json!({ "createRuntime": [{
+        "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"], "timeout": 10,
+    }]});
+    let done = case.run();
+    assert_eq!(done.code, 0, "{done:?}");
+    assert_eq!(log(&case), ["  \"status\": \"created\","]);
+}
+
+#[test]
 fn a_hook_that_fails_ends_the_container_and_only_poststop_hooks_follow() {
     for kind in ["prestart", "createRuntime", "createContainer"] {
         let mut case = Case::new("echo ran >> /data/log");

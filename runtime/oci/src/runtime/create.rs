@@ -92,8 +92,8 @@ impl Runtime {
         self.make(id, bundle, spec, io.into(), Starter::Anyone)
     }
 
-    /// The same for a caller that starts the container right away, with [`Runtime::start_new`]: nobody else can, and if the
-    /// caller ends before it has, so does the process.
+    /// The same for a caller that starts the container right away, with [`Runtime::start_new`]. Unless there are hooks, nobody
+    /// else can, and if the caller ends before it has, so does the process.
     ///
     /// # Errors
     ///
@@ -117,6 +117,9 @@ impl Runtime {
         starter: Starter,
     ) -> Result<Created, CreateError> {
         check(spec)?;
+        // Hooks may ask for the state, and it is by its socket that a container is told to be created.
+        let hooked = spec.hooks().is_some();
+        let starter = if hooked { Starter::Anyone } else { starter };
         let mut stand_in = Process::default();
         stand_in.set_args(None);
         let process = spec.process().as_ref().unwrap_or(&stand_in);

@@ -42,14 +42,15 @@ impl Runtime {
     ///
     /// As [`Runtime::start`], and [`StartError::WrongStatus`] if it was started already.
     pub fn start_new(&self, id: &ContainerId, created: &mut Created) -> Result<(), StartError> {
-        let Waiting { channel, record } =
-            created.waiting.take().ok_or(StartError::WrongStatus {
-                status: Status::Running,
-            })?;
-        if record.no_process {
-            return no_process(&record);
+        let dir = self.dir(id);
+        match created.waiting.take() {
+            Some(Waiting { record, .. }) if record.no_process => no_process(&record),
+            Some(Waiting { channel, record }) => self.go(id, &dir, &record, &channel),
+            None => {
+                let record = dir.read_record(id).map_err(StartError::State)?;
+                self.begin(id, &dir, &record)
+            }
         }
-        self.go(id, &self.dir(id), &record, &channel)
     }
 
     fn begin(&self, id: &ContainerId, dir: &StateDir, record: &Record) -> Result<(), StartError> {
