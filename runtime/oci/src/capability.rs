@@ -35,7 +35,7 @@ impl Wanted {
     }
 
     /// Leaves out what cannot be granted, and says so: the specification asks for a warning, not for a failure.
-    pub fn limit_to(mut self, held: u64) -> (Self, Option<String>) {
+    pub fn limit_to(mut self, held: u64) -> (Self, Vec<String>) {
         let asked = self.sets.permitted
             | self.sets.effective
             | self.sets.inheritable
@@ -46,20 +46,23 @@ impl Wanted {
         self.sets.permitted &= held;
         self.sets.effective &= self.sets.permitted;
         self.sets.inheritable &= held;
+        let raised = self.ambient & held;
         self.ambient &= self.sets.permitted & self.sets.inheritable;
-        let warning = (missing != 0).then(|| {
-            let names: Vec<String> = ALL
-                .iter()
-                .enumerate()
-                .filter(|(bit, _)| missing >> bit & 1 == 1)
-                .map(|(_, capability)| format!("CAP_{capability}"))
-                .collect();
-            format!(
+        let mut warnings = Vec::new();
+        if missing != 0 {
+            warnings.push(format!(
                 "capabilities that cannot be granted are left out, because this process or kernel has them not: {}",
-                names.join(", ")
+                names(missing).join(", ")
+            ));
+        }
+        // The kernel's rule (capabilities(7), "Ambient"); begun in words of runc's.
+        let refused = names(raised & !self.ambient).into_iter().map(|name| {
+            format!(
+                "can't raise ambient capability {name}: it is not both permitted and inheritable"
             )
         });
-        (self, warning)
+        warnings.extend(refused);
+        (self, warnings)
     }
 
     /// Takes from the bounding set what is not wanted. Needs `CAP_SETPCAP`, so it comes first.
@@ -99,6 +102,14 @@ impl Wanted {
         }
         Ok(())
     }
+}
+
+fn names(bits: u64) -> Vec<String> {
+    let named = ALL.iter().enumerate();
+    named
+        .filter(|(bit, _)| bits >> bit & 1 == 1)
+        .map(|(_, capability)| format!("CAP_{capability}"))
+        .collect()
 }
 
 fn bits(set: Option<&Capabilities>) -> u64 {
@@ -185,7 +196,7 @@ mod tests {
             bounding: 0b111,
             ambient: 0b111,
         };
-        let (got, warning) = wanted.limit_to(0b101);
+        let (got, warnings) = wanted.limit_to(0b101);
         assert_eq!(
             got.sets,
             CapSets {
@@ -195,7 +206,10 @@ mod tests {
             }
         );
         assert_eq!((got.bounding, got.ambient), (0b101, 0b001));
-        assert!(warning.unwrap().ends_with(": CAP_DAC_OVERRIDE"));
-        assert!(Wanted::default().limit_to(0).1.is_none());
+        assert!(warnings[0].ends_with(": CAP_DAC_OVERRIDE"), "{warnings:?}");
+        let ambient = "can't raise ambient capability CAP_DAC_READ_SEARCH: ";
+        assert!(warnings[1].starts_with(ambient), "{warnings:?}");
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert!(Wanted::default().limit_to(0).1.is_empty());
     }
 }

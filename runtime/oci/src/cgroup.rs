@@ -40,6 +40,7 @@ pub(crate) use layout::mount_point;
 pub(crate) use merge::to_write;
 pub use merge::{ignored, merge};
 pub use stats::{BlkioStats, CpuStats, MemoryStats, PidsStats, Stats};
+pub(crate) use v1::seen;
 
 /// Something on a cgroup failed.
 #[derive(Debug, thiserror::Error)]
@@ -93,7 +94,7 @@ pub enum CgroupError {
         wanted_by: String,
     },
     /// The field makes sense on another version only.
-    #[error("{what} is not possible on cgroup {version}")]
+    #[error("invalid configuration: {what} is not possible on cgroup {version}")]
     WrongVersion {
         /// The field.
         what: String,
@@ -125,6 +126,20 @@ pub enum CgroupError {
     DeviceProgram {
         /// Why not.
         source: io::Error,
+    },
+    /// Others live in the group already: it could not be frozen, killed or removed without them. In words of runc's.
+    #[error("container's cgroup is not empty: {count} process(es) found in {path}", path = path.display())]
+    NotEmpty {
+        /// The group.
+        path: PathBuf,
+        /// How many.
+        count: usize,
+    },
+    /// A process that enters it would never do anything. In words of runc's.
+    #[error("container's cgroup unexpectedly frozen: {path}", path = path.display())]
+    Frozen {
+        /// The group.
+        path: PathBuf,
     },
     /// Waiting for the freezer or for processes to end took too long.
     #[error("{what} took too long in {path}", path = path.display())]
@@ -236,6 +251,16 @@ impl Group {
         path: &Path,
         resources: Option<&LinuxResources>,
     ) -> Result<Self, CgroupError> {
+        Self::create_with(layout, path, resources, &[])
+    }
+
+    /// The same, and on v1 in these hierarchies, too, if the host has them.
+    pub(crate) fn create_with(
+        layout: &Layout,
+        path: &Path,
+        resources: Option<&LinuxResources>,
+        more: &[&'static str],
+    ) -> Result<Self, CgroupError> {
         let relative = relative(path)?;
         let mut group = Self {
             record: GroupRecord {
@@ -246,7 +271,7 @@ impl Group {
         };
         let made = match layout.unified_root() {
             Some(root) if layout.is_unified() => v2::create(&mut group.record, root, &relative),
-            _ => v1::create(&mut group.record, layout, &relative, resources),
+            _ => v1::create(&mut group.record, layout, &relative, resources, more),
         };
         match made {
             Ok(()) => Ok(group),
@@ -260,7 +285,40 @@ impl Group {
         }
     }
 
-    /// What [`Group::create`] is about to make, for a state file that is written before: whoever finds that after a crash
+    /// Whether a container can have it for itself: a group that was there before may hold processes, or be frozen.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::NotEmpty`] and [`CgroupError::Frozen`], or if its files cannot be read.
+    pub(crate) fn check_unused(&self) -> Result<(), CgroupError> {
+        let found = |directory: &&PathBuf| !self.record.made.contains(directory);
+        if !self.distinct().any(|directory| found(&directory)) {
+            return Ok(());
+        }
+        let path = || self.record.path.clone();
+        let count = self.processes()?.len();
+        if count > 0 {
+            return Err(CgroupError::NotEmpty {
+                path: path(),
+                count,
+            });
+        }
+        let Some(directory) = self.directory("freezer") else {
+            return Ok(());
+        };
+        let frozen = if self.unified {
+            // Not what the events say, which is about processes.
+            read(&directory.join("cgroup.freeze"))?.trim() == "1"
+        } else {
+            read(&directory.join("freezer.state"))?.trim() != "THAWED"
+        };
+        if frozen {
+            return Err(CgroupError::Frozen { path: path() });
+        }
+        Ok(())
+    }
+
+    /// What [`Group::create_with`] is about to make, for a state file that is written before: whoever finds that after a crash
     /// knows what to remove.
     ///
     /// # Errors
@@ -270,12 +328,13 @@ impl Group {
         layout: &Layout,
         path: &Path,
         resources: Option<&LinuxResources>,
+        more: &[&'static str],
     ) -> Result<GroupRecord, CgroupError> {
         let relative = relative(path)?;
         let roots: Vec<(&str, &Path)> = if layout.is_unified() {
             layout.hierarchies().collect()
         } else {
-            let wanted = v1::controllers(layout, resources)?.into_iter();
+            let wanted = v1::controllers(layout, resources, more)?.into_iter();
             wanted
                 .filter_map(|controller| Some((controller, layout.v1_root(controller)?)))
                 .collect()
@@ -597,6 +656,11 @@ impl Group {
     /// If a file cannot be read; controllers that the host has not give zeros.
     pub fn stats(&self) -> Result<Stats, CgroupError> {
         stats::read(self)
+    }
+
+    /// The text of a controller's file, if the host has it: for who shows more than [`Stats`].
+    pub fn text(&self, controller: &str, file: &str) -> Option<String> {
+        fs::read_to_string(self.directory(controller)?.join(file)).ok()
     }
 
     /// Out-of-memory kills, as events.

@@ -43,14 +43,16 @@ pub enum Step {
     Label,
     /// The working directory.
     WorkingDirectory,
-    /// Finding or executing the user's program: errno says why as execve(2) does.
+    /// Finding the user's program: errno says why as execve(2) does.
     Command,
+    /// Executing it.
+    Execute,
     /// Talking to its maker.
     Channel,
 }
 
 impl Step {
-    const ALL: [Self; 18] = [
+    const ALL: [Self; 19] = [
         Self::Namespace,
         Self::Cgroup,
         Self::Rootfs,
@@ -68,6 +70,7 @@ impl Step {
         Self::Label,
         Self::WorkingDirectory,
         Self::Command,
+        Self::Execute,
         Self::Channel,
     ];
 
@@ -198,13 +201,23 @@ pub enum CreateError {
         /// Why not, if the kernel said so.
         source: Option<io::Error>,
     },
-    /// The user's program cannot be found or executed; `source` keeps execve's errno (`ENOENT`, `EACCES`, `ENOEXEC`…).
-    #[error("exec: {command:?}: {}", command_reason(command, source))]
+    /// The user's program cannot be found; `cause` keeps execve's errno (`ENOENT`, `EACCES`…). The message tells it in
+    /// runc's words, so it is no source, which would tell it again.
+    #[error("exec: {command:?}: {}", command_reason(command, cause))]
     Command {
         /// Its name, as the configuration gives it.
         command: String,
         /// Why not.
-        source: io::Error,
+        cause: io::Error,
+    },
+    /// The user's program is there but cannot be executed: its interpreter is missing (`ENOENT`), or its format is unknown
+    /// (`ENOEXEC`). In runc's words, too.
+    #[error("exec {command}: {}", execute_reason(cause))]
+    Execute {
+        /// Its name, as the configuration gives it.
+        command: String,
+        /// Why not.
+        cause: io::Error,
     },
     /// The memory limit is too small even for the set-up: the kernel killed the process.
     #[error(
@@ -220,6 +233,9 @@ pub enum CreateError {
         /// How it ended.
         status: String,
     },
+    /// The container to add to is paused, in words of runc's.
+    #[error("cannot exec in a paused container (use --ignore-paused to override)")]
+    Paused,
     /// The container to add to is not there or not running.
     #[error("the container does not run")]
     NotRunning(#[source] StateError),
@@ -237,14 +253,28 @@ fn command_reason(command: &str, source: &io::Error) -> String {
     }
 }
 
+/// What the kernel says, as runc writes it.
+fn execute_reason(cause: &io::Error) -> String {
+    let reason = cause.to_string().to_lowercase();
+    reason
+        .split(" (os error")
+        .next()
+        .unwrap_or_default()
+        .to_owned()
+}
+
 impl CreateError {
     /// From what the process reported; `command` is the program that it was to execute.
     pub(crate) fn from_failure(failure: Failure, command: &str) -> Self {
         let source = (failure.errno != 0).then(|| io::Error::from_raw_os_error(failure.errno));
         match (failure.step, source) {
-            (Step::Command, Some(source)) => Self::Command {
+            (Step::Command, Some(cause)) => Self::Command {
                 command: command.to_owned(),
-                source,
+                cause,
+            },
+            (Step::Execute, Some(cause)) => Self::Execute {
+                command: command.to_owned(),
+                cause,
             },
             (step, source) => Self::Setup {
                 step,
@@ -278,7 +308,7 @@ impl CreateError {
     /// The errno with which the user's program could not be executed, if that is the reason.
     pub fn command_errno(&self) -> Option<i32> {
         match self {
-            Self::Command { source, .. } => source.raw_os_error(),
+            Self::Command { cause, .. } | Self::Execute { cause, .. } => cause.raw_os_error(),
             _ => None,
         }
     }
@@ -302,7 +332,7 @@ pub enum StartError {
     /// Talking to its process failed.
     #[error("talk to the container's process")]
     Channel(#[source] io::Error),
-    /// The process failed between start and exec; a [`CreateError::Command`] keeps execve's errno.
+    /// The process failed between start and exec; a [`CreateError::Execute`] keeps execve's errno.
     #[error(transparent)]
     Process(CreateError),
     /// A poststart hook failed. The container has been destroyed.

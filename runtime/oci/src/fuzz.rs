@@ -50,11 +50,11 @@ pub fn config(data: &[u8]) -> bool {
         settings(process);
     }
     let hooks = spec.hooks().iter().flat_map(hooks::before_pivot);
-    for (hook, status) in hooks {
+    for place in hooks {
         hooks::deadline(Duration::from_secs(
-            hook.timeout().unwrap_or(1).unsigned_abs(),
+            place.hook.timeout().unwrap_or(1).unsigned_abs(),
         ));
-        hooks::state_for(&record, 1, status);
+        hooks::state_for(&record, 1, place.status);
     }
     let linux = spec.linux().as_ref().expect("checked");
     let none = LinuxResources::default();

@@ -4,6 +4,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -16,7 +17,7 @@ use pathrs::procfs::{ProcfsBase, ProcfsHandle, ProcfsHandleBuilder};
 
 use crate::cgroup::GroupRecord;
 use crate::error::{Failure, OrFail, Step};
-use crate::hooks;
+use crate::hooks::{self, Env, Surroundings};
 use crate::message::{Channel, Report};
 use crate::namespace::{Kind, NamespaceSet};
 use crate::process::{Armed, Settings};
@@ -148,13 +149,15 @@ impl Plan<'_> {
             hide()?;
         }
         nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+        // Never dropped: its descriptors are closed by number below.
         let taken;
-        let place = match self.place {
+        let place: &Place = match self.place {
             Some(place) => place,
             None => {
                 self.make_namespaces()?;
-                taken = Place::take(channel, self.started_by_maker)
+                let place = Place::take(channel, self.started_by_maker)
                     .or_fail(Step::Channel, || "wait for the cgroup")?;
+                taken = ManuallyDrop::new(place);
                 &taken
             }
         };
@@ -185,6 +188,10 @@ impl Plan<'_> {
         let armed = self.become_process(&rootfs, terminal.as_ref(), channel)?;
         drop(rootfs);
         drop(terminal);
+        // It may wait for long, and whoever can look into it must not find groups or files of the host.
+        let first = 3u32.saturating_add(self.settings.preserve_fds);
+        sys::close_all_but(first, &[place.start.socket(), channel.as_fd()])
+            .or_fail(Step::Channel, || "close descriptors")?;
         channel
             .report(&Report::Ready)
             .or_fail(Step::Channel, || "report to be ready")?;
@@ -254,7 +261,7 @@ impl Plan<'_> {
             rootfs.make_directories(cwd)?;
         }
         let terminal = self.open_terminal(&rootfs, channel)?;
-        self.run_hooks_before_pivot(channel)?;
+        self.run_hooks_before_pivot(&rootfs, channel)?;
         self.protect(&rootfs)?;
         match self.host_root {
             Some(_) => rootfs.enter_on_host()?,
@@ -339,7 +346,7 @@ impl Plan<'_> {
         rootfs: &Rootfs,
         channel: &Channel,
     ) -> Result<Option<OwnedFd>, Failure> {
-        if !matches!(self.settings.stdio, crate::process::Stdio::Terminal) {
+        if !self.settings.stdio.is_terminal() {
             return Ok(None);
         }
         let master = rootfs.open_ptmx()?;
@@ -351,7 +358,7 @@ impl Plan<'_> {
         Ok(Some(slave))
     }
 
-    fn run_hooks_before_pivot(&self, channel: &Channel) -> Result<(), Failure> {
+    fn run_hooks_before_pivot(&self, rootfs: &Rootfs, channel: &Channel) -> Result<(), Failure> {
         let Some(all) = self.spec.hooks() else {
             return Ok(());
         };
@@ -367,6 +374,11 @@ impl Plan<'_> {
             all.create_container().as_deref(),
             Status::Creating,
             "createContainer",
+            &Surroundings {
+                env: Env::Empty,
+                // The host's root is still the root: this is where they find the container's, as with runc.
+                directory: Some(rootfs.as_fd()),
+            },
         )
     }
 
@@ -374,7 +386,8 @@ impl Plan<'_> {
         &self,
         list: Option<&[oci_spec::runtime::Hook]>,
         status: Status,
-        kind: &str,
+        kind: &'static str,
+        surroundings: &Surroundings<'_>,
     ) -> Result<(), Failure> {
         let list = list.unwrap_or_default();
         // The process id as it is seen in here (runtime.md, "State").
@@ -383,12 +396,8 @@ impl Plan<'_> {
             status,
             ..self.state.clone()
         };
-        hooks::run_all(list, &state).map_err(|error| {
-            Failure::new(
-                Step::Hook,
-                format!("{kind} hook: {}", crate::error::chain(&error)),
-            )
-        })
+        hooks::run_all(kind, list, &state, surroundings)
+            .map_err(|error| Failure::new(Step::Hook, crate::error::chain(&error)))
     }
 
     /// Kernel parameters, read-only and masked paths, the read-only root.
@@ -422,7 +431,7 @@ impl Plan<'_> {
         {
             rootfs.seal_root()?;
         }
-        Ok(())
+        rootfs.seal_mounts()
     }
 
     fn become_process<'b>(
@@ -454,8 +463,12 @@ impl Plan<'_> {
             .hooks()
             .as_ref()
             .and_then(|hooks| hooks.start_container().as_deref());
+        let surroundings = Surroundings {
+            env: Env::These(armed.env()),
+            directory: None,
+        };
         let done = self
-            .run_hooks(hooks, Status::Created, "startContainer")
+            .run_hooks(hooks, Status::Created, "startContainer", &surroundings)
             .and_then(|()| armed.execute(starter));
         let failure = match done {
             Ok(never) => match never {},

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use nix::unistd::Pid;
 use oci_spec::runtime::{
-    IOPriorityClass, LinuxMemoryPolicy, LinuxPersonality, LinuxPersonalityDomain,
+    ExecCPUAffinity, IOPriorityClass, LinuxMemoryPolicy, LinuxPersonality, LinuxPersonalityDomain,
     LinuxSchedulerFlag, LinuxSchedulerPolicy, MemoryPolicyFlagType, MemoryPolicyModeType,
     PosixRlimitType, Process, Scheduler,
 };
@@ -37,6 +37,15 @@ pub enum Stdio {
     },
     /// A new terminal, whose master comes back to the caller.
     Terminal,
+    /// The same for a caller that copies to and from streams of its own: lines end as the program has written them, because
+    /// those streams are no terminal, or one that ends lines by itself. As with runc in the foreground.
+    Copied,
+}
+
+impl Stdio {
+    pub(crate) fn is_terminal(&self) -> bool {
+        matches!(self, Self::Terminal | Self::Copied)
+    }
 }
 
 /// All that a new process needs besides its [`Process`].
@@ -52,6 +61,8 @@ pub(crate) struct Settings<'a> {
     pub keyring: Option<String>,
     /// The AppArmor profile, if the kernel has AppArmor.
     pub apparmor: Option<&'a str>,
+    /// The processors of an exec; a container's first process has none (config.md, "execCPUAffinity").
+    pub affinity: Option<&'a ExecCPUAffinity>,
 }
 
 /// A process that has all but its last privileges and its program.
@@ -100,6 +111,13 @@ impl<'a> Settings<'a> {
     /// Size and owner of a new terminal; opens its slave.
     pub fn open_slave(&self, master: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {
         let slave = sys::pty_peer(master).or_fail(Step::Terminal, || "open the terminal")?;
+        if matches!(self.stdio, Stdio::Copied) {
+            use nix::sys::termios::{OutputFlags, SetArg, tcgetattr, tcsetattr};
+            let what = || "set the terminal's mode";
+            let mut mode = tcgetattr(&slave).or_fail(Step::Terminal, what)?;
+            mode.output_flags.remove(OutputFlags::ONLCR);
+            tcsetattr(&slave, SetArg::TCSANOW, &mode).or_fail(Step::Terminal, what)?;
+        }
         if let Some(size) = self.process.console_size() {
             let clamp = |value: u64| u16::try_from(value).unwrap_or(u16::MAX);
             sys::set_window_size(master, clamp(size.height()), clamp(size.width()))
@@ -137,13 +155,14 @@ impl<'a> Settings<'a> {
         let held = sys::capget()
             .or_fail(Step::Privileges, || "read capabilities")?
             .permitted;
-        let (wanted, warning) = Wanted::from_spec(process.capabilities().as_ref()).limit_to(held);
-        if let Some(warning) = warning {
+        let (wanted, warnings) = Wanted::from_spec(process.capabilities().as_ref()).limit_to(held);
+        for warning in warnings {
             channel
                 .report(&Report::Warning(warning))
                 .or_fail(Step::Channel, || "report a warning")?;
         }
         wanted.drop_bounding()?;
+        give_streams_to(process.user().uid())?;
         become_user(process)?;
         let keep = if self.seccomp.is_some() && !nnp {
             SYS_ADMIN & held
@@ -175,6 +194,10 @@ impl<'a> Settings<'a> {
     }
 
     fn schedule(&self) -> Result<(), Failure> {
+        // Which processors our caller happens to run on is no matter of the container's: its group says where it may run.
+        if self.affinity.is_none() {
+            sys::any_processor().or_fail(Step::Limits, || "run on all processors")?;
+        }
         if let Some(scheduler) = self.process.scheduler() {
             set_scheduler(scheduler)?;
         }
@@ -196,14 +219,6 @@ impl<'a> Settings<'a> {
         }
         if let Some(policy) = self.memory_policy {
             set_memory_policy(policy)?;
-        }
-        if let Some(list) = self
-            .process
-            .exec_cpu_affinity()
-            .as_ref()
-            .and_then(|affinity| affinity.initial().as_deref())
-        {
-            set_affinity(list)?;
         }
         Ok(())
     }
@@ -257,6 +272,11 @@ impl<'a> Settings<'a> {
 }
 
 impl Armed<'_> {
+    /// Its environment.
+    pub fn env(&self) -> &[CString] {
+        &self.env
+    }
+
     /// Gives up the last privileges and becomes the user's program. `program` comes back only as a failure.
     pub fn execute(self, channel: &Channel) -> Result<Infallible, Failure> {
         let first = 3u32
@@ -270,10 +290,9 @@ impl Armed<'_> {
         }
         if let Some(list) = self
             .settings
-            .process
-            .exec_cpu_affinity()
-            .as_ref()
+            .affinity
             .and_then(|affinity| affinity.cpu_affinity_final().as_deref())
+            .filter(|list| !list.is_empty())
         {
             set_affinity(list)?;
         }
@@ -296,7 +315,7 @@ impl Armed<'_> {
         }
         let error = sys::execve(&self.program, &self.args, &self.env);
         let shown = self.program.to_string_lossy().into_owned();
-        Err(error).or_fail(Step::Command, || format!("execute {shown}"))
+        Err(error).or_fail(Step::Execute, || format!("execute {shown}"))
     }
 }
 
@@ -375,6 +394,37 @@ fn check_directory() -> Result<(), Failure> {
             Step::WorkingDirectory,
             "it lies outside of the container's root",
         ));
+    }
+    Ok(())
+}
+
+/// Lets the user open its standard streams by name (`/dev/stdout`): pipes, sockets and files of our caller are the
+/// caller's. Only the user changes, as with runc; devices (a terminal, `/dev/null`) and files that are only read stay as
+/// they are, for those are not made for the container.
+fn give_streams_to(uid: u32) -> Result<(), Failure> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    use nix::sys::stat::{SFlag, fstat};
+    let what = || "give the standard streams to the user";
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    for stream in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
+        let status = match fstat(stream) {
+            // A caller may leave it closed.
+            Err(nix::Error::EBADF) => continue,
+            done => done.or_fail(Step::User, what)?,
+        };
+        let kind = SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT;
+        let flags = fcntl(stream, FcntlArg::F_GETFL).or_fail(Step::User, what)?;
+        let only_read = OFlag::from_bits_truncate(flags) & OFlag::O_ACCMODE == OFlag::O_RDONLY;
+        let not_ours =
+            kind == SFlag::S_IFCHR || kind == SFlag::S_IFBLK || kind == SFlag::S_IFREG && only_read;
+        if status.st_uid == uid || not_ours {
+            continue;
+        }
+        match nix::unistd::fchown(stream, Some(nix::unistd::Uid::from_raw(uid)), None) {
+            // The user namespace does not map its owner, or its file system is read-only: then who made it has to care.
+            Ok(()) | Err(nix::Error::EINVAL | nix::Error::EPERM | nix::Error::EROFS) => {}
+            Err(error) => Err(error).or_fail(Step::User, what)?,
+        }
     }
     Ok(())
 }
@@ -620,7 +670,8 @@ fn set_memory_policy(policy: &LinuxMemoryPolicy) -> Result<(), Failure> {
     sys::set_mempolicy(mode | flags, &mask).or_fail(Step::Limits, || "set the memory policy")
 }
 
-fn set_affinity(list: &str) -> Result<(), Failure> {
+/// Lets this process run on the processors of `list`, as the kernel writes it.
+pub(crate) fn set_affinity(list: &str) -> Result<(), Failure> {
     let bad = || Failure::new(Step::Limits, format!("processor list {list:?}"));
     let mut set = nix::sched::CpuSet::new();
     let mask = parse_list(list).ok_or_else(bad)?;

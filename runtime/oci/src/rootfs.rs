@@ -4,7 +4,8 @@
 //! descriptor, and every mount is attached to that descriptor: a symlink in the image, or one swapped in by another
 //! container that shares a directory, never leads out, and there is no path to race for.
 
-use std::ffi::{CStr, CString};
+use std::cell::RefCell;
+use std::ffi::{CStr, CString, OsString};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -38,6 +39,8 @@ const MOUNT_ATTR_RDONLY: u64 = 1;
 pub(crate) struct Rootfs {
     fd: OwnedFd,
     held: hold::Held,
+    /// Mounts to be made read-only when all that belongs into them is there.
+    unsealed: RefCell<Vec<OwnedFd>>,
 }
 
 /// What a mount needs besides the configuration.
@@ -121,10 +124,15 @@ impl Rootfs {
         sys::move_mount(fd.as_fd(), target.as_fd()).or_fail(Step::Rootfs, || {
             format!("mount the rootfs {}", path.display())
         })?;
-        Ok(Self {
+        Ok(Self::of(fd))
+    }
+
+    fn of(fd: OwnedFd) -> Self {
+        Self {
             fd,
             held: hold::Held::default(),
-        })
+            unsealed: RefCell::default(),
+        }
     }
 
     /// For a container without a mount namespace of its own: makes the root a mount of its own where it is, so that all
@@ -147,10 +155,12 @@ impl Rootfs {
         let fd = fd
             .try_clone()
             .or_fail(Step::Rootfs, || "copy the root's descriptor")?;
-        Ok(Self {
-            fd,
-            held: hold::Held::default(),
-        })
+        Ok(Self::of(fd))
+    }
+
+    /// A look at its directory.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     /// Makes this root the root of the process, without touching the host's tree.
@@ -207,6 +217,17 @@ impl Rootfs {
                 let name = CString::new(name)
                     .map_err(|_| Failure::new(Step::Mount, format!("file system type {name:?}")))?;
                 let source = mount.source().as_deref();
+                let mut options = options;
+                let tmpfs = name.as_c_str() == c"tmpfs";
+                // Nodes, terminal and other mounts come into these first.
+                let sealed = (tmpfs || normal(destination) == Path::new("/dev"))
+                    && options.attr.set & MOUNT_ATTR_RDONLY != 0;
+                if sealed {
+                    options.attr.set &= !MOUNT_ATTR_RDONLY;
+                }
+                if tmpfs {
+                    self.inherit_mode(destination, &mut options);
+                }
                 let new = match new_filesystem(&name, source, &options, context.label) {
                     // Only who owns the network namespace may mount it: then the host's is shown, as crun and runc's
                     // example for users do.
@@ -223,16 +244,54 @@ impl Rootfs {
                     self.destination(destination, true)?
                 };
                 self.check_proc(target.as_fd(), destination, &name)?;
-                if options.copy_up && name.as_c_str() == c"tmpfs" {
+                if options.copy_up && tmpfs {
                     self.copy_up(&new, target, destination, &options)?;
                 } else {
                     self.place(new.as_fd(), target.as_fd())?;
                     apply_rest(new.as_fd(), &options)?;
                 }
+                if sealed {
+                    let later = new.try_clone();
+                    let later = later.or_fail(Step::Mount, || "hold on to the mount")?;
+                    self.unsealed.borrow_mut().push(later);
+                }
                 self.held.keep(destination, new);
                 Ok(())
             }
         }
+    }
+
+    /// A tmpfs over a directory has that one's mode if it asks for none, as with crun and runc: over `/run` not everybody may
+    /// write.
+    fn inherit_mode(&self, destination: &Path, options: &mut Options) {
+        if options
+            .data
+            .iter()
+            .any(|(key, _)| key.as_c_str() == c"mode")
+        {
+            return;
+        }
+        // Where there is no directory, tmpfs has a default.
+        let found = self.resolve(destination);
+        let Ok(found) = found.and_then(|fd| metadata(fd.as_fd())) else {
+            return;
+        };
+        if found.is_dir() {
+            let mode = CString::new(format!("{:o}", found.mode & 0o7777)).expect("digits");
+            options.data.push((c"mode".to_owned(), Some(mode)));
+        }
+    }
+
+    /// Makes the mounts read-only that have been kept writable till now.
+    pub fn seal_mounts(&self) -> Result<(), Failure> {
+        let attr = MountAttr {
+            set: MOUNT_ATTR_RDONLY,
+            ..MountAttr::default()
+        };
+        self.unsealed.borrow().iter().try_for_each(|mount| {
+            sys::mount_setattr(mount.as_fd(), c"", false, &attr)
+                .or_fail(Step::Mount, || "make a mount read-only")
+        })
     }
 
     fn bind(
@@ -328,6 +387,7 @@ impl Rootfs {
         if let Some(made) = self.make_last(path, directory) {
             return Ok(made);
         }
+        let path = &self.without_links(path);
         if directory {
             return self.make_directories(path);
         }
@@ -341,6 +401,40 @@ impl Rootfs {
             .or_fail(Step::Mount, || "make the destination")?;
         self.resolve(path)
             .or_fail(Step::Mount, || "resolve the destination")
+    }
+
+    /// Where a path leads whose last links lead nowhere: images have such links (`/etc/resolv.conf`), and what they lead to is
+    /// made. A path in the root without links, if nobody changes it meanwhile; whoever does so does not leave the root
+    /// either, for each step is taken from there again.
+    fn without_links(&self, path: &Path) -> PathBuf {
+        let split = |path: &Path| -> Vec<OsString> {
+            let parts = path.components().rev();
+            parts.map(|part| part.as_os_str().to_owned()).collect()
+        };
+        let mut rest = split(path);
+        let (mut real, mut links) = (PathBuf::from("/"), 0);
+        while let Some(part) = rest.pop() {
+            match part.as_encoded_bytes() {
+                b"/" => real = PathBuf::from("/"),
+                b"." => {}
+                b".." => {
+                    real.pop();
+                }
+                _ => {
+                    let next = real.join(&part);
+                    match self.root().readlink(&next) {
+                        // As many as the kernel follows.
+                        Ok(to) if links < 40 => {
+                            links += 1;
+                            rest.extend(split(&to));
+                        }
+                        // No link, or nothing there yet.
+                        _ => real = next,
+                    }
+                }
+            }
+        }
+        real
     }
 
     /// The usual case, in three calls: only the last component is missing. It is made and opened by its name in the

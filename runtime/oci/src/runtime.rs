@@ -232,6 +232,15 @@ impl Runtime {
         if all {
             return signal_all(&record, signal);
         }
+        if signal == libc::SIGKILL && !record.own_pid_namespace && status != Status::Creating {
+            // Its other processes would live on without the first one, and maybe do so already. As with runc.
+            let group = Group::from_record(record.cgroup.clone());
+            let left = !group.processes().map_err(ControlError::Cgroup)?.is_empty();
+            group.kill_all().map_err(ControlError::Cgroup)?;
+            if left {
+                return Ok(());
+            }
+        }
         if status == Status::Stopped || status == Status::Creating {
             return Err(ControlError::WrongStatus {
                 verb: "kill",

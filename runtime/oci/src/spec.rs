@@ -75,6 +75,24 @@ const SCHEDULER_FLAGS: [(&str, &str); 2] = [
     ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN"),
 ];
 
+/// Who runs a process that names nobody, or only half of somebody: root, as callers of runc know it. The types want both.
+fn name_user(process: &mut Value) -> bool {
+    let Value::Object(process) = process else {
+        return false;
+    };
+    let user = process
+        .entry("user")
+        .or_insert_with(|| Value::Object(Default::default()));
+    let Value::Object(user) = user else {
+        return false;
+    };
+    let before = user.len();
+    for id in ["uid", "gid"] {
+        user.entry(id).or_insert_with(|| 0.into());
+    }
+    user.len() > before
+}
+
 /// Renames flags that the types spell otherwise; whether there were any.
 fn respell(process: &mut Value) -> bool {
     let flags = process
@@ -107,6 +125,7 @@ pub(crate) fn parse<T: serde::de::DeserializeOwned>(
     };
     let mut value: Value = serde_json::from_slice(bytes)?;
     let respelt = process(&mut value).is_some_and(respell);
+    let named = process(&mut value).is_some_and(name_user);
     let mut unknown = Vec::new();
     if let Some(Value::Object(sets)) =
         process(&mut value).and_then(|process| process.get_mut("capabilities"))
@@ -121,7 +140,7 @@ pub(crate) fn parse<T: serde::de::DeserializeOwned>(
             });
         }
     }
-    if unknown.is_empty() && !respelt {
+    if unknown.is_empty() && !respelt && !named {
         return Err(first);
     }
     unknown.sort();

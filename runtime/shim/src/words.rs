@@ -8,7 +8,7 @@ use knarr_oci::error::{CreateError, StartError, chain};
 pub fn not_created(error: &CreateError) -> String {
     format!(
         "failed to create container task: OCI runtime create failed: unable to start container process: {}",
-        chain_once(error)
+        in_init(error)
     )
 }
 
@@ -16,11 +16,7 @@ pub fn not_created(error: &CreateError) -> String {
 pub fn not_started(id: &str, error: &StartError) -> String {
     let reason = match error {
         // The file was there at create: what is missing or wrong is its interpreter or its format.
-        StartError::Process(CreateError::Command { command, source }) => {
-            let reason = source.to_string().to_lowercase();
-            let reason = reason.split(" (os error").next().unwrap_or_default();
-            format!("exec {command}: {reason}")
-        }
+        StartError::Process(error @ CreateError::Execute { .. }) => error.to_string(),
         other => chain(other),
     };
     format!("failed to start container task \"{id}\": OCI runtime start failed: {reason}")
@@ -28,15 +24,14 @@ pub fn not_started(id: &str, error: &StartError) -> String {
 
 /// The runtime could not run one more process in the container.
 pub fn not_executed(error: &CreateError) -> String {
-    let reason = match error {
-        CreateError::Command { .. } => error.to_string(),
-        other => chain(other),
-    };
-    format!("OCI runtime exec failed: exec failed: unable to start container process: {reason}")
+    format!(
+        "OCI runtime exec failed: exec failed: unable to start container process: {}",
+        chain(error)
+    )
 }
 
-/// An error with its causes; a command's message already holds its cause.
-fn chain_once(error: &CreateError) -> String {
+/// An error with its causes; a command is looked for in the container.
+fn in_init(error: &CreateError) -> String {
     match error {
         CreateError::Command { .. } => format!("error during container init: {error}"),
         other => chain(other),
@@ -50,7 +45,14 @@ mod tests {
     fn command(name: &str, errno: i32) -> CreateError {
         CreateError::Command {
             command: name.to_owned(),
-            source: std::io::Error::from_raw_os_error(errno),
+            cause: std::io::Error::from_raw_os_error(errno),
+        }
+    }
+
+    fn execute(name: &str, errno: i32) -> CreateError {
+        CreateError::Execute {
+            command: name.to_owned(),
+            cause: std::io::Error::from_raw_os_error(errno),
         }
     }
 
@@ -91,11 +93,11 @@ mod tests {
              exec: \"nope\": executable file not found in $PATH"
         );
         assert_eq!(
-            not_started("x", &StartError::Process(command("/script", 2))),
+            not_started("x", &StartError::Process(execute("/script", 2))),
             "failed to start container task \"x\": OCI runtime start failed: exec /script: no such file or directory"
         );
         assert_eq!(
-            not_started("x", &StartError::Process(command("/script", 8))),
+            not_started("x", &StartError::Process(execute("/script", 8))),
             "failed to start container task \"x\": OCI runtime start failed: exec /script: exec format error"
         );
     }

@@ -4,17 +4,31 @@
 
 use std::path::Path;
 
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources, Spec};
 
 use super::layout::Layout;
 use super::{CgroupError, GroupRecord, Write1, make_directories, read, write};
 
 /// The hierarchies in which every container gets a group, where the host has them: for isolation (devices), for
-/// accounting, and for the freezer. The others only if the configuration asks for something of theirs; cpuset in
-/// particular rebuilds the scheduler's domains at every write.
+/// accounting, and for the freezer. The others only if the configuration asks for something of theirs, or lets the container
+/// look at them ([`seen`]); cpuset in particular rebuilds the scheduler's domains at every write.
 const ALWAYS: [&str; 7] = [
     "devices", "memory", "cpu", "cpuacct", "pids", "blkio", "freezer",
 ];
+
+/// The hierarchies besides in which a container has a group because it sees groups: cpuset, without which a Java machine
+/// takes no notice of any limit (OpenJDK, cgroupSubsystem_linux.cpp); and, where it may write to what it sees, systemd's own,
+/// so that a systemd inside does not find itself at the root of the host's.
+pub(crate) fn seen(spec: &Spec) -> &'static [&'static str] {
+    let mounts = spec.mounts().iter().flatten();
+    let seen = mounts.filter(|mount| mount.destination().starts_with("/sys/fs/cgroup"));
+    let writable = seen.map(|mount| !mount.options().iter().flatten().any(|word| word == "ro"));
+    match writable.max() {
+        None => &[],
+        Some(false) => &["cpuset"],
+        Some(true) => &["cpuset", "name=systemd"],
+    }
+}
 
 /// Makes the group in all of [`controllers`].
 pub(super) fn create(
@@ -22,20 +36,24 @@ pub(super) fn create(
     layout: &Layout,
     relative: &Path,
     resources: Option<&LinuxResources>,
+    more: &[&'static str],
 ) -> Result<(), CgroupError> {
-    for controller in controllers(layout, resources)? {
+    for controller in controllers(layout, resources, more)? {
         enter(record, layout, relative, controller)?;
     }
     Ok(())
 }
 
-/// Those of [`ALWAYS`] that the host has, and those that `resources` needs.
+/// Those of [`ALWAYS`] and of `more` that the host has, and those that `resources` needs.
 pub(super) fn controllers(
     layout: &Layout,
     resources: Option<&LinuxResources>,
+    more: &[&'static str],
 ) -> Result<Vec<&'static str>, CgroupError> {
     let mut wanted: Vec<_> = ALWAYS
-        .into_iter()
+        .iter()
+        .chain(more)
+        .copied()
         .filter(|controller| layout.v1_root(controller).is_some())
         .collect();
     let Some(resources) = resources else {

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use nix::sys::termios::{OutputFlags, SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{read, write};
 
@@ -130,6 +130,8 @@ impl<'a> Proxy<'a> {
             let saved = tcgetattr(&stdin).context("read the terminal's mode")?;
             let mut raw = saved.clone();
             cfmakeraw(&mut raw);
+            // It goes on to begin lines where they begin: the container's does not (`Stdio::Copied`).
+            raw.output_flags |= OutputFlags::OPOST;
             tcsetattr(&stdin, SetArg::TCSANOW, &raw).context("set the terminal to raw mode")?;
             before = Some(saved);
         }

@@ -157,10 +157,10 @@ pub(super) fn io(
     if !terminal && socket.is_some() {
         bail!("--console-socket without a terminal in the configuration");
     }
-    let stdio = if terminal {
-        Stdio::Terminal
-    } else {
-        Stdio::Inherit
+    let stdio = match (terminal, socket) {
+        (true, None) => Stdio::Copied,
+        (true, Some(_)) => Stdio::Terminal,
+        (false, _) => Stdio::Inherit,
     };
     // Socket activation (sd_listen_fds(3)): these are descriptors to pass on, too.
     let listen = std::env::var("LISTEN_FDS")

@@ -113,6 +113,10 @@ pub(super) fn exec(context: &Context, args: &Exec) -> anyhow::Result<u8> {
         .warnings
         .iter()
         .for_each(|warning| context.log.warn(warning));
+    context.log.debug(&format!(
+        "executed process {} in container {}",
+        created.pid, args.id
+    ));
     hand_over(
         &mut created,
         &Receivers {
@@ -202,7 +206,7 @@ fn parse_user(text: &str, before: &User) -> anyhow::Result<User> {
     Ok(user)
 }
 
-/// To all sets but the inheritable and ambient ones, as a shell's user would expect of "may".
+/// To all sets but the inheritable one, as a shell's user would expect of "may".
 fn add_capabilities(
     before: Option<LinuxCapabilities>,
     names: &[String],
@@ -230,6 +234,11 @@ fn add_capabilities(
         with(sets.effective()),
         with(sets.permitted()),
     );
+    // Ambient ones have to be inheritable; runc adds them where the configuration has any inheritable ones.
+    if sets.inheritable().is_some() {
+        let ambient = with(sets.ambient());
+        sets.set_ambient(ambient);
+    }
     sets.set_bounding(bounding);
     sets.set_effective(effective);
     sets.set_permitted(permitted);

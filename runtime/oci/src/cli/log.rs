@@ -64,14 +64,18 @@ impl Log {
 
     fn write(&self, level: &str, message: &str) {
         let Some(mut file) = self.file.as_deref() else {
-            let mark = if level == "warning" { "warning: " } else { "" };
-            eprintln!("knarr-oci: {mark}{message}");
+            match level {
+                "warning" => eprintln!("knarr-oci: warning: {message}"),
+                // As runc has them there, for those who look for `level=debug`.
+                "debug" => eprint!("{}", text(level, message)),
+                _ => eprintln!("knarr-oci: {message}"),
+            }
             return;
         };
-        let time = knarr_oci::state::now();
         let line = match self.format {
-            Format::Text => format!("time={time:?} level={level} msg={message:?}\n"),
+            Format::Text => text(level, message),
             Format::Json => {
+                let time = knarr_oci::state::now();
                 let line = serde_json::json!({ "level": level, "msg": message, "time": time });
                 format!("{line}\n")
             }
@@ -79,4 +83,9 @@ impl Log {
         // A log that cannot be written has nowhere else to say so.
         let _lost = file.write_all(line.as_bytes());
     }
+}
+
+fn text(level: &str, message: &str) -> String {
+    let time = knarr_oci::state::now();
+    format!("time={time:?} level={level} msg={message:?}\n")
 }

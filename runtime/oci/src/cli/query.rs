@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use knarr_oci::cgroup::Stats;
+use knarr_oci::cgroup::{Group, Stats};
 use knarr_oci::{ContainerId, RdtStats, State};
 use nix::unistd::Pid;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Context, container, parse_id};
@@ -40,7 +41,7 @@ pub(super) struct Ps {
     /// The container.
     #[arg(value_parser = parse_id)]
     id: ContainerId,
-    /// Options of ps(1), which is run then; its output must have a column PID.
+    /// Options of ps(1), `-ef` by default; its output must have a column PID.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     rest: Vec<String>,
 }
@@ -155,19 +156,24 @@ pub(super) fn ps(context: &Context, args: &Ps) -> anyhow::Result<u8> {
         writeln!(out, "{}", serde_json::to_string(&numbers)?)?;
         return Ok(0);
     }
-    if !args.rest.is_empty() {
-        let output = std::process::Command::new("ps")
-            .args(&args.rest)
-            .output()
-            .context("run ps")?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr);
-            anyhow::bail!("ps {}: {}", args.rest.join(" "), said.trim());
+    let options = match args.rest.is_empty() {
+        true => &["-ef".to_owned()],
+        false => &args.rest[..],
+    };
+    match std::process::Command::new("ps").args(options).output() {
+        // A host without ps(1) has the table below, unless another one is wanted.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && args.rest.is_empty() => {}
+        ran => {
+            let output = ran.context("run ps")?;
+            if !output.status.success() {
+                let said = String::from_utf8_lossy(&output.stderr);
+                anyhow::bail!("ps {}: {}", options.join(" "), said.trim());
+            }
+            for line in only(&String::from_utf8_lossy(&output.stdout), &pids)? {
+                writeln!(out, "{line}")?;
+            }
+            return Ok(0);
         }
-        for line in only(&String::from_utf8_lossy(&output.stdout), &pids)? {
-            writeln!(out, "{line}")?;
-        }
-        return Ok(0);
     }
     writeln!(out, "{:<10}{:<10}{:<10}CMD", "UID", "PID", "PPID")?;
     for pid in pids {
@@ -220,19 +226,25 @@ fn only<'a>(table: &'a str, pids: &[Pid]) -> anyhow::Result<Vec<&'a str>> {
 pub(super) fn events(context: &Context, args: &Events) -> anyhow::Result<u8> {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use std::os::fd::AsFd;
-    let print = |event: Value| writeln!(std::io::stdout(), "{event}");
-    let report = || -> anyhow::Result<Value> {
-        let stats = context.runtime.stats(&args.id)?;
-        let rdt = context.runtime.rdt_stats(&args.id)?;
-        let data = document(&stats, &rdt.unwrap_or_default());
-        Ok(json!({ "type": "stats", "id": args.id.as_str(), "data": data }))
+    let print = |kind: &str, data: Option<Value>| {
+        let id = args.id.as_str();
+        let line = serde_json::to_string(&Event { kind, id, data })?;
+        writeln!(std::io::stdout(), "{line}")
     };
     let details = context.runtime.details(&args.id)?;
+    let report = || -> anyhow::Result<()> {
+        let stats = context.runtime.stats(&args.id)?;
+        let rdt = context.runtime.rdt_stats(&args.id)?.unwrap_or_default();
+        Ok(print(
+            "stats",
+            Some(document(&stats, &rdt, &details.cgroup)),
+        )?)
+    };
     if details.state.pid == 0 {
         anyhow::bail!("container {} is not running", args.id);
     }
     if args.stats {
-        print(report()?)?;
+        report()?;
         return Ok(0);
     }
     let ended = knarr_oci::sys::pidfd_open(nix::unistd::Pid::from_raw(details.state.pid))?;
@@ -245,13 +257,13 @@ pub(super) fn events(context: &Context, args: &Events) -> anyhow::Result<u8> {
         ];
         let timeout = PollTimeout::try_from(args.interval).unwrap_or(PollTimeout::MAX);
         match poll(&mut fds, timeout) {
-            Ok(0) => print(report()?)?,
+            Ok(0) => report()?,
             Err(nix::Error::EINTR) => {}
             Err(error) => return Err(error.into()),
             Ok(_) => {
                 let now = oom.kills();
                 if now > kills {
-                    print(json!({ "type": "oom", "id": args.id.as_str() }))?;
+                    print("oom", None)?;
                     kills = now;
                 }
                 if fds[0].any() == Some(true) {
@@ -262,13 +274,49 @@ pub(super) fn events(context: &Context, args: &Events) -> anyhow::Result<u8> {
     }
 }
 
+/// One line of `events`, with its fields in runc's order: it is searched as text, too.
+#[derive(Serialize)]
+struct Event<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Value>,
+}
+
 /// In the shape of runc's, as far as its callers read it.
-fn document(stats: &Stats, rdt: &RdtStats) -> Value {
-    let limit = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
+fn document(stats: &Stats, rdt: &RdtStats, group: &Group) -> Value {
+    // v1 counts pages, and this is as many of them as fit.
+    let unlimited = if group.is_unified() {
+        u64::MAX
+    } else {
+        0x7fff_ffff_ffff_f000
+    };
+    let limit = |limit: Option<u64>| limit.unwrap_or(unlimited);
+    let number = |controller: &str, file: &str| -> Option<u64> {
+        group.text(controller, file)?.trim().parse().ok()
+    };
+    let raw = table(&group.text("memory", "memory.stat").unwrap_or_default());
+    let per_processor: Vec<u64> = group
+        .text("cpuacct", "cpuacct.usage_percpu")
+        .iter()
+        .flat_map(|text| text.split_whitespace())
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    // Of v1 with swap accounting: both together, as the limit is.
+    let (swap, swap_limit) = if group.is_unified() {
+        (Some(stats.memory.swap), number("memory", "memory.swap.max"))
+    } else {
+        (
+            number("memory", "memory.memsw.usage_in_bytes"),
+            number("memory", "memory.memsw.limit_in_bytes"),
+        )
+    };
     json!({
         "cpu": {
             "usage": {
                 "total": stats.cpu.usage_ns,
+                "percpu": per_processor,
                 "kernel": stats.cpu.system_ns,
                 "user": stats.cpu.user_ns,
             },
@@ -284,16 +332,18 @@ fn document(stats: &Stats, rdt: &RdtStats) -> Value {
                 "limit": limit(stats.memory.limit),
                 "usage": stats.memory.usage,
                 "max": stats.memory.peak,
-                "failcnt": 0,
+                "failcnt": number("memory", "memory.failcnt").unwrap_or(0),
             },
-            "swap": { "limit": 0, "usage": stats.memory.swap, "failcnt": 0 },
-            "raw": {
-                "rss": stats.memory.rss,
-                "cache": stats.memory.cache,
-                "pgfault": stats.memory.page_faults,
-                "pgmajfault": stats.memory.major_page_faults,
-                "oom_kill": stats.memory.oom_kills,
+            "swap": {
+                "limit": limit(swap_limit),
+                "usage": swap.unwrap_or(stats.memory.swap),
+                "failcnt": number("memory", "memory.memsw.failcnt").unwrap_or(0),
             },
+            "kernel": {
+                "usage": number("memory", "memory.kmem.usage_in_bytes").unwrap_or(0),
+                "failcnt": number("memory", "memory.kmem.failcnt").unwrap_or(0),
+            },
+            "raw": raw,
         },
         "pids": { "current": stats.pids.current, "limit": stats.pids.limit.unwrap_or(0) },
         "blkio": {
@@ -308,6 +358,14 @@ fn document(stats: &Stats, rdt: &RdtStats) -> Value {
         },
         "intel_rdt": rdt,
     })
+}
+
+/// The lines `name number` of a group's file.
+fn table(text: &str) -> serde_json::Map<String, Value> {
+    let lines = text.lines().filter_map(|line| line.split_once(' '));
+    let numbers = lines
+        .filter_map(|(name, value)| Some((name.to_owned(), value.trim().parse::<u64>().ok()?)));
+    numbers.map(|(name, value)| (name, value.into())).collect()
 }
 
 #[cfg(test)]

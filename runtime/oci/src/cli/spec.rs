@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
+use knarr_oci::cgroup::Layout;
 use serde_json::{Value, json};
 
 /// Writing an example configuration.
@@ -28,12 +29,14 @@ pub(super) fn write(args: &Spec) -> anyhow::Result<u8> {
         .create_new(true)
         .open(&path)
         .with_context(what)?;
-    let text = serde_json::to_string_pretty(&document(args.rootless))?;
+    let unified = Layout::detect()?.is_unified();
+    let text = serde_json::to_string_pretty(&document(args.rootless, unified))?;
     writeln!(file, "{text}").with_context(what)?;
     Ok(0)
 }
 
-fn document(rootless: bool) -> Value {
+/// `unified`: for a host with cgroup v2 only.
+fn document(rootless: bool, unified: bool) -> Value {
     let capabilities = json!(["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]);
     let mount = |destination: &str, typ: &str, source: &str, options: &[&str]| json!({ "destination": destination, "type": typ, "source": source, "options": options });
     let hardened = ["nosuid", "noexec", "nodev"];
@@ -79,11 +82,12 @@ fn document(rootless: bool) -> Value {
         mounts.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &options));
     }
     mounts.insert(2, mount("/dev/pts", "devpts", "devpts", &pts));
-    let kinds = if rootless {
-        &["pid", "ipc", "uts", "mount", "cgroup", "user"][..]
-    } else {
-        &["pid", "network", "ipc", "uts", "mount", "cgroup"][..]
-    };
+    let mut kinds = vec!["pid", "ipc", "uts", "mount"];
+    kinds.push(if rootless { "user" } else { "network" });
+    if unified {
+        // On v1 nobody expects one, and a configuration that adds it would have it twice.
+        kinds.push("cgroup");
+    }
     let namespaces: Vec<Value> = kinds.iter().map(|kind| json!({ "type": kind })).collect();
     let mut linux = json!({
         "namespaces": namespaces,
@@ -129,9 +133,12 @@ mod tests {
 
     #[test]
     fn the_example_is_a_configuration() {
-        for rootless in [false, true] {
-            let spec: oci_spec::runtime::Spec = serde_json::from_value(document(rootless)).unwrap();
+        for (rootless, unified) in [(false, false), (true, false), (false, true)] {
+            let document = document(rootless, unified);
+            let spec: oci_spec::runtime::Spec = serde_json::from_value(document).unwrap();
             assert!(spec.process().is_some());
+            let text = format!("{:?}", spec.linux());
+            assert_eq!(text.contains("typ: Cgroup"), unified, "{text}");
         }
     }
 }

@@ -74,7 +74,10 @@ impl Rootfs {
             }
             found => found,
         };
-        found.or_fail(Step::Mount, || "resolve the destination without symlinks")
+        found.or_fail(
+            Step::Mount,
+            || "it must be mounted on ordinary directory, without symlinks on the way",
+        )
     }
 }
 

@@ -321,6 +321,7 @@ impl Runtime {
             preserve_fds: io.preserve_fds,
             keyring: (!self.options.no_new_keyring).then(|| format!("_ses.{id}")),
             apparmor: label::apparmor(process),
+            affinity: None,
         }
     }
 
@@ -357,11 +358,9 @@ impl Runtime {
                     record.start_time = start_time(pid)?;
                     dir.write_record(record)
                         .map_err(state_file("write state.json in", dir.path()))?;
-                    let hooks = plan.spec.hooks().iter().flat_map(hooks::before_pivot);
-                    for (hook, status) in hooks {
-                        let state = hooks::state_for(record, pid.as_raw(), status);
-                        hooks::run_all(std::slice::from_ref(hook), &state)
-                            .map_err(CreateError::Hook)?;
+                    for place in plan.spec.hooks().iter().flat_map(hooks::before_pivot) {
+                        let state = hooks::state_for(record, pid.as_raw(), place.status);
+                        place.run(&state).map_err(CreateError::Hook)?;
                     }
                     channel.go().map_err(talk())?;
                 }

@@ -7,7 +7,7 @@ use std::path::{Component, PathBuf};
 
 use nix::sched::{CloneFlags, setns};
 use nix::unistd::Pid;
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{ExecCPUAffinity, Process, Spec};
 
 use super::create::{Newborn, check_process, clone_in, finish, is_ordinary_user};
 use super::{Created, Io, Runtime, status_of};
@@ -18,7 +18,7 @@ use crate::id::ContainerId;
 use crate::init::command_name;
 use crate::message::{Channel, Report};
 use crate::namespace::Kind;
-use crate::process::{Settings, Stdio};
+use crate::process::{Settings, set_affinity};
 use crate::rdt::Class;
 use crate::rootfs::path_error;
 use crate::state::{State, Status};
@@ -108,16 +108,16 @@ impl Runtime {
         let dir = self.dir(id);
         let record = dir.read_record(id).map_err(CreateError::NotRunning)?;
         let status = status_of(&dir, &record).map_err(CreateError::NotRunning)?;
-        let may = match status {
-            Status::Running | Status::Created => true,
-            Status::Paused => options.ignore_paused,
-            Status::Creating | Status::Stopped => false,
-        };
-        if !may {
-            return Err(CreateError::NotRunning(StateError::WrongStatus {
-                id: id.to_string(),
-                status,
-            }));
+        match status {
+            Status::Running | Status::Created => {}
+            Status::Paused if options.ignore_paused => {}
+            Status::Paused => return Err(CreateError::Paused),
+            Status::Creating | Status::Stopped => {
+                return Err(CreateError::NotRunning(StateError::WrongStatus {
+                    id: id.to_string(),
+                    status,
+                }));
+            }
         }
         let init = sys::pidfd_open(Pid::from_raw(record.pid))
             .map_err(CreateError::system("open the container"))?;
@@ -139,6 +139,7 @@ impl Runtime {
         let plan = Plan {
             settings: Settings {
                 keyring: None,
+                affinity: process.exec_cpu_affinity().as_ref(),
                 ..self.settings(process, spec, &io, seccomp.as_ref(), id)
             },
             init: &init,
@@ -159,6 +160,8 @@ impl Runtime {
             Channel::pair().map_err(CreateError::system("make a socket pair"))?;
         // Only who has rights over the user namespace may enter the PID namespace: an ordinary user has them inside.
         let later = pid_namespace && is_ordinary_user();
+        // It enters the group on the processors that are named for that, and so it is born there.
+        let aside = Aside::step(plan.settings.affinity)?;
         let forked = clone_in(
             (pid_namespace && !later).then_some(&init),
             CloneFlags::empty(),
@@ -175,6 +178,7 @@ impl Runtime {
             },
         };
         drop(theirs);
+        drop(aside);
         let state = hooks::state_for(&record, record.pid, status);
         let (terminal, warnings) = attend(
             &channel,
@@ -195,6 +199,31 @@ impl Runtime {
     }
 }
 
+/// This process on other processors for a moment, because a child is born where its maker runs.
+struct Aside(nix::sched::CpuSet);
+
+impl Aside {
+    /// Where `execCPUAffinity.initial` says; `None` if it says nothing.
+    fn step(affinity: Option<&ExecCPUAffinity>) -> Result<Option<Self>, CreateError> {
+        let list = affinity.and_then(|affinity| affinity.initial().as_deref());
+        let Some(list) = list.filter(|list| !list.is_empty()) else {
+            return Ok(None);
+        };
+        let before = nix::sched::sched_getaffinity(Pid::from_raw(0))
+            .map_err(io::Error::from)
+            .map_err(CreateError::system("read our own processors"))?;
+        set_affinity(list).map_err(|failure| CreateError::from_failure(failure, ""))?;
+        Ok(Some(Self(before)))
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        // Back to where it was allowed to run a moment ago; nothing depends on it but speed.
+        let _stays = nix::sched::sched_setaffinity(Pid::from_raw(0), &self.0);
+    }
+}
+
 /// The container's group, with the directories of the groups below it in place of its own.
 fn below(mut record: GroupRecord, groups: &[SubGroup]) -> Result<GroupRecord, CreateError> {
     for group in groups {
@@ -211,7 +240,7 @@ fn below(mut record: GroupRecord, groups: &[SubGroup]) -> Result<GroupRecord, Cr
                 .any(|part| !matches!(part, Component::Normal(_) | Component::CurDir))
             {
                 return Err(CreateError::invalid(format!(
-                    "cgroup {} is not below the container's",
+                    "{} is not a sub cgroup path of the container's",
                     group.path.display()
                 )));
             }
@@ -377,7 +406,7 @@ impl Plan<'_> {
     }
 
     fn open_terminal(&self, channel: &Channel) -> Result<Option<OwnedFd>, Failure> {
-        if !matches!(self.settings.stdio, Stdio::Terminal) {
+        if !self.settings.stdio.is_terminal() {
             return Ok(None);
         }
         let root = pathrs::Root::open("/")

@@ -167,9 +167,10 @@ impl Runtime {
             (None, Some(path)) => path.clone(),
             (None, None) => PathBuf::from(id.as_str()),
         };
+        let more = crate::cgroup::seen(spec);
         // Before there is a group: whoever finds this after a crash knows which one to remove. A path that cannot be is told
         // below.
-        record.cgroup = Group::announce(&layout, &group_path, resources).unwrap_or_default();
+        record.cgroup = Group::announce(&layout, &group_path, resources, more).unwrap_or_default();
         if let Some(wanted) = linux.intel_rdt() {
             let class = rdt::Resctrl::find().and_then(|resctrl| resctrl.plan(id.as_str(), wanted));
             record.rdt = Some(class.map_err(CreateError::Rdt)?);
@@ -177,12 +178,20 @@ impl Runtime {
         dir.write_record(&record)
             .map_err(state_file("write state.json in", dir.path()))?;
         let may_go_without = self.may_go_without_group() && holder.is_none();
-        let made = match Group::create(&layout, &group_path, resources) {
+        let made = match Group::create_with(&layout, &group_path, resources, more) {
             Err(error) if may_go_without && error.is_denied() => None,
             made => Some(made.map_err(CreateError::Cgroup)?),
         };
         let without_group = made.is_none();
         let mut group = made.unwrap_or_else(|| Group::from_record(GroupRecord::default()));
+        if holder.is_none() {
+            // Before it is ours to clean up: what lives in there must not be killed.
+            group.check_unused().map_err(|error| {
+                // What was missing of it goes again. The failure to tell is the first one.
+                let _left = group.remove();
+                CreateError::Cgroup(error)
+            })?;
+        }
         unfinished.group = Some(group.clone());
         if let Some(resources) = resources {
             if without_group {

@@ -157,10 +157,9 @@ impl Runtime {
         let answer = session.ask(&request, |stage, pid, fd| match stage {
             // Namespaces exist, mounts do not: the moment that create gives to these hooks, as near as criu comes to it.
             "setup-namespaces" => {
-                for (hook, status) in spec.hooks().iter().flat_map(hooks::before_pivot) {
-                    let state = hooks::state_for(&record, pid, status);
-                    hooks::run_all(std::slice::from_ref(hook), &state)
-                        .map_err(CreateError::Hook)?;
+                for place in spec.hooks().iter().flat_map(hooks::before_pivot) {
+                    let state = hooks::state_for(&record, pid, place.status);
+                    place.run(&state).map_err(CreateError::Hook)?;
                 }
                 Ok(())
             }
@@ -264,7 +263,7 @@ fn streams(io: &Io) -> Result<Vec<OwnedFd>, CreateError> {
             .into_iter()
             .map(|fd| copy(fd.as_raw_fd()))
             .collect(),
-        Stdio::Inherit | Stdio::Terminal => (0..3).map(copy).collect(),
+        Stdio::Inherit | Stdio::Terminal | Stdio::Copied => (0..3).map(copy).collect(),
     }
 }
 

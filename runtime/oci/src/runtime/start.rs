@@ -24,7 +24,7 @@ impl Runtime {
     /// # Errors
     ///
     /// See [`StartError`]. A program that cannot be executed (in spite of the look at create) ends the container, and its
-    /// errno is kept in [`CreateError::Command`]. A hook that fails, poststart too, ends it for good: it is deleted.
+    /// errno is kept in [`CreateError::Execute`]. A hook that fails, poststart too, ends it for good: it is deleted.
     pub fn start(&self, id: &ContainerId) -> Result<(), StartError> {
         let dir = self.dir(id);
         let record = dir.read_record(id).map_err(StartError::State)?;
@@ -126,7 +126,7 @@ impl Runtime {
                 .as_ref()
                 .and_then(|hooks| hooks.poststart().as_deref())
                 .unwrap_or_default();
-            if let Err(error) = hooks::run_all(list, &state) {
+            if let Err(error) = hooks::run_all("poststart", list, &state, &hooks::ON_HOST) {
                 // Since runtime-spec 1.2.1 this is more than a warning (runtime.md, "Lifecycle", step 9).
                 let _untold = self.delete(id, true).map_err(StartError::Destroy)?;
                 return Err(StartError::Hook(error));

@@ -25,6 +25,19 @@ pub fn ioprio_set(class: u16, priority: u16) -> io::Result<()> {
     Ok(())
 }
 
+/// Lets this process run on every processor that its cpuset has: the kernel takes from the mask what it has not.
+///
+/// # Errors
+///
+/// `EPERM` where a filter forbids it.
+pub fn any_processor() -> io::Result<()> {
+    // As many as Linux can have (`NR_CPUS` of x86).
+    let mask = [u8::MAX; 8192 / 8];
+    // SAFETY: length and pointer describe `mask`, which the kernel only reads; id 0 is the caller.
+    check(unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, mask.len(), mask.as_ptr()) })?;
+    Ok(())
+}
+
 /// The argument of sched_setattr(2), version 0.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
