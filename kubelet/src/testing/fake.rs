@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::{Stream, StreamExt};
 use http::{Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -30,6 +31,8 @@ pub(crate) struct FakeRuntime {
     events: broadcast::Sender<Event>,
     /// Why every pull fails, if it does.
     pub(crate) pull_error: Mutex<Option<String>>,
+    /// Sandboxes are made while this holds true.
+    pub(crate) makes_sandboxes: watch::Sender<bool>,
 }
 
 impl FakeRuntime {
@@ -39,6 +42,7 @@ impl FakeRuntime {
             containers: Mutex::default(),
             events: broadcast::channel(64).0,
             pull_error: Mutex::default(),
+            makes_sandboxes: watch::channel(true).0,
         }
     }
 
@@ -112,6 +116,8 @@ impl Runtime for FakeRuntime {
     }
 
     async fn run_sandbox(&self, config: SandboxConfig) -> Result<SandboxId, RuntimeError> {
+        let mut may = self.makes_sandboxes.subscribe();
+        may.wait_for(|may| *may).await.expect("the sender lives");
         let id = SandboxId(format!("sandbox-{}", config.attempt));
         let status = SandboxStatus {
             id: id.clone(),
@@ -303,24 +309,73 @@ pub(crate) struct Told {
     pub(crate) deleted: Option<Value>,
 }
 
+/// The ConfigMaps of an API server, and how they came to be so.
+#[derive(Default)]
+struct ConfigMaps {
+    now: HashMap<String, Value>,
+    /// What watches tell: each change with the name. Its place, from 1, is the version of the whole and of the object.
+    changes: Vec<(String, Value)>,
+}
+
+impl ConfigMaps {
+    fn put(&mut self, name: &str, mut object: Value) {
+        let version = (self.changes.len() + 1).to_string();
+        object["metadata"]["resourceVersion"] = json!(version);
+        let kind = match self.now.insert(name.to_owned(), object.clone()) {
+            Some(_) => "MODIFIED",
+            None => "ADDED",
+        };
+        let change = json!({"type": kind, "object": object});
+        self.changes.push((name.to_owned(), change));
+    }
+}
+
 /// An API server that takes everything and knows some ConfigMaps.
 #[derive(Clone)]
 pub(crate) struct FakeApi {
     pub(crate) told: Arc<watch::Sender<Told>>,
-    config_maps: Arc<HashMap<String, Value>>,
+    config_maps: Arc<watch::Sender<ConfigMaps>>,
 }
 
 impl FakeApi {
     pub(crate) fn new(config_maps: &[(&str, Value)]) -> Self {
-        Self {
+        let api = Self {
             told: Arc::new(watch::channel(Told::default()).0),
-            config_maps: Arc::new(
-                config_maps
-                    .iter()
-                    .map(|(n, d)| ((*n).to_owned(), d.clone()))
-                    .collect(),
-            ),
+            config_maps: Arc::new(watch::channel(ConfigMaps::default()).0),
+        };
+        for (name, object) in config_maps {
+            api.put_config_map(name, object.clone());
         }
+        api
+    }
+
+    /// Makes or replaces a ConfigMap; watches hear of it.
+    pub(crate) fn put_config_map(&self, name: &str, object: Value) {
+        self.config_maps.send_modify(|maps| maps.put(name, object));
+    }
+
+    /// The changes of one ConfigMap after a version, for ever.
+    fn follow(
+        &self,
+        name: String,
+        version: usize,
+    ) -> impl Stream<Item = Result<Frame<Bytes>, std::io::Error>> + use<> {
+        let maps = self.config_maps.subscribe();
+        futures::stream::unfold((maps, version), move |(mut maps, told)| {
+            let name = name.clone();
+            async move {
+                let next = |maps: &ConfigMaps| {
+                    let mut rest = maps.changes.iter().enumerate().skip(told);
+                    rest.find(|(_, (changed, _))| *changed == name)
+                        .map(|(place, (_, change))| (place + 1, format!("{change}\n")))
+                };
+                // The server is gone with the test.
+                let maps_now = maps.wait_for(|maps| next(maps).is_some()).await.ok()?;
+                let (version, line) = next(&maps_now)?;
+                drop(maps_now);
+                Some((Ok(Frame::data(Bytes::from(line))), (maps, version)))
+            }
+        })
     }
 
     pub(crate) fn client(&self) -> Client {
@@ -344,20 +399,29 @@ impl FakeApi {
         let resource = path
             .rsplit('/')
             .find(|p| ["pods", "events", "configmaps", "services", "secrets"].contains(p));
-        if query.contains("watch=") {
-            // A watch that says nothing.
-            let silent = futures::stream::pending::<Result<Frame<Bytes>, std::io::Error>>();
-            return Response::new(StreamBody::new(silent).boxed_unsync());
+        let parameter = |name: &str| {
+            let mut pairs = form_urlencoded::parse(query.as_bytes());
+            pairs.find(|(key, _)| key == name).map(|(_, value)| value)
+        };
+        let selector = parameter("fieldSelector").unwrap_or_default();
+        let name = selector.strip_prefix("metadata.name=").unwrap_or_default();
+        if parameter("watch").is_some() {
+            let version = parameter("resourceVersion").and_then(|version| version.parse().ok());
+            let events = match resource {
+                Some("configmaps") => self
+                    .follow(name.to_owned(), version.unwrap_or_default())
+                    .boxed(),
+                // A watch that says nothing.
+                _ => futures::stream::pending().boxed(),
+            };
+            return Response::new(StreamBody::new(events).boxed_unsync());
         }
         let answer = match (parts.method.as_str(), resource.unwrap_or_default()) {
             ("GET", "configmaps") => {
-                let name = query
-                    .split("metadata.name%3D")
-                    .nth(1)
-                    .and_then(|q| q.split('&').next())
-                    .unwrap_or_default();
-                let items: Vec<Value> = self.config_maps.get(name).cloned().into_iter().collect();
-                json!({"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items})
+                let maps = self.config_maps.borrow();
+                let items: Vec<&Value> = maps.now.get(name).into_iter().collect();
+                let version = maps.changes.len().to_string();
+                json!({"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {"resourceVersion": version}, "items": items})
             }
             ("GET", _) => {
                 json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": []})

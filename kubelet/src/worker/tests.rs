@@ -7,7 +7,7 @@ use crate::config::KubeletConfig;
 use crate::ctx::Machine;
 use crate::events::Events;
 use crate::identity::Identity;
-use crate::objects::Objects;
+use crate::objects::{Kind, Objects, Reference};
 use crate::services::Services;
 use crate::testing::fake::{FakeApi, FakeRuntime, Told};
 use crate::volumes::TokenCache;
@@ -16,6 +16,7 @@ struct Running {
     api: FakeApi,
     runtime: Arc<FakeRuntime>,
     input: watch::Sender<Input>,
+    ctx: Arc<Ctx>,
     task: tokio::task::JoinHandle<()>,
     _directory: tempfile::TempDir,
 }
@@ -71,7 +72,7 @@ impl Running {
             }
         });
         let worker = Worker::new(Start {
-            ctx,
+            ctx: ctx.clone(),
             input: receiver,
             wake,
             sandboxes: vec![],
@@ -81,6 +82,7 @@ impl Running {
             api,
             runtime,
             input,
+            ctx,
             task: tokio::spawn(worker.run()),
             _directory: directory,
         }
@@ -94,6 +96,24 @@ impl Running {
             input.pod = Arc::new(pod);
         });
     }
+}
+
+/// Waits until a file holds a text.
+async fn wait_content(path: &std::path::Path, wanted: &str) {
+    let read = || std::fs::read_to_string(path);
+    let holds = async {
+        while read().ok().as_deref() != Some(wanted) {
+            // Only for the file system, which tells nobody.
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let done = tokio::time::timeout(Duration::from_secs(10), holds).await;
+    assert!(
+        done.is_ok(),
+        "{} holds {:?}, not {wanted:?}",
+        path.display(),
+        read()
+    );
 }
 
 fn waiting_reason(told: &Told) -> &str {
@@ -256,6 +276,74 @@ async fn config_maps_reach_environment_and_volumes() {
         std::fs::read_to_string(mount.host_path.join("deep/colour")).expect("the file"),
         "red"
     );
+    pod.task.abort();
+}
+
+#[tokio::test]
+async fn a_config_map_that_changes_while_the_sandbox_is_made_reaches_its_volume() {
+    let settings = |colour: &str| json!({"metadata": {"name": "settings", "namespace": "ns"}, "data": {"COLOUR": colour}});
+    let spec = json!({
+        "volumes": [{"name": "v", "configMap": {"name": "settings"}}],
+        "containers": [{"name": "a", "image": "busybox", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
+    });
+    let runtime = FakeRuntime::new();
+    runtime.makes_sandboxes.send_replace(false);
+    let api = FakeApi::new(&[("settings", settings("red"))]);
+    let pod = Running::start(spec, runtime, api);
+    let volume = pod
+        .ctx
+        .config
+        .pod_dir("u")
+        .join("volumes/kubernetes.io~configmap/v");
+    let file = volume.join("COLOUR");
+    wait_content(&file, "red").await;
+    // Another reader of the object is woken together with the pod's task.
+    let woken = Arc::new(Notify::new());
+    let reference = Reference {
+        kind: Kind::ConfigMap,
+        namespace: "ns".into(),
+        name: "settings".into(),
+    };
+    let content = pod.ctx.objects.get(&reference, "other", &woken).await;
+    assert_eq!(content.expect("known")["COLOUR"], b"red");
+    pod.api.put_config_map("settings", settings("blue"));
+    let waited = tokio::time::timeout(Duration::from_secs(10), woken.notified()).await;
+    waited.expect("the watch tells of the change");
+    // This test has one thread: the task has its turn before this one goes on, and finds no sandbox.
+    for _turn in 0..32 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(pod.runtime.counts(), (0, 0));
+    assert_eq!(std::fs::read_to_string(&file).expect("the file"), "red");
+    pod.runtime.makes_sandboxes.send_replace(true);
+    pod.api
+        .wait("running", |t| t.status["phase"] == "Running")
+        .await;
+    wait_content(&file, "blue").await;
+    // And so does a change when all is made.
+    pod.api.put_config_map("settings", settings("green"));
+    wait_content(&file, "green").await;
+    pod.task.abort();
+}
+
+#[tokio::test]
+async fn a_config_map_that_is_made_late_lets_its_pod_start() {
+    let spec = json!({"containers": [{"name": "a", "image": "busybox",
+        "envFrom": [{"configMapRef": {"name": "settings"}}]}]});
+    let pod = Running::start(spec, FakeRuntime::new(), FakeApi::new(&[]));
+    pod.api
+        .wait("the error", |t| {
+            waiting_reason(t) == "CreateContainerConfigError"
+        })
+        .await;
+    let settings =
+        json!({"metadata": {"name": "settings", "namespace": "ns"}, "data": {"COLOUR": "red"}});
+    pod.api.put_config_map("settings", settings);
+    pod.api
+        .wait("running", |t| t.status["phase"] == "Running")
+        .await;
+    let env = pod.runtime.config("a").expect("created").env;
+    assert!(env.contains(&("COLOUR".into(), "red".into())), "{env:?}");
     pod.task.abort();
 }
 
