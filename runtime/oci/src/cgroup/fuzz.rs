@@ -8,9 +8,11 @@ use std::path::{Component, Path};
 use nix::unistd::Pid;
 use oci_spec::runtime::LinuxResources;
 
+use super::group::relative;
 use super::layout::Layout;
+use super::members::processes_in;
 use super::systemd::{self, Unit};
-use super::{CgroupError, Write1, devices, events, ignored, merge, relative, stats, to_write};
+use super::{CgroupError, Write1, devices, events, ignored, merge, stats, to_write};
 use super::{v1, v2};
 
 /// From limits to writes, at creation and at an update.
@@ -118,6 +120,6 @@ pub(crate) fn files(text: &str) {
     }
     let processes = files.get("cgroup.procs").map_or("", String::as_str);
     // A number that is no process's must not become a group of processes, or all, for kill(2).
-    let pids: Vec<Pid> = super::processes_in(processes).collect();
+    let pids: Vec<Pid> = processes_in(processes).collect();
     assert!(pids.iter().all(|pid| pid.as_raw() > 0), "{pids:?}");
 }
