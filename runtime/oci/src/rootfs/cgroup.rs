@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use super::{MountContext, Rootfs, apply_attributes, new_filesystem, open_tree};
+use super::Rootfs;
+use super::mounts::{MountContext, apply_attributes, new_filesystem, open_tree};
 use crate::error::{Failure, OrFail, Step};
 use crate::mount::Options;
 use crate::sys::{self, MountAttr};

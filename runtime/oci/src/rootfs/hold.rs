@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
-use super::{Rootfs, metadata, normal};
+use super::destination::normal;
+use super::{Rootfs, metadata};
 use crate::error::{Failure, OrFail, Step};
 use crate::sys;
 
