@@ -14,7 +14,7 @@ use oci_spec::runtime::{LinuxResources, LinuxSeccomp, Process, Spec};
 use crate::capability::Wanted;
 use crate::cgroup::{Group, fuzz as cgroups, systemd};
 use crate::id::ContainerId;
-use crate::runtime::create;
+use crate::runtime::check;
 use crate::state::{ProcStat, Record, Status};
 use crate::{hooks, message, mount, process, seccomp, spec};
 
@@ -42,7 +42,7 @@ pub fn config(data: &[u8]) -> bool {
     // It is kept beside the state, for exec, start and delete.
     assert_eq!(again(&spec), spec);
     let id = ContainerId::parse("id").expect("an id");
-    let Ok(record) = create::decide(&id, &spec) else {
+    let Ok(record) = check::decide(&id, &spec) else {
         return true;
     };
     assert_eq!(again(&record), record);
@@ -75,7 +75,7 @@ pub fn process(data: &[u8]) -> bool {
         return false;
     };
     assert_eq!(again(&loaded.value), loaded.value);
-    if create::check_process(&loaded.value).is_ok() {
+    if check::check_process(&loaded.value).is_ok() {
         settings(&loaded.value);
     }
     true

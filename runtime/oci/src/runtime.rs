@@ -20,8 +20,10 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
+mod birth;
+pub(crate) mod check;
 mod checkpoint;
-pub(crate) mod create;
+mod create;
 mod criu;
 mod exec;
 mod mapping;

@@ -3,69 +3,37 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::fcntl::{OFlag, open};
-use nix::sched::{CloneFlags, setns};
+use nix::sched::CloneFlags;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
 };
 use nix::sys::stat::Mode;
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
-use oci_spec::runtime::{LinuxIdMapping, Process, Spec};
+use oci_spec::runtime::{Process, Spec};
 
-use super::mapping;
+use super::birth::{Newborn, by_itself, spawn};
+use super::check::{check, check_namespaces, find_rootfs};
 use super::prepare::{Prepared, Reserved, Unfinished};
-#[cfg(any(test, fuzzing))]
-use super::prepare::{group_owner, new_record, refuse_limits};
 use super::{Created, Io, Runtime, Waiting};
 use crate::cgroup;
 use crate::error::CreateError;
 use crate::hooks;
 use crate::id::ContainerId;
 use crate::idmap::{Mapper, Wanted};
-use crate::init::{self, Place, Plan, Role, Start};
+use crate::init::{self, Place, Plan, Start};
 use crate::label;
 use crate::message::{Channel, Report};
 use crate::mount::Options;
 use crate::namespace::{Kind, NamespaceSet};
 use crate::netdev;
-use crate::process::{self, Settings};
-use crate::rdt;
+use crate::process::Settings;
 use crate::rootfs::{self, Rootfs};
 use crate::seccomp::Program;
 use crate::state::{ProcStat, Record, StateDir, Status};
-use crate::sys::{self, Fork};
-
-/// A child that is killed and reaped unless it is taken.
-pub(super) struct Newborn {
-    pub pid: Pid,
-    pub pidfd: Option<OwnedFd>,
-}
-
-impl Newborn {
-    /// How it ended, if it ends without having told why.
-    pub fn reap(&mut self) -> Option<String> {
-        let pidfd = self.pidfd.take()?;
-        // It may have ended already: then there is nothing to kill.
-        let _ended = sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
-        loop {
-            match waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED) {
-                Err(nix::Error::EINTR) => {}
-                Ok(WaitStatus::Exited(_, code)) => return Some(format!("exit status {code}")),
-                Ok(WaitStatus::Signaled(_, signal, _)) => return Some(format!("signal {signal}")),
-                _ => return Some("unknown".to_owned()),
-            }
-        }
-    }
-}
-
-impl Drop for Newborn {
-    fn drop(&mut self) {
-        self.reap();
-    }
-}
+use crate::sys;
 
 /// Who lets a created container's program run.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -420,149 +388,6 @@ pub(super) fn state_file<'a>(
     }
 }
 
-/// What must be there, and what cannot be done, before anything is made.
-pub(super) fn check(spec: &Spec) -> Result<(), CreateError> {
-    if !spec.version().starts_with("1.") {
-        return Err(CreateError::invalid(format!(
-            "ociVersion {:?} is not 1.x",
-            spec.version()
-        )));
-    }
-    // Only start needs a process (config.md, "Process").
-    if let Some(process) = spec.process() {
-        check_process(process)?;
-    }
-    let linux = spec
-        .linux()
-        .as_ref()
-        .ok_or_else(|| CreateError::invalid("linux is missing"))?;
-    if let Some(rdt) = linux.intel_rdt() {
-        rdt::check(rdt).map_err(CreateError::Rdt)?;
-    }
-    for mount in spec.mounts().iter().flatten() {
-        let options = Options::parse(mount.options().as_deref().unwrap_or_default())
-            .map_err(|error| CreateError::invalid(error.to_string()))?;
-        if let Some((key, _)) = options.data.iter().find(|(key, _)| {
-            let key = key.to_bytes();
-            key == b"idmap" || key == b"ridmap"
-        }) {
-            // crun's own notation: as a file system's option it would be lost on a bind mount.
-            return Err(CreateError::invalid(format!(
-                "mount option {}= (use uidMappings and gidMappings)",
-                key.to_string_lossy()
-            )));
-        }
-        if mount.destination().as_os_str().is_empty() {
-            return Err(CreateError::invalid("a mount without destination"));
-        }
-    }
-    Ok(())
-}
-
-pub(crate) fn check_process(process: &Process) -> Result<(), CreateError> {
-    if process.args().as_ref().is_none_or(Vec::is_empty) {
-        return Err(CreateError::invalid("process.args is empty"));
-    }
-    if !process.cwd().is_absolute() {
-        return Err(CreateError::invalid(format!(
-            "process.cwd {:?} is not absolute",
-            process.cwd()
-        )));
-    }
-    let mut seen = Vec::new();
-    for limit in process.rlimits().iter().flatten() {
-        if seen.contains(&limit.typ()) {
-            return Err(CreateError::invalid(format!(
-                "process.rlimits holds {} twice",
-                limit.typ()
-            )));
-        }
-        seen.push(limit.typ());
-        if limit.soft() > limit.hard() {
-            return Err(CreateError::invalid(format!(
-                "process.rlimits: {} soft above hard",
-                limit.typ()
-            )));
-        }
-    }
-    Ok(())
-}
-
-pub(super) fn check_namespaces(spec: &Spec, namespaces: &NamespaceSet) -> Result<(), CreateError> {
-    if is_ordinary_user() && !namespaces.contains(Kind::User) {
-        return Err(CreateError::invalid(
-            "an ordinary user's container needs a user namespace",
-        ));
-    }
-    let invalid = |what: &str| Err(CreateError::invalid(what));
-    let named = |name: &Option<String>| name.as_ref().is_some_and(|name| !name.is_empty());
-    if (named(spec.hostname()) || named(spec.domainname())) && !namespaces.contains(Kind::Uts) {
-        return invalid("hostname or domainname without a UTS namespace");
-    }
-    let Some(linux) = spec.linux() else {
-        return Ok(());
-    };
-    let maps =
-        |list: &Option<Vec<LinuxIdMapping>>| list.as_ref().is_some_and(|list| !list.is_empty());
-    if namespaces.is_new(Kind::User) && !(maps(linux.uid_mappings()) && maps(linux.gid_mappings()))
-    {
-        return invalid("a new user namespace without uidMappings and gidMappings");
-    }
-    if linux
-        .time_offsets()
-        .as_ref()
-        .is_some_and(|offsets| !offsets.is_empty())
-        && !namespaces.is_new(Kind::Time)
-    {
-        return invalid("timeOffsets without a new time namespace");
-    }
-    for name in linux.sysctl().iter().flat_map(|all| all.keys()) {
-        let path = name.replace('/', ".");
-        let needed = match path.as_str() {
-            name if name.starts_with("net.") => Kind::Network,
-            name if name.starts_with("fs.mqueue.") => Kind::Ipc,
-            name if name.starts_with("kernel.msg")
-                || name.starts_with("kernel.shm")
-                || name == "kernel.sem" =>
-            {
-                Kind::Ipc
-            }
-            "kernel.hostname" | "kernel.domainname" => Kind::Uts,
-            _ => {
-                return Err(CreateError::invalid(format!(
-                    "sysctl {name} belongs to no namespace"
-                )));
-            }
-        };
-        if !namespaces.contains(needed) {
-            return Err(CreateError::invalid(format!(
-                "sysctl {name} without a {needed:?} namespace"
-            )));
-        }
-    }
-    Ok(())
-}
-
-pub(super) fn find_rootfs(spec: &Spec, bundle: &Path) -> Result<PathBuf, CreateError> {
-    let root = spec
-        .root()
-        .as_ref()
-        .ok_or_else(|| CreateError::invalid("root is missing"))?;
-    let path = bundle.join(root.path());
-    let found = fs::canonicalize(&path).map_err(|source| CreateError::StateFile {
-        what: "find the rootfs",
-        path: path.clone(),
-        source,
-    })?;
-    if !found.is_dir() || found == Path::new("/") {
-        return Err(CreateError::invalid(format!(
-            "root.path {} is no directory of its own",
-            found.display()
-        )));
-    }
-    Ok(found)
-}
-
 /// The socket at which the process waits. Its path may be longer than a socket's name can be, so it goes through the
 /// directory's descriptor.
 fn listen_in(dir: &StateDir) -> io::Result<OwnedFd> {
@@ -620,49 +445,6 @@ fn open_sources(
     Ok(sources)
 }
 
-/// All that is decided from a configuration before anything is made, for the fuzzer: what comes of it is what would be
-/// written to `state.json`.
-#[cfg(any(test, fuzzing))]
-pub(crate) fn decide(id: &ContainerId, spec: &Spec) -> Result<Record, CreateError> {
-    check(spec)?;
-    let linux = spec.linux().as_ref().expect("checked");
-    // What is joined is opened, and nothing of this machine shall be.
-    let mut list = linux.namespaces().clone().unwrap_or_default();
-    for namespace in &mut list {
-        namespace.set_path(None);
-    }
-    let namespaces = NamespaceSet::open(&list).map_err(CreateError::Namespace)?;
-    check_namespaces(spec, &namespaces)?;
-    netdev::check(spec, &namespaces)?;
-    let bundle = Path::new("/bundle");
-    for mount in spec.mounts().iter().flatten() {
-        let options = Options::parse(mount.options().as_deref().unwrap_or_default())
-            .map_err(|error| CreateError::invalid(error.to_string()))?;
-        Wanted::of(mount, &options, linux, &namespaces)?;
-        if options.is_bind(mount.typ().as_deref()) {
-            rootfs::bind_source(mount, bundle)
-                .map_err(|failure| CreateError::from_failure(failure, ""))?;
-        }
-    }
-    if let Some(resources) = linux.resources() {
-        // Whatever it says, it has to be able to say it.
-        let _refused = refuse_limits(resources);
-    }
-    let _owner = group_owner(spec, &namespaces);
-    Ok(new_record(
-        id,
-        spec,
-        bundle,
-        &bundle.join("rootfs"),
-        &namespaces,
-    ))
-}
-
-/// These two are made later, by the process itself: see init.
-fn by_itself() -> CloneFlags {
-    CloneFlags::CLONE_NEWCGROUP | Kind::Time.flag()
-}
-
 /// Whether the process is made before its group and makes its namespaces by itself, so that neither waits for the other. On
 /// v2 it is born in its group, and where a user namespace, the host's mounts or systemd come into it, the order matters.
 fn goes_ahead(reserved: &Reserved, namespaces: &NamespaceSet) -> bool {
@@ -671,69 +453,6 @@ fn goes_ahead(reserved: &Reserved, namespaces: &NamespaceSet) -> bool {
         && !namespaces.contains(Kind::User)
         && namespaces.contains(Kind::Mount)
         && !is_ordinary_user()
-}
-
-/// Makes the process; in the parent, gives the end of the channel and the child.
-fn spawn(plan: &Plan<'_>, group: Option<&OwnedFd>) -> Result<(Channel, Newborn), CreateError> {
-    let (ours, theirs) = Channel::pair().map_err(CreateError::system("make a socket pair"))?;
-    let flags = plan.namespaces.new_flags() & !by_itself() & !plan.late;
-    let (role, now) = if plan.namespaces.joined(Kind::User).is_some() {
-        (Role::Intermediate(flags), CloneFlags::empty())
-    } else {
-        (Role::Init, flags)
-    };
-    let joined_pid = plan.namespaces.joined(Kind::Pid);
-    let forked = clone_in(joined_pid, now, group)?;
-    match forked {
-        Fork::Child => {
-            drop(ours);
-            init::run(plan, role, theirs)
-        }
-        Fork::Parent { pid, pidfd } => {
-            drop(theirs);
-            let newborn = Newborn {
-                pid,
-                pidfd: Some(pidfd),
-            };
-            if plan.namespaces.is_new(Kind::User) {
-                mapping::write(plan.spec, pid)?;
-                // Inside, it could not raise them any more; if we cannot either, it says so.
-                drop(process::raise_limits(plan.settings.process, pid));
-                ours.go()
-                    .map_err(CreateError::system("talk to the container's process"))?;
-            }
-            Ok((ours, newborn))
-        }
-    }
-}
-
-/// Makes a process that is born in a PID namespace. Entering one only concerns children, so the caller itself stays where
-/// it is, and that is why no second process is needed.
-pub(super) fn clone_in(
-    pid_namespace: Option<&OwnedFd>,
-    flags: CloneFlags,
-    group: Option<&OwnedFd>,
-) -> Result<Fork, CreateError> {
-    let clone = || {
-        let flags = u64::from(flags.bits() as u32);
-        sys::clone3(flags, group.map(AsFd::as_fd)).map_err(CreateError::system("clone3"))
-    };
-    let Some(namespace) = pid_namespace else {
-        return clone();
-    };
-    let own = fs::File::open("/proc/self/ns/pid")
-        .map_err(CreateError::system("open our own PID namespace"))?;
-    setns(namespace, CloneFlags::CLONE_NEWPID)
-        .map_err(io::Error::from)
-        .map_err(CreateError::system("enter the PID namespace"))?;
-    let made = clone();
-    if matches!(made, Ok(Fork::Child)) {
-        return made;
-    }
-    setns(own, CloneFlags::CLONE_NEWPID)
-        .map_err(io::Error::from)
-        .map_err(CreateError::system("return to our own PID namespace"))?;
-    made
 }
 
 /// Whether the caller has not the rights of root: not outside, and not in a user namespace that it lives in.

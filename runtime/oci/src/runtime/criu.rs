@@ -19,7 +19,7 @@ use nix::unistd::Pid;
 use oci_spec::runtime::Spec;
 use prost::Message;
 
-use super::create::Newborn;
+use super::birth::Newborn;
 use crate::error::{Failure, OrFail, Step, chain};
 use crate::hooks::wait_readable;
 use crate::message::{Channel, Report, receive_packet, send_packet};

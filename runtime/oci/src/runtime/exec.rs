@@ -9,7 +9,9 @@ use nix::sched::{CloneFlags, setns};
 use nix::unistd::Pid;
 use oci_spec::runtime::{ExecCPUAffinity, Process, Spec};
 
-use super::create::{Newborn, check_process, clone_in, finish, is_ordinary_user};
+use super::birth::{Newborn, clone_in};
+use super::check::check_process;
+use super::create::{finish, is_ordinary_user};
 use super::{Created, Io, Runtime, status_of};
 use crate::cgroup::{Group, GroupRecord};
 use crate::error::{CreateError, ExecError, Failure, OrFail, StateError, Step};

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxResources, Spec};
 
-use super::create::{Newborn, is_ordinary_user, state_file};
+use super::birth::Newborn;
+use super::create::{is_ordinary_user, state_file};
 use super::scope::Holder;
 use super::{CgroupManager, Runtime};
 use crate::cgroup::systemd::{Scope, Systemd, Unit};

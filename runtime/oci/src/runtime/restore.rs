@@ -8,8 +8,10 @@ use std::path::Path;
 use nix::unistd::Pid;
 use oci_spec::runtime::Spec;
 
+use super::birth::Newborn;
+use super::check::{check, check_namespaces, find_rootfs};
 use super::checkpoint::{DESCRIPTORS, OUTSIDE};
-use super::create::{Newborn, check, check_namespaces, find_rootfs, start_time, state_file};
+use super::create::{start_time, state_file};
 use super::criu::external::{self, External};
 use super::criu::wire::{CgroupRoot, InheritFd, Request, ask};
 use super::criu::{CriuError, CriuOptions, Session, files};

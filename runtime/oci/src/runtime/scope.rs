@@ -13,7 +13,7 @@ use crate::cgroup::systemd::{Property, Systemd, SystemdError, Unit};
 use crate::error::chain;
 use crate::sys::{self, Fork};
 
-use super::create::Newborn;
+use super::birth::Newborn;
 
 /// More than the bus is given for one call.
 const PATIENCE: Duration = Duration::from_secs(40);
