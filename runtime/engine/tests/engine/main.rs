@@ -1,0 +1,6 @@
+//! The engine on a real kernel: each test in mount and network namespaces and cgroups of its own.
+
+mod containers;
+mod machine;
+mod namespaces;
+mod survival;
