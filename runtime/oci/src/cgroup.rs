@@ -35,7 +35,7 @@ pub(crate) use file::{Write1, read, write};
 use group::make_directories;
 pub use group::{Group, GroupRecord};
 pub use layout::Layout;
-pub(crate) use layout::mount_point;
+pub(crate) use layout::{mount_point, mount_points};
 pub(crate) use merge::to_write;
 pub use merge::{ignored, merge};
 pub use stats::{BlkioStats, CpuStats, MemoryStats, PidsStats, Stats};

@@ -73,7 +73,7 @@ impl Kind {
         }
     }
 
-    fn from_spec(kind: LinuxNamespaceType) -> Self {
+    pub(crate) fn from_spec(kind: LinuxNamespaceType) -> Self {
         match kind {
             LinuxNamespaceType::User => Self::User,
             LinuxNamespaceType::Pid => Self::Pid,

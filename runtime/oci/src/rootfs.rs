@@ -188,6 +188,7 @@ impl Rootfs {
             nix::mount::umount2(".", nix::mount::MntFlags::MNT_DETACH)
                 .or_fail(Step::Rootfs, || "drop the old root")?;
         } else {
+            cover_host_files()?;
             let root = open_path(Path::new("/")).or_fail(Step::Rootfs, || "open the old root")?;
             sys::move_mount(self.fd.as_fd(), root.as_fd())
                 .or_fail(Step::Rootfs, || "move the root")?;
@@ -218,6 +219,34 @@ impl Rootfs {
         let tree = sys::open_tree_clone(terminal, c"", false).or_fail(Step::Terminal, what)?;
         sys::move_mount(tree.as_fd(), target.as_fd()).or_fail(Step::Terminal, what)
     }
+}
+
+/// Takes the host's procfs and sysfs out of this mount namespace, but for those below our root, the working directory.
+///
+/// After chroot(2) they are still there, out of sight; and a process with a user namespace of its own may mount them anew,
+/// without what we mask, as long as an unmasked one is there (fs/namespace.c, `mnt_already_visible`). As with runc.
+fn cover_host_files() -> Result<(), Failure> {
+    use nix::mount::{MntFlags, MsFlags, umount2};
+    let what = || "take the host's procfs and sysfs away";
+    let own = std::env::current_dir().or_fail(Step::Rootfs, what)?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").or_fail(Step::Rootfs, what)?;
+    for point in crate::cgroup::mount_points(&mounts, &["proc", "sysfs"]) {
+        if point.starts_with(&own) {
+            continue;
+        }
+        match umount2(&point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            // Under another mount that went just now.
+            Ok(()) | Err(nix::Error::ENOENT) => {}
+            // It is not for us to unmount: then it is hidden.
+            Err(nix::Error::EINVAL | nix::Error::EPERM) => {
+                let tmpfs = Some("tmpfs");
+                nix::mount::mount(tmpfs, &point, tmpfs, MsFlags::empty(), None::<&str>)
+                    .or_fail(Step::Rootfs, what)?;
+            }
+            Err(error) => Err(error).or_fail(Step::Rootfs, what)?,
+        }
+    }
+    Ok(())
 }
 
 /// Changes the root of this process.

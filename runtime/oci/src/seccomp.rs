@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use crate::sys::SockFilter;
 
 mod default;
+mod newer;
 mod notify;
 
 pub use default::default_profile;
@@ -111,7 +112,7 @@ fn key(profile: &LinuxSeccomp) -> String {
     hash.update(serde_json::to_vec(profile).unwrap_or_default());
     let version =
         libseccomp::ScmpVersion::current().map_or((0, 0, 0), |v| (v.major, v.minor, v.micro));
-    hash.update(format!("{version:?} 1").as_bytes());
+    hash.update(format!("{version:?} 2").as_bytes());
     hash.finalize()
         .iter()
         .map(|byte| format!("{byte:02x}"))
@@ -221,7 +222,8 @@ fn compile_bytes(profile: &LinuxSeccomp) -> Result<(Program, Vec<u8>), SeccompEr
             }
         }
     }
-    let bytes = export(&context)?;
+    let mut bytes = newer::prelude(profile).concat();
+    bytes.extend(export(&context)?);
     let (flags, notifies) = attributes(profile);
     Ok((
         Program {

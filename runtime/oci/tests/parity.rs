@@ -529,3 +529,54 @@ fn a_kill_without_a_pid_namespace_reaches_what_the_first_process_leaves_behind()
         assert!(done.err.contains("container not running"), "{done:?}");
     }
 }
+
+#[test]
+fn without_pivot_nothing_of_the_hosts_procfs_can_be_mounted() {
+    let mut case = Case::new(
+        "busybox unshare -Urpfm sh -c 'busybox mount -t proc none /proc && echo bare'; echo end",
+    );
+    let mounts = case.config["linux"]["namespaces"].as_array_mut().unwrap();
+    assert!(mounts.iter().any(|namespace| namespace["type"] == "pid"));
+    let sets = &mut case.config["process"]["capabilities"];
+    for set in ["bounding", "permitted", "effective"] {
+        sets[set]
+            .as_array_mut()
+            .unwrap()
+            .extend([json!("CAP_SETFCAP")]);
+    }
+    let done = case.verb(&["run", "--no-pivot", &case.id]);
+    assert_eq!(done.out, "end\n", "{done:?}");
+    assert!(
+        done.err.contains("ermission denied") || done.err.contains("not permitted"),
+        "{done:?}"
+    );
+    // The host has kept its own.
+    assert!(Path::new("/proc/self/status").exists() && Path::new("/sys/kernel").exists());
+}
+
+#[test]
+fn an_exec_enters_every_kind_of_namespace() {
+    let mut case = Case::new("sleep 600");
+    for kind in ["cgroup", "time", "user"] {
+        let namespaces = case.linux()["namespaces"].as_array_mut().unwrap();
+        namespaces.push(json!({ "type": kind }));
+    }
+    case.linux()["timeOffsets"] = json!({ "boottime": { "secs": 1337, "nanosecs": 7 } });
+    let map = json!([{ "containerID": 0, "hostID": 0, "size": 65536 }]);
+    case.linux()["uidMappings"] = map.clone();
+    case.linux()["gidMappings"] = map;
+    case.start();
+    let pid = case.state()["pid"].to_string();
+    let list = "cd /proc/self/ns && for kind in cgroup ipc mnt net pid time user uts; do readlink $kind; done";
+    let inside = case.verb(&["exec", &case.id, "sh", "-c", list]);
+    let outside = said(
+        Command::new("sh")
+            .args(["-c", &list.replace("self", &pid)])
+            .output()
+            .unwrap(),
+    );
+    assert_eq!(outside.out.lines().count(), 8, "{outside:?}");
+    if is_ours() {
+        assert_eq!(inside.out, outside.out, "{inside:?}");
+    }
+}

@@ -130,6 +130,18 @@ pub(crate) fn mount_point(mountinfo: &str, kind: &str) -> Option<PathBuf> {
     })
 }
 
+/// Where file systems of these types are mounted whole, from the same text.
+pub(crate) fn mount_points(mountinfo: &str, kinds: &[&str]) -> Vec<PathBuf> {
+    let lines = mountinfo.lines().filter_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ').skip(3);
+        let (root, point) = (fields.next()?, fields.next()?);
+        let wanted = kinds.contains(&filesystem.split(' ').next()?) && root == "/";
+        wanted.then(|| unescape(point))
+    });
+    lines.collect()
+}
+
 /// The kernel writes space, tab, newline and backslash in octal.
 fn unescape(text: &str) -> PathBuf {
     use std::os::unix::ffi::OsStringExt;

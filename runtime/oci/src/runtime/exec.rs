@@ -272,13 +272,11 @@ fn listed(spec: &Spec) -> Result<(CloneFlags, bool), CreateError> {
         .ok_or_else(|| CreateError::invalid("linux is missing"))?;
     let kinds = linux.namespaces().iter().flatten();
     let all = kinds.fold(CloneFlags::empty(), |all, namespace| {
-        all | Kind::ALL
-            .into_iter()
-            .find(|kind| kind.flag().bits() == namespace.typ() as i32)
-            .map_or(CloneFlags::empty(), Kind::flag)
+        all | Kind::from_spec(namespace.typ()).flag()
     });
     Ok((
-        all & !CloneFlags::CLONE_NEWPID,
+        // Not by `&` and `!`, which forgets the flag of time namespaces: nix does not know it.
+        all.difference(CloneFlags::CLONE_NEWPID),
         all.contains(CloneFlags::CLONE_NEWPID),
     ))
 }
