@@ -176,9 +176,9 @@ impl Plan<'_> {
                 .or_fail(Step::Namespace, || "make namespaces")?
             {
                 Fork::Child => {}
-                Fork::Parent { pid, .. } => {
+                Fork::Parent { pidfd, .. } => {
                     channel
-                        .report(&Report::Sibling(pid.as_raw()))
+                        .report(&Report::Born(pidfd))
                         .or_fail(Step::Channel, || "report the process")?;
                     return Err(None);
                 }

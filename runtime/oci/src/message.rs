@@ -18,6 +18,8 @@ use crate::error::{Failure, Step};
 pub enum Report {
     /// The sibling that an intermediate process has made, by its id in the maker's PID namespace.
     Sibling(i32),
+    /// A descriptor of that sibling, where ids count in a PID namespace of the sender's: there they mean other processes.
+    Born(OwnedFd),
     /// Namespaces and mounts exist, `pivot_root` has not happened: time for the maker's hooks. It answers with a go.
     Mounted,
     /// The network namespace exists: time to move devices into it. The maker answers with a go.
@@ -159,6 +161,7 @@ impl Channel {
     pub fn report(&self, report: &Report) -> io::Result<()> {
         match report {
             Report::Sibling(pid) => self.send(&[b"P", &pid.to_ne_bytes()[..]].concat(), None),
+            Report::Born(pidfd) => self.send(b"B", Some(pidfd.as_raw_fd())),
             Report::Mounted => self.send(b"M", None),
             Report::Network => self.send(b"D", None),
             Report::Terminal(fd) => self.send(b"T", Some(fd.as_raw_fd())),
@@ -231,6 +234,7 @@ pub(crate) fn parse(packet: &[u8], fd: Option<OwnedFd>) -> io::Result<Report> {
         (Some((b'P', pid)), _) => Ok(Report::Sibling(i32::from_ne_bytes(
             pid.try_into().map_err(|_| bad())?,
         ))),
+        (Some((b'B', _)), Some(pidfd)) => Ok(Report::Born(pidfd)),
         (Some((b'M', _)), _) => Ok(Report::Mounted),
         (Some((b'D', _)), _) => Ok(Report::Network),
         (Some((b'T', _)), Some(fd)) => Ok(Report::Terminal(fd)),

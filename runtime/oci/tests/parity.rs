@@ -580,3 +580,46 @@ fn an_exec_enters_every_kind_of_namespace() {
         assert_eq!(inside.out, outside.out, "{inside:?}");
     }
 }
+
+#[test]
+fn a_container_in_the_user_and_pid_namespace_of_another_is_known_by_its_own_process() {
+    let with_user = |case: &mut Case| {
+        let namespaces = case.linux()["namespaces"].as_array_mut().unwrap();
+        namespaces.push(json!({ "type": "user" }));
+    };
+    let mut first = Case::new("sleep 600");
+    with_user(&mut first);
+    let map = json!([{ "containerID": 0, "hostID": 0, "size": 65536 }]);
+    first.linux()["uidMappings"] = map.clone();
+    first.linux()["gidMappings"] = map;
+    first.start();
+    let first_pid = first.state()["pid"].clone();
+    let mut second = Case::new("exec sleep 777");
+    with_user(&mut second);
+    for namespace in second.linux()["namespaces"].as_array_mut().unwrap() {
+        let name = match namespace["type"].as_str().unwrap() {
+            "mount" => continue,
+            "network" => "net",
+            name => name,
+        };
+        namespace["path"] = json!(format!("/proc/{first_pid}/ns/{name}"));
+    }
+    second.start();
+    let pid = second.state()["pid"].clone();
+    wait(|| {
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+        match String::from_utf8_lossy(&command).contains("777") {
+            true => Ok(()),
+            false => Err(format!("{pid} is {command:?}")),
+        }
+    });
+    let done = second.verb(&["exec", &second.id, "ps"]);
+    assert_eq!(done.code, 0, "{done:?}");
+    assert!(
+        done.out.contains("sleep 600") && done.out.contains("sleep 777"),
+        "{done:?}"
+    );
+    assert_eq!(second.verb(&["kill", &second.id, "KILL"]).code, 0);
+    second.wait_status("stopped");
+    assert_eq!(first.status(), "running");
+}

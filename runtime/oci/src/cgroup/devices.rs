@@ -34,11 +34,13 @@ pub(super) fn v1_rule(rule: &LinuxDeviceCgroup) -> String {
         Some(number) if number >= 0 => number.to_string(),
         _ => "*".into(),
     };
-    let access = rule
-        .access()
-        .as_deref()
-        .filter(|access| !access.is_empty())
-        .unwrap_or("rwm");
+    // Other letters have no meaning, and the kernel refuses them.
+    let known = |letter: &char| ACCESS.iter().any(|(name, _)| name == letter);
+    let access = rule.access().as_deref().unwrap_or_default();
+    let access: String = match access.is_empty() {
+        true => "rwm".to_owned(),
+        false => access.chars().filter(known).collect(),
+    };
     format!(
         "{kind} {}:{} {access}",
         number(rule.major()),

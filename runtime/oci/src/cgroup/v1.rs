@@ -364,6 +364,19 @@ fn cpu(resources: &LinuxResources, writes: &mut Vec<Write1>) {
         burst,
         "linux.resources.cpu.burst",
     );
+    // Shorter than the runtime that is in force, a period is refused; and a runtime that is longer than the period is, too.
+    if cpu.realtime_period().is_some() {
+        let runtime = signed(cpu.realtime_runtime());
+        let wanted_by = "linux.resources.cpu.realtimeRuntime";
+        let early = runtime
+            .map(|value| Write1::new("cpu", "cpu.rt_runtime_us", value, wanted_by).first_try());
+        writes.extend(early);
+    }
+    let mut set = |controller, file: &str, value: Option<String>, wanted_by| {
+        if let Some(value) = value {
+            writes.push(Write1::new(controller, file, value, wanted_by));
+        }
+    };
     set(
         "cpu",
         "cpu.rt_period_us",

@@ -33,7 +33,6 @@ use crate::process::Settings;
 use crate::rootfs::{self, Rootfs};
 use crate::seccomp::Program;
 use crate::state::{ProcStat, Record, StateDir, Status};
-use crate::sys;
 
 /// Who lets a created container's program run.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -311,10 +310,9 @@ impl Runtime {
                 .as_ref()
                 .map_or(Pid::from_raw(0), |process| process.pid);
             match channel.next().map_err(talk())? {
-                Report::Sibling(real) => {
-                    let pid = Pid::from_raw(real);
-                    let pidfd = sys::pidfd_open(pid)
-                        .map_err(CreateError::system("open the container's process"))?;
+                Report::Born(pidfd) => {
+                    let pid = process_of(&pidfd)
+                        .map_err(CreateError::system("tell the container's process"))?;
                     // The intermediate one ends by itself; being reaped is all it waits for.
                     unfinished.process = Some(Newborn {
                         pid,
@@ -341,7 +339,7 @@ impl Runtime {
                 }
                 Report::Terminal(master) => born.terminal = Some(master),
                 // The filter is installed after start.
-                Report::SeccompListener(_) => {
+                Report::SeccompListener(_) | Report::Sibling(_) => {
                     return Err(talk()(io::ErrorKind::InvalidData.into()));
                 }
                 Report::Warning(text) => born.warnings.push(text),
@@ -458,6 +456,17 @@ fn goes_ahead(reserved: &Reserved, namespaces: &NamespaceSet) -> bool {
 /// Whether the caller has not the rights of root: not outside, and not in a user namespace that it lives in.
 pub(super) fn is_ordinary_user() -> bool {
     !nix::unistd::geteuid().is_root()
+}
+
+/// The id, in our PID namespace, of the process that a descriptor means (pidfd_open(2), `/proc/self/fdinfo`).
+fn process_of(pidfd: &OwnedFd) -> io::Result<Pid> {
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Pid:"));
+    let pid = lines.find_map(|number| number.trim().parse().ok());
+    // 0 is a process of which nothing is seen here, -1 one that has ended.
+    let pid = pid.filter(|pid| *pid > 0);
+    pid.map(Pid::from_raw)
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
 }
 
 pub(super) fn start_time(pid: Pid) -> Result<u64, CreateError> {

@@ -328,7 +328,7 @@ fn attend(
                     pidfd: Some(pidfd),
                 };
             }
-            Report::Mounted | Report::Network => {
+            Report::Born(_) | Report::Mounted | Report::Network => {
                 return Err(talk()(io::ErrorKind::InvalidData.into()));
             }
         }

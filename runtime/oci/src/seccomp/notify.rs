@@ -32,7 +32,7 @@ pub enum NotifyError {
         source: io::Error,
     },
     /// The agent's socket.
-    #[error("send the seccomp listener to {path}")]
+    #[error("failed to connect with seccomp agent {path}")]
     Send {
         /// The socket.
         path: String,
@@ -72,7 +72,7 @@ pub(super) fn check(profile: &LinuxSeccomp) -> Result<(), SeccompError> {
     let rules = profile.syscalls().iter().flatten();
     let mut asking = rules.filter(|rule| rule.action() == LinuxSeccompAction::ScmpActNotify);
     if asking.any(|rule| rule.names().iter().any(|name| name == "write")) {
-        return bad("SCMP_ACT_NOTIFY cannot be used for write");
+        return bad("SCMP_ACT_NOTIFY cannot be used for the write syscall");
     }
     Ok(())
 }
