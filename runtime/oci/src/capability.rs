@@ -46,7 +46,11 @@ impl Wanted {
         self.sets.permitted &= held;
         self.sets.effective &= self.sets.permitted;
         self.sets.inheritable &= held;
-        let raised = self.ambient & held;
+        // Who lists none at all as inheritable, as the example of older runcs does, cannot mean them.
+        let raised = match self.sets.inheritable {
+            0 => 0,
+            _ => self.ambient & held,
+        };
         self.ambient &= self.sets.permitted & self.sets.inheritable;
         let mut warnings = Vec::new();
         if missing != 0 {
@@ -211,5 +215,11 @@ mod tests {
         assert!(warnings[1].starts_with(ambient), "{warnings:?}");
         assert_eq!(warnings.len(), 2, "{warnings:?}");
         assert!(Wanted::default().limit_to(0).1.is_empty());
+        let without_inheritable = Wanted {
+            ambient: 0b001,
+            ..Wanted::default()
+        };
+        let (got, warnings) = without_inheritable.limit_to(0b001);
+        assert_eq!((got.ambient, warnings), (0, Vec::new()));
     }
 }
