@@ -60,12 +60,13 @@ impl Wanted {
             ));
         }
         // The kernel's rule (capabilities(7), "Ambient"); begun in words of runc's.
-        let refused = names(raised & !self.ambient).into_iter().map(|name| {
-            format!(
-                "can't raise ambient capability {name}: it is not both permitted and inheritable"
-            )
-        });
-        warnings.extend(refused);
+        let refused = names(raised & !self.ambient);
+        if !refused.is_empty() {
+            warnings.push(format!(
+                "can't raise ambient capability {}: not both permitted and inheritable",
+                refused.join(", ")
+            ));
+        }
         (self, warnings)
     }
 

@@ -61,9 +61,9 @@ struct Global {
     /// Make control groups through systemd.
     #[arg(long)]
     systemd_cgroup: bool,
-    /// Control groups through `cgroupfs` or `systemd` (as crun spells it).
-    #[arg(long, value_name = "MANAGER", hide = true)]
-    cgroup_manager: Option<String>,
+    /// Control groups through `cgroupfs` or `systemd`, or none at all (as crun spells it).
+    #[arg(long, value_enum, value_name = "MANAGER", hide = true)]
+    cgroup_manager: Option<Manager>,
     /// Whether to go on without cgroups where none may be made.
     #[arg(long, value_enum, default_value = "auto", value_name = "WHEN")]
     rootless: Rootless,
@@ -123,6 +123,14 @@ struct Context {
     criu: Option<PathBuf>,
 }
 
+/// crun's words.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Manager {
+    Cgroupfs,
+    Systemd,
+    Disabled,
+}
+
 /// runc's words.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Rootless {
@@ -144,12 +152,12 @@ impl Global {
     }
 
     fn runtime(&self, no_pivot: bool, no_new_keyring: bool) -> Runtime {
-        let through_systemd =
-            self.systemd_cgroup || self.cgroup_manager.as_deref() == Some("systemd");
-        let cgroup_manager = if through_systemd {
-            CgroupManager::Systemd
-        } else {
-            CgroupManager::Cgroupfs
+        let named = self.cgroup_manager.unwrap_or(Manager::Cgroupfs);
+        let cgroup_manager = match named {
+            Manager::Disabled => CgroupManager::Disabled,
+            Manager::Systemd => CgroupManager::Systemd,
+            Manager::Cgroupfs if self.systemd_cgroup => CgroupManager::Systemd,
+            Manager::Cgroupfs => CgroupManager::Cgroupfs,
         };
         let options = RuntimeOptions {
             cgroup_manager,

@@ -474,9 +474,9 @@ pub(crate) fn environment(process: &Process) -> Result<Vec<CString>, Failure> {
         }
     }
     let mut env = strings(&chosen.into_iter().cloned().collect::<Vec<_>>())?;
-    if !given
+    if !env
         .iter()
-        .any(|pair| pair.starts_with("HOME=") && pair.len() > 5)
+        .any(|pair| pair.as_bytes().starts_with(b"HOME=") && pair.as_bytes().len() > 5)
     {
         env.retain(|pair| pair.as_bytes() != b"HOME=");
         let home = home(process.user().uid()).unwrap_or_else(|| "/".to_owned());
@@ -753,5 +753,12 @@ mod tests {
         let env = environment(&process).unwrap();
         let text: Vec<_> = env.iter().map(|pair| pair.to_str().unwrap()).collect();
         assert_eq!(text, ["A=2", "HOME=/h"]);
+        // An empty home is none, whatever was said before.
+        let process: Process = serde_json::from_str(
+            r#"{"user":{"uid":54321,"gid":0},"cwd":"/","env":["HOME=/h","HOME="]}"#,
+        )
+        .unwrap();
+        let env = environment(&process).unwrap();
+        assert_eq!(env, [c"HOME=/".to_owned()]);
     }
 }

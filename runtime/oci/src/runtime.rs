@@ -45,6 +45,8 @@ pub enum CgroupManager {
     Cgroupfs,
     /// By asking systemd, which [`RuntimeOptions::systemd`] can talk to.
     Systemd,
+    /// Containers get no group; limits are an error then.
+    Disabled,
 }
 
 /// Settings of a [`Runtime`] that are the same for all its containers.

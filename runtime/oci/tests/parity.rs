@@ -623,3 +623,45 @@ fn a_container_in_the_user_and_pid_namespace_of_another_is_known_by_its_own_proc
     second.wait_status("stopped");
     assert_eq!(first.status(), "running");
 }
+
+#[test]
+fn a_container_goes_without_a_group_if_that_is_wanted() {
+    if !is_ours() {
+        return; // runc has no such flag.
+    }
+    let mut case = Case::new("echo ready; sleep 600");
+    let disabled = |case: &Case, verb: &[&str]| {
+        let mut command = case.runtime(verb);
+        let args: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+        let out = File::create(case.path("out")).unwrap();
+        command = Command::new(command.get_program());
+        let flags = ["--cgroup-manager", "disabled"];
+        command.args(flags).args(args).current_dir(case.bundle());
+        let err = case.path("err");
+        let streams = command.stdin(Stdio::null()).stdout(out);
+        let status = streams.stderr(File::create(&err).unwrap()).status();
+        (
+            status.unwrap().code(),
+            std::fs::read_to_string(err).unwrap(),
+        )
+    };
+    let (code, err) = disabled(&case, &["run", "--detach", &case.id]);
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert_eq!(case.groups(), Vec::<std::path::PathBuf>::new());
+    wait(|| match case.output().as_str() {
+        "ready\n" => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    // The other verbs find that out for themselves.
+    assert_eq!(case.verb(&["exec", &case.id, "true"]).code, 0);
+    assert_eq!(case.verb(&["pause", &case.id]).code, 1);
+    assert_eq!(case.verb(&["kill", &case.id, "KILL"]).code, 0);
+    case.wait_status("stopped");
+    assert_eq!(case.verb(&["delete", &case.id]).code, 0);
+    // Limits that nobody could hold it to are an error.
+    case.linux()["resources"]["pids"] = json!({ "limit": 7 });
+    let (code, err) = disabled(&case, &["run", &case.id]);
+    assert_eq!(code, Some(1));
+    assert!(err.contains("linux.resources has limits"), "{err}");
+    case.assert_nothing_left();
+}

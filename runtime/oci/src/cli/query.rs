@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -250,29 +250,47 @@ pub(super) fn events(context: &Context, args: &Events) -> anyhow::Result<u8> {
     let ended = knarr_oci::sys::pidfd_open(nix::unistd::Pid::from_raw(details.state.pid))?;
     let oom = details.cgroup.oom_events()?;
     let mut kills = oom.kills();
+    let mut due = Instant::now() + args.interval;
+    let mut looks = 0;
     loop {
         let mut fds = [
             PollFd::new(ended.as_fd(), PollFlags::POLLIN),
             PollFd::new(oom.as_fd(), PollFlags::POLLIN),
         ];
-        let timeout = PollTimeout::try_from(args.interval).unwrap_or(PollTimeout::MAX);
-        match poll(&mut fds, timeout) {
-            Ok(0) => report()?,
-            Err(nix::Error::EINTR) => {}
+        let left = due.saturating_duration_since(Instant::now());
+        let left = if looks > 0 { left.min(LOOK) } else { left };
+        // Rounded up: with less than a millisecond left, zero would spin.
+        let left = left + Duration::from_millis(1);
+        match poll(
+            &mut fds,
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX),
+        ) {
+            Ok(_) | Err(nix::Error::EINTR) => {}
             Err(error) => return Err(error.into()),
-            Ok(_) => {
-                let now = oom.kills();
-                if now > kills {
-                    print("oom", None)?;
-                    kills = now;
-                }
-                if fds[0].any() == Some(true) {
-                    return Ok(0);
-                }
-            }
+        }
+        let (gone, woken) = (fds[0].any() == Some(true), fds[1].any() == Some(true));
+        let now = oom.kills();
+        if now > kills {
+            print("oom", None)?;
+            (kills, looks) = (now, 0);
+        } else if woken {
+            looks = LOOKS;
+        } else {
+            looks = looks.saturating_sub(1);
+        }
+        if gone {
+            return Ok(0);
+        }
+        if Instant::now() >= due {
+            report()?;
+            due = Instant::now() + args.interval;
         }
     }
 }
+
+/// v1 tells of a lack of memory before it has killed and counted: who is told looks at the number again for a while.
+const LOOK: Duration = Duration::from_millis(20);
+const LOOKS: u32 = 100;
 
 /// One line of `events`, with its fields in runc's order: it is searched as text, too.
 #[derive(Serialize)]

@@ -130,7 +130,7 @@ impl Runtime {
         let layout = Layout::detect().map_err(CreateError::Cgroup)?;
         let holder = match self.options.cgroup_manager {
             CgroupManager::Systemd => Some(self.start_scope(id, spec, &layout, &mut unfinished)?),
-            CgroupManager::Cgroupfs => None,
+            CgroupManager::Cgroupfs | CgroupManager::Disabled => None,
         };
         let mut record = new_record(id, spec, bundle, rootfs, namespaces);
         record.scope = unfinished.scope.as_ref().map(|(_, scope)| scope.clone());
@@ -171,7 +171,11 @@ impl Runtime {
         let more = crate::cgroup::seen(spec);
         // Before there is a group: whoever finds this after a crash knows which one to remove. A path that cannot be is told
         // below.
-        record.cgroup = Group::announce(&layout, &group_path, resources, more).unwrap_or_default();
+        let disabled = self.options.cgroup_manager == CgroupManager::Disabled;
+        if !disabled {
+            let announced = Group::announce(&layout, &group_path, resources, more);
+            record.cgroup = announced.unwrap_or_default();
+        }
         if let Some(wanted) = linux.intel_rdt() {
             let class = rdt::Resctrl::find().and_then(|resctrl| resctrl.plan(id.as_str(), wanted));
             record.rdt = Some(class.map_err(CreateError::Rdt)?);
@@ -179,9 +183,12 @@ impl Runtime {
         dir.write_record(&record)
             .map_err(state_file("write state.json in", dir.path()))?;
         let may_go_without = self.may_go_without_group() && holder.is_none();
-        let made = match Group::create_with(&layout, &group_path, resources, more) {
-            Err(error) if may_go_without && error.is_denied() => None,
-            made => Some(made.map_err(CreateError::Cgroup)?),
+        let made = match disabled {
+            true => None,
+            false => match Group::create_with(&layout, &group_path, resources, more) {
+                Err(error) if may_go_without && error.is_denied() => None,
+                made => Some(made.map_err(CreateError::Cgroup)?),
+            },
         };
         let without_group = made.is_none();
         let mut group = made.unwrap_or_else(|| Group::from_record(GroupRecord::default()));
@@ -227,7 +234,8 @@ impl Runtime {
             dir,
             group,
             record,
-            without_group,
+            // Nobody is told what he has asked for.
+            without_group: without_group && !disabled,
             holder,
         })
     }
@@ -314,7 +322,7 @@ pub(super) fn refuse_limits(resources: &LinuxResources) -> Result<(), CreateErro
         crate::spec::retype(&rest).map_err(|error| CreateError::invalid(error.to_string()))?;
     if says_something(&value) {
         return Err(CreateError::invalid(
-            "linux.resources has limits, and this user may make no cgroup that could have them",
+            "linux.resources has limits, and there is to be no cgroup, or this user may make none, that could have them",
         ));
     }
     Ok(())
