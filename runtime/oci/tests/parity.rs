@@ -665,3 +665,41 @@ fn a_container_goes_without_a_group_if_that_is_wanted() {
     assert!(err.contains("linux.resources has limits"), "{err}");
     case.assert_nothing_left();
 }
+
+#[test]
+fn root_of_a_user_namespace_runs_containers_as_podman_does_for_an_ordinary_user() {
+    if !is_ours() {
+        return; // Debian's crun refuses hybrid cgroups.
+    }
+    let mut case = Case::new("sleep 600");
+    for name in ["bundle", "bundle/rootfs", ""] {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(case.path(name), mode).unwrap();
+    }
+    case.linux().as_object_mut().unwrap().remove("cgroupsPath");
+    for mount in case.config["mounts"].as_array_mut().unwrap() {
+        let options = mount["options"].as_array_mut().unwrap();
+        options.retain(|option| option != "gid=5");
+    }
+    // Writes the configuration.
+    drop(case.runtime(&[]));
+    // As Podman does it: an ordinary user becomes root of a user namespace with mounts of its own, and calls from there.
+    let dir = case.path("");
+    let script = format!(
+        "run() {{ {0} --root {1}/state \"$@\"; }}
+         run run --detach one >{1}/out 2>{1}/err && run exec one echo more && run kill one KILL
+         code=$?; run delete --force one; cat {1}/err >&2; exit $code",
+        support::runtime().display(),
+        dir.display()
+    );
+    let output = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .args(["unshare", "--user", "--map-root-user", "--mount"])
+        .args(["sh", "-c", &script])
+        .current_dir(case.bundle())
+        .stdin(Stdio::null())
+        .output();
+    let done = said(output.unwrap());
+    assert_eq!((done.code, done.out.as_str()), (0, "more\n"), "{done:?}");
+    assert_eq!(done.err, "", "{done:?}");
+}

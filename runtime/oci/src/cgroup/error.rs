@@ -115,8 +115,10 @@ pub enum CgroupError {
 impl CgroupError {
     /// Whether it is for lack of rights, or because the hierarchy is mounted read-only.
     pub fn is_denied(&self) -> bool {
-        let (Self::Read { source, .. } | Self::Create { source, .. } | Self::Write { source, .. }) =
-            self
+        let (Self::Read { source, .. }
+        | Self::Create { source, .. }
+        | Self::Write { source, .. }
+        | Self::DeviceProgram { source }) = self
         else {
             return false;
         };

@@ -110,8 +110,13 @@ pub(super) fn clone_in(
     if matches!(made, Ok(Fork::Child)) {
         return made;
     }
-    setns(own, CloneFlags::CLONE_NEWPID)
-        .map_err(io::Error::from)
-        .map_err(CreateError::system("return to our own PID namespace"))?;
+    match setns(own, CloneFlags::CLONE_NEWPID) {
+        // Root of a user namespace has no rights over the host's PID namespace (Podman of an ordinary user). Our next
+        // children are born in the container's then; these are hooks only, and they are told its processes in the state.
+        Err(nix::Error::EPERM) => {}
+        done => done
+            .map_err(io::Error::from)
+            .map_err(CreateError::system("return to our own PID namespace"))?,
+    }
     made
 }

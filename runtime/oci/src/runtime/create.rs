@@ -221,7 +221,8 @@ impl Runtime {
             }),
         };
         born.warnings.extend(label::mount_warning(spec));
-        if without_group {
+        // Root of a user namespace knows: Podman and Buildah do not ask for one then.
+        if without_group && is_ordinary_user() {
             let text = "the container has no cgroup of its own: this user may make none";
             born.warnings.push(text.to_owned());
         }

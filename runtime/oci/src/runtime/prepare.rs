@@ -11,7 +11,7 @@ use super::create::{is_ordinary_user, state_file};
 use super::scope::Holder;
 use super::{CgroupManager, Runtime};
 use crate::cgroup::systemd::{Scope, Systemd, Unit};
-use crate::cgroup::{Group, GroupRecord, Layout};
+use crate::cgroup::{CgroupError, Group, GroupRecord, Layout};
 use crate::error::CreateError;
 use crate::id::ContainerId;
 use crate::namespace::{Kind, NamespaceSet};
@@ -182,11 +182,14 @@ impl Runtime {
         }
         dir.write_record(&record)
             .map_err(state_file("write state.json in", dir.path()))?;
-        let may_go_without = self.may_go_without_group() && holder.is_none();
         let made = match disabled {
             true => None,
             false => match Group::create_with(&layout, &group_path, resources, more) {
-                Err(error) if may_go_without && error.is_denied() => None,
+                Err(error)
+                    if error.is_denied() && holder.is_none() && self.may_go_without_group() =>
+                {
+                    None
+                }
                 made => Some(made.map_err(CreateError::Cgroup)?),
             },
         };
@@ -211,7 +214,14 @@ impl Runtime {
                     // cannot make or open stay out of its reach.
                     limits.set_devices(None);
                 }
-                let applied = group.apply(&layout, &limits).map_err(CreateError::Cgroup);
+                let mut applied = group.apply(&layout, &limits);
+                let denied = applied.as_ref().is_err_and(CgroupError::is_denied);
+                if denied && limits.devices().is_some() && in_user_namespace() {
+                    // Who is root in a user namespace only is an ordinary user in this.
+                    limits.set_devices(None);
+                    applied = group.apply(&layout, &limits);
+                }
+                let applied = applied.map_err(CreateError::Cgroup);
                 unfinished.group = Some(group.clone());
                 applied?;
             }
@@ -242,7 +252,8 @@ impl Runtime {
 
     /// Whether a group that may not be made is no failure.
     fn may_go_without_group(&self) -> bool {
-        self.options.rootless.unwrap_or_else(is_ordinary_user)
+        let rootless = self.options.rootless;
+        rootless.unwrap_or_else(|| is_ordinary_user() || in_user_namespace())
     }
 
     /// Has systemd make the container's scope.
@@ -276,6 +287,16 @@ impl Runtime {
         unfinished.scope = Some((systemd, unit.scope));
         Ok(holder)
     }
+}
+
+/// Whether this process lives in a user namespace, as Podman's does for an ordinary user: root in there has no rights over
+/// the host's groups. The first namespace maps all ids to themselves (user_namespaces(7)).
+fn in_user_namespace() -> bool {
+    // Without procfs there is no telling, and no user namespace without one has been seen.
+    std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| {
+        let numbers: Vec<&str> = map.split_whitespace().collect();
+        numbers != ["0", "0", "4294967295"]
+    })
 }
 
 pub(super) fn new_record(
