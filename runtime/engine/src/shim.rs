@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -87,7 +87,7 @@ pub fn start(program: &Path, socket: &Path, state: &Path, log: &Path) -> Result<
         program: program.to_owned(),
         source,
     };
-    let address = short_address(socket).map_err(failed)?;
+    let address = Address::of(socket).map_err(failed)?;
     let listener = rustix::net::socket_with(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
@@ -95,7 +95,7 @@ pub fn start(program: &Path, socket: &Path, state: &Path, log: &Path) -> Result<
         None,
     )
     .map_err(|error| failed(error.into()))?;
-    rustix::net::bind(&listener, &address).map_err(|error| failed(error.into()))?;
+    rustix::net::bind(&listener, &address.short).map_err(|error| failed(error.into()))?;
     rustix::net::listen(&listener, 4).map_err(|error| failed(error.into()))?;
     let log = std::fs::File::options()
         .create(true)
@@ -116,9 +116,37 @@ pub fn start(program: &Path, socket: &Path, state: &Path, log: &Path) -> Result<
     Ok(())
 }
 
-/// A socket's address; paths are cut off at 108 bytes by the kernel, so long ones go through a descriptor of their directory.
-fn short_address(socket: &Path) -> io::Result<SocketAddrUnix> {
-    Ok(SocketAddrUnix::new(socket)?)
+/// A socket's address. The kernel takes no path of more than 107 bytes (unix(7)), so a long one goes through a descriptor of
+/// its directory.
+struct Address {
+    short: SocketAddrUnix,
+    /// Has to stay open until the address has been used.
+    _directory: Option<OwnedFd>,
+}
+
+impl Address {
+    fn of(socket: &Path) -> io::Result<Self> {
+        use rustix::fs::{Mode, OFlags};
+        match SocketAddrUnix::new(socket) {
+            Err(rustix::io::Errno::NAMETOOLONG) => {}
+            short => {
+                return Ok(Self {
+                    short: short?,
+                    _directory: None,
+                });
+            }
+        }
+        let (Some(parent), Some(name)) = (socket.parent(), socket.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(parent, flags, Mode::empty())?;
+        let through = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+        Ok(Self {
+            short: SocketAddrUnix::new(through.join(name))?,
+            _directory: Some(directory),
+        })
+    }
 }
 
 impl Shim {
@@ -136,7 +164,7 @@ impl Shim {
             socket: socket.to_owned(),
             source,
         };
-        let address = short_address(socket).map_err(failed)?;
+        let address = Address::of(socket).map_err(failed)?;
         let fd = rustix::net::socket_with(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -144,7 +172,7 @@ impl Shim {
             None,
         )
         .map_err(|error| failed(error.into()))?;
-        rustix::net::connect(&fd, &address).map_err(|error| failed(error.into()))?;
+        rustix::net::connect(&fd, &address.short).map_err(|error| failed(error.into()))?;
         let shim = Arc::new(Self {
             socket: crate::sys::watch(fd).map_err(failed)?,
             next: AtomicU64::new(0),
@@ -284,5 +312,30 @@ async fn listen<N: Clone>(shim: Arc<Shim>, name: N, notices: mpsc::UnboundedSend
         {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_may_be_deep() {
+        let dir = tempfile::tempdir().unwrap();
+        for depth in [1, 200] {
+            let deep = dir.path().join("d".repeat(depth));
+            std::fs::create_dir(&deep).unwrap();
+            let place = deep.join("shim.sock");
+            let socket = || {
+                let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+                rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap()
+            };
+            let (listener, client) = (socket(), socket());
+            rustix::net::bind(&listener, &Address::of(&place).unwrap().short).unwrap();
+            rustix::net::listen(&listener, 1).unwrap();
+            rustix::net::connect(&client, &Address::of(&place).unwrap().short).unwrap();
+            assert!(place.exists());
+        }
+        assert!(Address::of(&dir.path().join("n".repeat(300)).join("shim.sock")).is_err());
     }
 }
