@@ -95,7 +95,7 @@ measure "start" "" 1 "RT start ID" "$created"
 measure "state" "" 20 "RT state ID" "$created"
 measure "kill" "" 1 "RT kill ID KILL" "$running"
 measure "delete --force" "" 1 "RT delete --force ID" "$running"
-measure "100 containers in parallel" "" 100 "RT run --bundle $work/plain ID-{i}" "" --parallel
+measure "100 containers in parallel, each" "" 100 "RT run --bundle $work/plain ID-{i}" "" --parallel
 
 calls() { # verb and arguments
   local values=()
