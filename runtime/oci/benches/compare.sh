@@ -8,15 +8,21 @@ if [ "${1:-}" != --apart ]; then
   exec unshare --mount --propagation private "$0" --apart "$(realpath "$1")"
 fi
 ours=$2
-umount /sys/fs/cgroup/unified 2>/dev/null || true
+if umount /sys/fs/cgroup/unified 2>/dev/null; then
+  # What is below is the host's: Podman makes its groups there all the same, as plain directories.
+  mount -t tmpfs tmpfs /sys/fs/cgroup/unified
+fi
 
 work=$(mktemp -d)
+had=$(ls -d /sys/fs/cgroup/*/libpod_parent 2>/dev/null || true)
 finish() {
   for runtime in "$ours" crun runc; do
     for id in $("$runtime" --root "$work/state/${runtime##*/}" list -q 2>/dev/null); do
       "$runtime" --root "$work/state/${runtime##*/}" delete --force "$id" || true
     done
   done
+  # Podman leaves the group in which it has made its own.
+  [ -n "$had" ] || find /sys/fs/cgroup -mindepth 2 -path '/sys/fs/cgroup/*/libpod_parent*' -type d -delete
   umount "$work/state"
   rm -rf --one-file-system "$work"
 }
