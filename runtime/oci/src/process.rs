@@ -135,7 +135,7 @@ impl<'a> Settings<'a> {
     pub fn arm(&'a self, channel: &Channel) -> Result<Armed<'a>, Failure> {
         let process = self.process;
         sys::reset_signals().or_fail(Step::Privileges, || "reset signals")?;
-        self.schedule()?;
+        self.schedule(channel)?;
         if let Some(name) = &self.keyring {
             self.join_keyring(name, channel)?;
         }
@@ -193,10 +193,16 @@ impl<'a> Settings<'a> {
         })
     }
 
-    fn schedule(&self) -> Result<(), Failure> {
+    fn schedule(&self, channel: &Channel) -> Result<(), Failure> {
         // Which processors our caller happens to run on is no matter of the container's: its group says where it may run.
-        if self.affinity.is_none() {
-            sys::any_processor().or_fail(Step::Limits, || "run on all processors")?;
+        // Where a filter forbids it, it can run nevertheless.
+        if self.affinity.is_none()
+            && let Err(error) = sys::any_processor()
+        {
+            let warning = format!("the processors of the caller remain the container's: {error}");
+            channel
+                .report(&Report::Warning(warning))
+                .or_fail(Step::Channel, || "report a warning")?;
         }
         if let Some(scheduler) = self.process.scheduler() {
             set_scheduler(scheduler)?;

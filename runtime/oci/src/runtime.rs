@@ -239,9 +239,11 @@ impl Runtime {
         if signal == libc::SIGKILL && !record.own_pid_namespace && status != Status::Creating {
             // Its other processes would live on without the first one, and maybe do so already. As with runc.
             let group = Group::from_record(record.cgroup.clone());
-            let left = !group.processes().map_err(ControlError::Cgroup)?.is_empty();
+            let members = group.processes().map_err(ControlError::Cgroup)?;
             group.kill_all().map_err(ControlError::Cgroup)?;
-            if left {
+            // One with the rights to do so may have left its group: then it is still to be killed.
+            let first_too = members.contains(&Pid::from_raw(record.pid));
+            if first_too || status == Status::Stopped && !members.is_empty() {
                 return Ok(());
             }
         }

@@ -499,8 +499,8 @@ fn a_kill_without_a_pid_namespace_reaches_what_the_first_process_leaves_behind()
     if !is_ours() {
         return; // crun, and runc before 1.2, want --all for it.
     }
-    for first_is_gone in [false, true] {
-        let mut case = Case::new("sleep 600 & sleep 600 & echo ready; wait");
+    for first in ["there", "gone", "moved"] {
+        let mut case = Case::new("sleep 600 & sleep 600 & echo ready; exec sleep 600");
         let namespaces = case.linux()["namespaces"].as_array_mut().unwrap();
         namespaces.retain(|namespace| namespace["type"] != "pid");
         case.start();
@@ -508,11 +508,18 @@ fn a_kill_without_a_pid_namespace_reaches_what_the_first_process_leaves_behind()
             "ready\n" => Ok(()),
             other => Err(format!("{other:?}")),
         });
-        if first_is_gone {
-            let pid = case.state()["pid"].as_i64().unwrap();
+        let pid = case.state()["pid"].as_i64().unwrap();
+        if first == "gone" {
             let pid = nix::unistd::Pid::from_raw(pid as i32);
             nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
             case.wait_status("stopped");
+        }
+        if first == "moved" {
+            // As one could that may write to the host's groups.
+            for group in case.groups() {
+                let above = group.parent().unwrap().join("cgroup.procs");
+                std::fs::write(above, pid.to_string()).unwrap();
+            }
         }
         let done = case.verb(&["kill", &case.id, "KILL"]);
         assert_eq!(done.code, 0, "{done:?}");
@@ -525,6 +532,7 @@ fn a_kill_without_a_pid_namespace_reaches_what_the_first_process_leaves_behind()
             none if none.is_empty() => Ok(()),
             left => Err(left),
         });
+        case.wait_status("stopped");
         let done = case.verb(&["kill", &case.id, "KILL"]);
         assert!(done.err.contains("container not running"), "{done:?}");
     }
