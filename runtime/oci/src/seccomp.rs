@@ -11,7 +11,8 @@ use libseccomp::{
     ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall,
 };
 use oci_spec::runtime::{
-    LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator,
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag,
+    LinuxSeccompOperator,
 };
 use sha2::{Digest, Sha256};
 
@@ -187,6 +188,16 @@ fn attributes(profile: &LinuxSeccomp) -> (u64, bool) {
     (flags, notifies)
 }
 
+/// The library's value for an architecture, by the name that both have.
+fn library_arch(architecture: Arch) -> Result<ScmpArch, SeccompError> {
+    let name = serde_json::to_value(architecture).unwrap_or_default();
+    let name = name.as_str().unwrap_or_default();
+    name.parse().map_err(|source| SeccompError::Library {
+        what: format!("seccomp architecture {name}"),
+        source,
+    })
+}
+
 fn compile_bytes(profile: &LinuxSeccomp) -> Result<(Program, Vec<u8>), SeccompError> {
     let failed = |what: String| move |source| SeccompError::Library { what, source };
     let default = action(profile.default_action(), profile.default_errno_ret())?;
@@ -195,14 +206,9 @@ fn compile_bytes(profile: &LinuxSeccomp) -> Result<(Program, Vec<u8>), SeccompEr
     // A balanced tree instead of a list of comparisons: fewer instructions at each system call (libseccomp 2.5).
     let _older = context.set_ctl_optimize(2);
     for architecture in profile.architectures().iter().flatten() {
-        let name = serde_json::to_value(architecture).unwrap_or_default();
-        let name = name.as_str().unwrap_or_default();
-        let architecture: ScmpArch = name
-            .parse()
-            .map_err(failed(format!("seccomp architecture {name}")))?;
         context
-            .add_arch(architecture)
-            .map_err(failed(format!("add seccomp architecture {name}")))?;
+            .add_arch(library_arch(*architecture)?)
+            .map_err(failed(format!("add seccomp architecture {architecture}")))?;
     }
     for rule in profile.syscalls().iter().flatten() {
         let verdict = action(rule.action(), rule.errno_ret())?;

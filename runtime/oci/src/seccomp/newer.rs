@@ -75,8 +75,9 @@ const AUDIT: [(ScmpArch, u32); 8] = [
 
 fn listed(profile: &LinuxSeccomp) -> Vec<ScmpArch> {
     let names = profile.architectures().iter().flatten();
+    // One that is unknown is told of when the filter is made.
     names
-        .filter_map(|name| serde_json::to_value(name).ok()?.as_str()?.parse().ok())
+        .filter_map(|name| super::library_arch(*name).ok())
         .collect()
 }
 
