@@ -10,6 +10,7 @@ use knarr_oci::{CgroupManager, ContainerId, Runtime, RuntimeOptions};
 mod attend;
 mod checkpoint;
 mod container;
+mod descriptors;
 mod exec;
 mod features;
 mod log;
@@ -121,6 +122,8 @@ struct Context {
     log: Log,
     /// The criu program, if it was named.
     criu: Option<PathBuf>,
+    /// How many descriptors from 3 on are the caller's.
+    inherited: u32,
 }
 
 /// crun's words.
@@ -176,8 +179,10 @@ impl Global {
 }
 
 /// Parses the arguments, does what they say, and tells what went wrong. Gives the exit code.
+///
+/// `inherited` descriptors from 3 on are the caller's.
 #[cfg_attr(test, expect(dead_code, reason = "called by the program's entry"))]
-fn main() -> u8 {
+fn main(inherited: u32) -> u8 {
     let args: Vec<OsString> = std::env::args_os().collect();
     // Before anything else, because it starts anew. What goes wrong here is told below.
     let makes = |arg: &OsString| ["create", "run", "exec"].iter().any(|verb| arg == verb);
@@ -218,7 +223,7 @@ fn main() -> u8 {
         return 0;
     };
     let failure = verb.failure_code();
-    match run(&cli.global, verb, &log, protected) {
+    match run(&cli.global, verb, &log, protected, inherited) {
         Ok(code) => code,
         Err(error) => {
             log.error(&format!("{error:#}"));
@@ -318,11 +323,19 @@ impl Verb {
     }
 }
 
-fn run(global: &Global, verb: Verb, log: &Log, protected: bool) -> anyhow::Result<u8> {
+fn run(
+    global: &Global,
+    verb: Verb,
+    log: &Log,
+    protected: bool,
+    inherited: u32,
+) -> anyhow::Result<u8> {
     if verb.makes_processes() && !protected {
         use anyhow::Context as _;
         knarr_oci::protect::run_read_only().context("run from a read-only mount")?;
     }
+    // From here on nothing executes this program anew, and hooks and criu have no part in what the caller left open.
+    knarr_oci::sys::close_range_cloexec(3)?;
     let (no_pivot, no_new_keyring) = match &verb {
         Verb::Create(create) => (create.no_pivot, create.no_new_keyring),
         Verb::Run(run) => (run.create.no_pivot, run.create.no_new_keyring),
@@ -332,6 +345,7 @@ fn run(global: &Global, verb: Verb, log: &Log, protected: bool) -> anyhow::Resul
         runtime: global.runtime(no_pivot, no_new_keyring),
         log: log.clone(),
         criu: global.criu.clone(),
+        inherited,
     };
     match verb {
         Verb::Create(create) => container::create(&context, &create),

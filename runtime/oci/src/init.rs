@@ -11,6 +11,7 @@ use std::path::Path;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{SockFlag, accept4};
+use nix::sys::stat::Mode;
 use oci_spec::runtime::{LinuxTimeOffset, Spec};
 use pathrs::flags::OpenFlags;
 use pathrs::procfs::{ProcfsBase, ProcfsHandle, ProcfsHandleBuilder};
@@ -148,7 +149,7 @@ impl Plan<'_> {
         if !self.mapped_by_user() {
             hide()?;
         }
-        nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+        nix::sys::stat::umask(Mode::empty());
         // Never dropped: its descriptors are closed by number below.
         let taken;
         let place: &Place = match self.place {
@@ -370,7 +371,9 @@ impl Plan<'_> {
                 .wait()
                 .or_fail(Step::Channel, || "wait for the hooks")?;
         }
-        self.run_hooks(
+        // Whatever they make has usual modes: no mask is for what the specification gives a mode.
+        let mask = nix::sys::stat::umask(Mode::from_bits_truncate(sys::MODE_MASK));
+        let done = self.run_hooks(
             all.create_container().as_deref(),
             Status::Creating,
             "createContainer",
@@ -379,7 +382,9 @@ impl Plan<'_> {
                 // The host's root is still the root: this is where they find the container's, as with runc.
                 directory: Some(rootfs.as_fd()),
             },
-        )
+        );
+        nix::sys::stat::umask(mask);
+        done
     }
 
     fn run_hooks(

@@ -1,8 +1,8 @@
 //! Labels of Linux security modules: which of those modules this kernel has.
 //!
-//! A label for a module that is not there has nothing to act on. For AppArmor profiles and the SELinux labels of mounts the
-//! container is made without it, with a warning, as crun does and as the OCI validation suite expects. The SELinux label of
-//! a process stays an error: the specification's general rule (runtime.md, "Create").
+//! A label for a module that is not there has nothing to act on. For a process that is an error, as with runc: who asks for
+//! a confinement must not get a process without it. The SELinux label of mounts confines nothing, so the container is made
+//! without it, with a warning, as crun does and as the OCI validation suite expects.
 
 use std::fs;
 use std::path::Path;
@@ -32,22 +32,22 @@ fn asked_of_mounts(spec: &Spec) -> Option<&str> {
     given(spec.linux().as_ref()?.mount_label())
 }
 
-/// The AppArmor profile to give a process, as far as this kernel can.
+/// The AppArmor profile to give a process.
 pub(crate) fn apparmor(process: &Process) -> Option<&str> {
-    asked_of_apparmor(process).filter(|_| has_apparmor())
+    asked_of_apparmor(process)
+}
+
+/// Why a process cannot have the profile that it asks for, if it cannot.
+pub(crate) fn without_apparmor(process: &Process) -> Option<String> {
+    let profile = asked_of_apparmor(process).filter(|_| !has_apparmor())?;
+    Some(format!(
+        "unable to apply apparmor profile {profile:?}: AppArmor is not enabled on the host"
+    ))
 }
 
 /// The label to give new file systems, as far as this kernel can.
 pub(crate) fn of_mounts(spec: &Spec) -> Option<&str> {
     asked_of_mounts(spec).filter(|_| has_selinux())
-}
-
-/// What the log should tell of a process for which [`apparmor`] gave nothing.
-pub(crate) fn without_apparmor(process: &Process) -> Option<String> {
-    let profile = asked_of_apparmor(process)?;
-    Some(format!(
-        "process.apparmorProfile {profile:?} has no effect: this kernel has no AppArmor"
-    ))
 }
 
 /// What the log should tell of a container's mounts.

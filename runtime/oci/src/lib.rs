@@ -54,7 +54,7 @@ pub use process::Stdio;
 pub use rdt::{Bandwidth, L3CacheInfo, MemBwInfo, Occupancy, RdtError, RdtStats};
 pub use runtime::{
     CgroupManager, CgroupsMode, CheckpointError, CheckpointOptions, Created, CriuError,
-    CriuOptions, Details, ExecOptions, Io, PageServer, RestoreError, RestoreOptions, Runtime,
-    RuntimeOptions, SubGroup,
+    CriuOptions, Details, ExecOptions, Io, ListenFds, PageServer, RestoreError, RestoreOptions,
+    Runtime, RuntimeOptions, SubGroup,
 };
 pub use state::{State, Status};

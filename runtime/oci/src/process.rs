@@ -17,6 +17,7 @@ use oci_spec::runtime::{
 use crate::capability::{SYS_ADMIN, Wanted};
 use crate::error::{Failure, OrFail, Step};
 use crate::message::{Channel, Report};
+use crate::runtime::ListenFds;
 use crate::seccomp::Program;
 use crate::sys::{self, SchedAttr};
 
@@ -57,9 +58,11 @@ pub(crate) struct Settings<'a> {
     pub memory_policy: Option<&'a LinuxMemoryPolicy>,
     /// Descriptors from 3 up that the program inherits.
     pub preserve_fds: u32,
+    /// Which of these are for socket activation.
+    pub listen: Option<&'a ListenFds>,
     /// The name of a session keyring to make.
     pub keyring: Option<String>,
-    /// The AppArmor profile, if the kernel has AppArmor.
+    /// The AppArmor profile.
     pub apparmor: Option<&'a str>,
     /// The processors of an exec; a container's first process has none (config.md, "execCPUAffinity").
     pub affinity: Option<&'a ExecCPUAffinity>,
@@ -139,7 +142,7 @@ impl<'a> Settings<'a> {
         if let Some(name) = &self.keyring {
             self.join_keyring(name, channel)?;
         }
-        self.label(channel)?;
+        self.label()?;
         for warning in raise_limits(process, Pid::from_raw(0))? {
             channel
                 .report(&Report::Warning(warning))
@@ -175,7 +178,10 @@ impl<'a> Settings<'a> {
             enter_directory(process)?;
         }
         check_directory()?;
-        let env = environment(process)?;
+        let mut env = environment(process)?;
+        if let Some(listen) = self.listen {
+            announce(listen, &mut env)?;
+        }
         let args = strings(process.args().as_deref().unwrap_or_default())?;
         // Without a process in the configuration there is nothing to find: start refuses then.
         let program = if args.is_empty() {
@@ -247,14 +253,7 @@ impl<'a> Settings<'a> {
         }
     }
 
-    fn label(&self, channel: &Channel) -> Result<(), Failure> {
-        if self.apparmor.is_none()
-            && let Some(warning) = crate::label::without_apparmor(self.process)
-        {
-            channel
-                .report(&Report::Warning(warning))
-                .or_fail(Step::Channel, || "report a warning")?;
-        }
+    fn label(&self) -> Result<(), Failure> {
         let given = |label: &Option<String>| label.clone().filter(|label| !label.is_empty());
         let writes = [
             (
@@ -437,11 +436,8 @@ fn give_streams_to(uid: u32) -> Result<(), Failure> {
 
 fn become_user(process: &Process) -> Result<(), Failure> {
     let user = process.user();
-    if let Some(umask) = user.umask() {
-        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(umask));
-    } else {
-        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-    }
+    let mask = user.umask().unwrap_or(sys::MODE_MASK);
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(mask));
     let groups = user.additional_gids().as_deref().unwrap_or_default();
     match sys::setgroups(groups) {
         // A user namespace can forbid it; then only asking for groups is a failure.
@@ -489,6 +485,24 @@ pub(crate) fn environment(process: &Process) -> Result<Vec<CString>, Failure> {
         env.extend(strings(&[format!("HOME={home}")])?);
     }
     Ok(env)
+}
+
+/// Tells the program of its descriptors, in words that are meant for it: with its id in the PID namespace that it lives in.
+/// What the configuration says of others is gone.
+fn announce(listen: &ListenFds, env: &mut Vec<CString>) -> Result<(), Failure> {
+    let own = nix::unistd::getpid();
+    env.retain(|pair| !pair.as_bytes().starts_with(b"LISTEN_"));
+    let names = listen.names.as_ref();
+    let names = names.map(|names| [b"LISTEN_FDNAMES=", &names[..]].concat());
+    let numbers = [
+        format!("LISTEN_FDS={}", listen.count).into_bytes(),
+        format!("LISTEN_PID={own}").into_bytes(),
+    ];
+    for pair in numbers.into_iter().chain(names) {
+        let pair = CString::new(pair).map_err(|_| Failure::new(Step::Command, "it holds a NUL"))?;
+        env.push(pair);
+    }
+    Ok(())
 }
 
 /// The home directory in the container's `/etc/passwd`; a file of the image, so its size is bounded, and it may be a FIFO

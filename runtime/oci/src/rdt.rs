@@ -370,7 +370,7 @@ pub(crate) fn remove(directory: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         // Not with the kernel's, whose files go with the directory. As runc, which removes all there is.
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
-            fs::remove_dir_all(directory)
+            Ok(knarr_tree::remove(directory)?)
         }
         done => done,
     }

@@ -81,8 +81,28 @@ pub struct Runtime {
 pub struct Io {
     /// Standard streams.
     pub stdio: Stdio,
-    /// How many descriptors from 3 up the process inherits from the caller.
+    /// How many descriptors the process inherits from the caller, by the same numbers: from 3 up, or after those of `listen`.
+    /// All of them are the caller's own.
     pub preserve_fds: u32,
+    /// Those of socket activation, from 3 up.
+    pub listen: Option<ListenFds>,
+}
+
+/// Descriptors of socket activation, of which a program learns by its environment (sd_listen_fds(3)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenFds {
+    /// How many there are.
+    pub count: u32,
+    /// What they are called, with colons in between.
+    pub names: Option<Vec<u8>>,
+}
+
+impl Io {
+    /// How many descriptors from 3 up are kept.
+    pub(crate) fn kept(&self) -> u32 {
+        let listen = self.listen.as_ref().map_or(0, |listen| listen.count);
+        listen.saturating_add(self.preserve_fds)
+    }
 }
 
 impl From<Stdio> for Io {
@@ -90,6 +110,7 @@ impl From<Stdio> for Io {
         Self {
             stdio,
             preserve_fds: 0,
+            listen: None,
         }
     }
 }

@@ -163,7 +163,7 @@ impl StateDir {
         }
         match fs::remove_dir(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
-                fs::remove_dir_all(&self.path)
+                Ok(knarr_tree::remove(&self.path)?)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             done => done,

@@ -9,6 +9,7 @@ use std::path::Path;
 
 mod bpf;
 mod descriptor;
+mod inherited;
 mod mount;
 mod network;
 mod privilege;
@@ -19,6 +20,7 @@ mod terminal;
 
 pub use bpf::*;
 pub use descriptor::*;
+pub use inherited::*;
 pub use mount::*;
 pub use network::*;
 pub use privilege::*;

@@ -1,17 +1,13 @@
 //! Known attacks on container runtimes, tried: each test does what its CVE describes, and looks at what was touched.
 
-#[path = "support/prey.rs"]
-mod prey;
-#[expect(dead_code, reason = "each test program uses a part of it")]
-mod support;
-
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use prey::{Witness, plant, prey, without_mount};
 use serde_json::{Value, json};
-use support::{Case, is_ours};
+
+use crate::support::prey::{Witness, plant, prey, without_mount};
+use crate::support::{self, Case, is_ours};
 
 #[test]
 fn the_runtime_is_not_overwritten_through_proc_exe() {

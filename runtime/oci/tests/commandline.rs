@@ -1,8 +1,5 @@
 //! The command line as runc's callers know it. `OCI_RUNTIME` names another runtime for the same cases.
 
-#[expect(dead_code, reason = "other test programs use the rest of it")]
-mod support;
-
 use std::io::{BufRead, BufReader, IoSliceMut};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -10,7 +7,8 @@ use std::process::Stdio;
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde_json::{Value, json};
-use support::{Case, group_file, is_ours, wait};
+
+use crate::support::{Case, group_file, is_ours, wait};
 
 const SLEEP: &[&str] = &["/bin/sleep", "600"];
 
@@ -204,7 +202,7 @@ fn exec_takes_every_flag_for_the_process() {
     let mask = u64::from_str_radix(caps.rsplit('\t').next().expect("a mask"), 16).expect("hex");
     assert_ne!(mask & (1 << 21), 0, "{caps}");
     assert!(exec(&["--no-new-privs"], "grep NoNewPrivs /proc/self/status").ends_with('1'));
-    // Without AppArmor and SELinux in the kernel both are refused or ignored, but known.
+    // Without AppArmor and SELinux in the kernel both are refused, but known.
     for flag in ["--apparmor", "--process-label"] {
         let done = case.verb(&["exec", flag, "none", &case.id, "true"]);
         assert!(!done.err.contains("unexpected argument"), "{done:?}");
@@ -413,8 +411,10 @@ fn update_takes_flags_with_units_and_a_document_from_standard_input() {
 
 #[test]
 fn events_stream_numbers_and_the_lack_of_memory() {
+    // Whom the kernel kills is said: the container's first process stays, to be killed by us.
     let mut case = Case::new(
-        "while [ ! -e /go ]; do sleep 0.1; done; head -c 50m /dev/zero | tail; sleep 600",
+        "while [ ! -e /go ]; do sleep 0.1; done; \
+         head -c 50m /dev/zero | (echo 1000 >/proc/self/oom_score_adj; exec tail); sleep 600",
     );
     case.linux()["resources"]["memory"] = json!({ "limit": 16 << 20, "swap": 16 << 20 });
     case.start();

@@ -1,13 +1,11 @@
 //! What the OCI validation suite (opencontainers/runtime-tools) checks and the other test programs do not.
 
-#[expect(dead_code, reason = "each test program uses a part of it")]
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use serde_json::{Value, json};
-use support::{Case, is_ours, wait};
+
+use crate::support::{Case, is_ours, wait};
 
 fn pid(case: &Case) -> i64 {
     case.state()["pid"].as_i64().expect("pid")

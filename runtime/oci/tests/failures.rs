@@ -2,19 +2,13 @@
 //!
 //! No list of steps: a tracer (see `inject`) strikes one system call after the other, of the runtime and of the process
 //! that it makes, in the order in which they make them.
-#![cfg(target_arch = "x86_64")]
-
-#[expect(dead_code, reason = "each test program uses a part of it")]
-#[path = "support/inject.rs"]
-mod inject;
-#[expect(dead_code, reason = "each test program uses a part of it")]
-mod support;
 
 use std::process::{Command, Stdio};
 
-use inject::Blow;
 use serde_json::json;
-use support::{Case, is_ours};
+
+use crate::support::inject::{self, Blow};
+use crate::support::{self, Case, is_ours};
 
 /// As many points as the runtime is killed at, evenly spread; `FAILURE_POINTS` asks for more or fewer.
 const POINTS: usize = 40;

@@ -1,15 +1,13 @@
 //! Flags that callers give rarely: each seen to have its effect.
 
-#[expect(dead_code, reason = "each test program uses a part of it")]
-mod support;
-
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 
 use serde_json::json;
-use support::{Case, group_file, is_ours, wait};
+
+use crate::support::{Case, group_file, is_ours, wait};
 
 const SLEEP: &[&str] = &["/bin/sleep", "600"];
 

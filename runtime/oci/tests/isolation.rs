@@ -1,10 +1,8 @@
 //! What a container can see and do: namespaces, mounts, devices, rights, limits.
 
-#[expect(dead_code, reason = "each test program uses a part of it")]
-mod support;
-
 use serde_json::json;
-use support::{Case, group_file, is_ours};
+
+use crate::support::{self, Case, group_file, is_ours};
 
 #[test]
 fn it_sees_only_its_own_processes_host_name_and_interfaces() {

@@ -1,13 +1,12 @@
 //! The life cycle as seen from the command line: verbs, exit codes, states, and that nothing is left behind.
 
-mod support;
-
 use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 
 use serde_json::json;
-use support::{Case, DEADLINE, is_ours, wait};
+
+use crate::support::{self, Case, DEADLINE, is_ours, wait};
 
 #[test]
 fn run_gives_the_exit_code_and_leaves_nothing() {

@@ -1,13 +1,11 @@
 //! Limits as the kernel has them, from the configuration and after updates.
 
-#[expect(dead_code, reason = "each test program uses a part of it")]
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use support::{Case, Done, group_file, is_ours};
+
+use crate::support::{Case, Done, group_file, is_ours};
 
 fn memory(case: &Case, file: &str) -> String {
     group_file(&case.id, "memory", file)
@@ -350,4 +348,17 @@ fn a_first_update_of_a_class_that_fails_half_way_can_be_done_again() {
     assert_eq!(delete.code, 0, "{delete:?}");
     assert!(!class.exists());
     case.assert_nothing_left();
+}
+
+#[test]
+fn what_an_update_says_is_null_stays_as_it_is() {
+    let mut case = Case::command(&["/bin/sleep", "1000"]);
+    case.linux()["resources"]["pids"] = json!({ "limit": 33 });
+    case.start();
+    let done = update(
+        &case,
+        &json!({ "pids": { "limit": null }, "cpu": { "shares": null, "cpus": "" }, "devices": null }),
+    );
+    assert_eq!(done.code, 0, "{done:?}");
+    assert_eq!(group_file(&case.id, "pids", "pids.max"), "33");
 }

@@ -1,15 +1,13 @@
 //! What people and programs know from runc, and what no field or flag says.
 
-#[expect(dead_code, reason = "each test program uses a part of it")]
-mod support;
-
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use support::{Case, Done, is_ours, wait};
+
+use crate::support::{self, Case, Done, is_ours, wait};
 
 /// Runs a verb under a shell that does `first` before it becomes the runtime.
 fn after(first: &str, case: &Case, args: &[&str]) -> Command {

@@ -1,10 +1,8 @@
 //! Fields of `process` that the kernel tells about, and the rest of `linux` that belongs to a process.
 
-#[expect(dead_code, reason = "each test program uses a part of it")]
-mod support;
-
 use serde_json::json;
-use support::{Case, is_ours};
+
+use crate::support::{Case, is_ours};
 
 #[test]
 fn scheduler_priority_affinity_and_score_hold() {

@@ -4,28 +4,19 @@
 //! does it between any two system calls (see `race`). Every one of these tests fails if the code that it is about checks a
 //! path, and then uses the path once more.
 
-#[cfg(target_arch = "x86_64")]
-#[expect(dead_code, reason = "each test program uses a part of it")]
-#[path = "support/inject.rs"]
-mod inject;
-#[expect(dead_code, reason = "each test program uses a part of it")]
-#[path = "support/prey.rs"]
-mod prey;
-#[path = "support/race.rs"]
-mod race;
-#[expect(dead_code, reason = "each test program uses a part of it")]
-mod support;
-
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
-use prey::{Witness, prey, without_mount};
-use race::Swapper;
 use serde_json::{Value, json};
-use support::{Case, Done};
+
+#[cfg(target_arch = "x86_64")]
+use crate::support::inject;
+use crate::support::prey::{Witness, prey, without_mount};
+use crate::support::race::{self, Swapper};
+use crate::support::{self, Case, Done};
 
 /// One change of the configuration that touches the swapped path.
 type Touch = fn(&mut Case);

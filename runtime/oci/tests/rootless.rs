@@ -1,15 +1,13 @@
 //! An ordinary user's containers. The user has no name and no rights; what it owns is a directory with a bundle and a copy
 //! of the runtime.
 
-#[expect(dead_code, reason = "each test program uses a part of it")]
-mod support;
-
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use support::{Case, Done};
+
+use crate::support::{self, Case, Done};
 
 const USER: u32 = 12_345;
 
@@ -259,4 +257,27 @@ fn limits_that_nobody_could_enforce_and_missing_rights_are_errors() {
     assert_eq!(done.code, 1, "{done:?}");
     assert!(done.err.contains("user namespace"), "{done:?}");
     assert!(!container.state_exists());
+}
+
+#[test]
+fn a_users_descriptors_survive_the_copy_of_the_runtime() {
+    // An ordinary user's runtime executes itself once more, and what was left open for it must be open then.
+    let rootless = Rootless::new("cat <&3; echo $LISTEN_FDS");
+    let given = rootless.case.path("given");
+    std::fs::write(&given, "from outside\n").unwrap();
+    let inner = rootless.command(&["run", &rootless.case.id]);
+    let mut shell = Command::new("sh");
+    shell
+        .args([
+            "-c",
+            "exec 3<\"$0\"; export LISTEN_FDS=1 LISTEN_PID=$$; exec \"$@\"",
+        ])
+        .arg(&given)
+        .arg(inner.get_program())
+        .args(inner.get_args())
+        .env("XDG_RUNTIME_DIR", rootless.case.path("run"))
+        .current_dir(rootless.case.bundle())
+        .stdin(Stdio::null());
+    let done = rootless.finish(shell);
+    assert_eq!(done.out, "from outside\n1\n", "{done:?}");
 }

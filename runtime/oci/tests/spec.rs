@@ -1,8 +1,5 @@
 //! Fields of the runtime specification that engines set rarely: each seen to work, or refused with a clear word.
 
-#[expect(dead_code, reason = "each test program uses a part of it")]
-mod support;
-
 use std::io::{IoSliceMut, Read};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixListener;
@@ -11,7 +8,8 @@ use std::thread::JoinHandle;
 use libseccomp::{ScmpNotifReq, ScmpNotifResp};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde_json::{Value, json};
-use support::{Case, Done};
+
+use crate::support::{self, Case, Done};
 
 /// It must fail at create, say `why`, and leave nothing.
 fn refused(case: &Case, why: &str) -> Done {
@@ -448,19 +446,156 @@ fn what_the_kernel_lacks_is_refused_by_name() {
 }
 
 #[test]
-fn a_label_for_a_module_that_the_kernel_lacks_is_told_and_left_out() {
-    for (at, field, file) in [
-        ("linux", "mountLabel", "/sys/fs/selinux"),
-        ("process", "apparmorProfile", "/sys/module/apparmor"),
-    ] {
-        if std::path::Path::new(file).exists() {
-            continue; // Then it has an effect, or is an error.
-        }
-        let mut case = Case::new("echo ran");
-        case.config[at][field] = json!("a:b:c:d");
+fn a_mount_label_is_told_and_left_out_where_the_kernel_lacks_selinux() {
+    if std::path::Path::new("/sys/fs/selinux").exists() {
+        return; // Then it has an effect, or is an error.
+    }
+    let mut case = Case::new("echo ran");
+    case.linux()["mountLabel"] = json!("a:b:c:d");
+    let done = case.run();
+    assert_eq!((done.code, done.out.as_str()), (0, "ran\n"), "{done:?}");
+    assert!(done.err.contains("mountLabel"), "the warning: {done:?}");
+}
+
+#[test]
+fn an_apparmor_profile_is_refused_where_it_cannot_be_applied() {
+    let mut case = Case::new("echo ran");
+    for nothing in [Value::Null, json!(""), json!("unconfined")] {
+        case.config["process"]["apparmorProfile"] = nothing.clone();
         let done = case.run();
-        assert_eq!((done.code, done.out.as_str()), (0, "ran\n"), "{done:?}");
-        assert!(done.err.contains(field), "the warning: {done:?}");
+        assert_eq!(
+            (done.code, done.out.as_str()),
+            (0, "ran\n"),
+            "{nothing}: {done:?}"
+        );
+    }
+    // Where the kernel has AppArmor, it is not loaded.
+    case.config["process"]["apparmorProfile"] = json!("knarr-test-profile");
+    refused(&case, "knarr-test-profile");
+    let process = case.config["process"].as_object_mut().unwrap();
+    process.remove("apparmorProfile");
+    process.insert("args".into(), json!(["/bin/sleep", "1000"]));
+    case.start();
+    let exec = |profile: &str| case.verb(&["exec", "--apparmor", profile, &case.id, "true"]);
+    assert_eq!(exec("unconfined").code, 0);
+    let done = exec("knarr-test-profile");
+    assert_eq!(done.code, 255, "{done:?}");
+    assert!(done.err.contains("apparmor profile"), "{done:?}");
+}
+
+/// Each field of a configuration that may be absent, with a place for it: null wherever runc takes it, which is everywhere, and
+/// empty where runc takes that for absent.
+#[test]
+fn what_is_null_or_empty_is_absent() {
+    let absent: &[(&str, &[&str], bool)] = &[
+        // Place, fields, and whether they may be empty strings as well.
+        ("", &["hostname", "domainname"], true),
+        (
+            "",
+            &["hooks", "annotations", "solaris", "windows", "vm"],
+            false,
+        ),
+        ("/process", &["apparmorProfile", "selinuxLabel"], true),
+        (
+            "/process",
+            &[
+                "terminal",
+                "consoleSize",
+                "user",
+                "rlimits",
+                "noNewPrivileges",
+                "oomScoreAdj",
+                "scheduler",
+                "ioPriority",
+                "capabilities",
+                "execCPUAffinity",
+            ],
+            false,
+        ),
+        ("/root", &["readonly"], false),
+        (
+            "/linux",
+            &["cgroupsPath", "mountLabel", "rootfsPropagation"],
+            true,
+        ),
+        (
+            "/linux",
+            &[
+                "resources",
+                "devices",
+                "sysctl",
+                "uidMappings",
+                "gidMappings",
+                "seccomp",
+                "intelRdt",
+                "personality",
+                "maskedPaths",
+                "readonlyPaths",
+                "timeOffsets",
+                "netDevices",
+                "memoryPolicy",
+            ],
+            false,
+        ),
+    ];
+    for (place, fields, empty) in absent {
+        let values = [Some(Value::Null), empty.then(|| json!(""))];
+        for value in values.iter().flatten() {
+            let mut case = Case::new("echo ran");
+            let object = case.config.pointer_mut(place).unwrap();
+            for field in *fields {
+                object[*field] = value.clone();
+            }
+            let done = case.run();
+            assert_eq!(
+                (done.code, done.out.as_str()),
+                (0, "ran\n"),
+                "{place} {fields:?} {value}: {done:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn numbers_that_are_null_are_absent() {
+    let mut case = Case::new("cat /data/n");
+    std::fs::write(case.rootfs().join("data/n"), "ran\n").unwrap();
+    case.config["process"]["user"] =
+        json!({ "uid": null, "gid": null, "umask": null, "additionalGids": null });
+    case.config["process"]["consoleSize"] = json!({ "height": null, "width": null });
+    case.linux()["resources"] = json!({
+        "pids": { "limit": null },
+        "memory": { "limit": null, "reservation": null, "swap": null, "swappiness": null, "disableOOMKiller": null, "checkBeforeUpdate": null },
+        "cpu": { "shares": null, "quota": null, "period": null, "cpus": "", "mems": "", "idle": null },
+        "devices": [{ "allow": false, "type": "", "major": null, "minor": null, "access": "rwm" }],
+        "hugepageLimits": null,
+        "network": { "classID": null, "priorities": null },
+        "blockIO": { "weight": null, "weightDevice": null },
+        "unified": null,
+        "rdma": null,
+    });
+    case.linux()["maskedPaths"] = json!([""]);
+    case.linux()["readonlyPaths"] = json!([""]);
+    case.linux()["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW", "defaultErrnoRet": null, "architectures": null, "flags": null,
+        "listenerPath": "", "listenerMetadata": "",
+        "syscalls": [{ "names": ["kexec_load"], "action": "SCMP_ACT_ERRNO", "errnoRet": null, "args": [{ "index": null, "value": null, "valueTwo": null, "op": "SCMP_CMP_EQ" }] }],
+    });
+    case.add_mount(json!({ "destination": "/tmp", "type": "tmpfs", "source": "", "options": null, "uidMappings": null }));
+    case.add_mount(json!({ "destination": "/data", "type": "", "source": case.rootfs().join("data"), "options": ["bind"] }));
+    let done = case.run();
+    assert_eq!((done.code, done.out.as_str()), (0, "ran\n"), "{done:?}");
+    // What is wrong beside a null is told as it is.
+    case.config["process"]["user"]["uid"] = json!("root");
+    refused(&case, "invalid type: string \"root\"");
+}
+
+#[test]
+fn a_bind_mount_of_nothing_is_refused() {
+    let mut case = Case::new("true");
+    for source in [Value::Null, json!("")] {
+        case.add_mount(json!({ "destination": "/data", "type": "bind", "source": source, "options": ["bind"] }));
+        refused(&case, "without source");
     }
 }
 

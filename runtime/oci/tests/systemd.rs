@@ -1,19 +1,17 @@
 //! `--systemd-cgroup`, against a real bus with a manager on it that takes notes. What systemd itself would do to the group
 //! is not tried here: there is none on the machines that run these tests.
 
-#[expect(dead_code, reason = "each test program uses a part of it")]
-mod support;
-
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use serde_json::json;
-use support::{Case, Done, group_file};
 use zbus::object_server::SignalEmitter;
 use zbus::zvariant::{OwnedVariant, Variant};
 use zbus::{OwnedObjectPath, fdo};
+
+use crate::support::{self, Case, Done, group_file};
 
 /// What was asked of the manager.
 #[derive(Clone, Debug, Default)]

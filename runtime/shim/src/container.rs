@@ -7,6 +7,7 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
+use crate::attached::{Clients, Wish};
 use crate::log::{Log, Stream};
 use crate::protocol::{Create, Exit};
 
@@ -15,17 +16,17 @@ const CHUNK: usize = 16 * 1024;
 /// How many chunks one wake-up takes before others get their turn.
 const CHUNKS: usize = 16;
 
-/// A socket that gets a copy of the output.
-struct Attached {
-    stdout: OwnedFd,
-    stderr: OwnedFd,
-}
+/// How often what is left in an ended container's pipes is asked for. They hold a megabyte at most, unless root has raised the
+/// kernel's limit; a process that has escaped and goes on writing is not waited for.
+const LAST_ROUNDS: usize = 64;
 
 /// What is left of an output stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Left {
     /// More may come.
     Open,
+    /// It is not read until a client has taken what was read before.
+    Blocked,
     /// It has ended.
     Ended,
 }
@@ -45,8 +46,11 @@ pub struct Container {
     pub stdin: Option<OwnedFd>,
     /// The terminal's master, kept for its size and its input as long as the container is there.
     pub terminal: Option<OwnedFd>,
+    /// Who gets a copy of the output.
+    pub clients: Clients,
+    /// The streams that are not watched, because a client is slow.
+    pub paused: [bool; 2],
     log: Log,
-    attached: Vec<Attached>,
 }
 
 impl Container {
@@ -63,30 +67,49 @@ impl Container {
             stderr: None,
             stdin: None,
             terminal: None,
+            clients: Clients::default(),
+            paused: [false; 2],
             log,
-            attached: Vec::new(),
         }
     }
 
-    fn source(&self, stream: Stream) -> Option<&OwnedFd> {
+    /// What a stream is read from, while it is.
+    pub fn source(&self, stream: Stream) -> Option<&OwnedFd> {
         match stream {
             Stream::Stdout => self.stdout.as_ref().or(self.terminal.as_ref()),
             Stream::Stderr => self.stderr.as_ref(),
         }
     }
 
-    /// Reads what there is of a stream, at most a bounded amount, into the log and the attached sockets.
-    pub fn pump(&mut self, stream: Stream) -> Left {
+    /// Reads what there is of a stream, at most a bounded amount, into the log and the clients' sockets. What those have to be
+    /// watched for goes to `wishes`.
+    ///
+    /// A container that has ended cannot be slowed down any more, and its log is to be whole: it is read however slow a client is.
+    pub fn pump(&mut self, stream: Stream, wishes: &mut Vec<Wish>) -> Left {
+        self.pump_until(stream, self.exit.is_some(), wishes)
+    }
+
+    fn pump_until(&mut self, stream: Stream, over: bool, wishes: &mut Vec<Wish>) -> Left {
         let mut buffer = [0; CHUNK];
         for _ in 0..CHUNKS {
             let Some(source) = self.source(stream) else {
                 return Left::Ended;
             };
+            if !over && self.clients.blocked(stream) {
+                return Left::Blocked;
+            }
             match rustix::io::read(source, &mut buffer) {
                 Ok(0) => return self.ended(stream),
                 // A terminal says EIO once its last other end is closed.
                 Err(Errno::IO) => return self.ended(stream),
-                Ok(length) => self.take(stream, &buffer[..length]),
+                Ok(length) => {
+                    let bytes = &buffer[..length];
+                    if let Err(error) = self.log.take(stream, bytes) {
+                        // The container must not hang because the disk is full: the text is lost, and this says so.
+                        eprintln!("knarr-shim: write {}: {error}", self.what.log.display());
+                    }
+                    wishes.extend(self.clients.send(stream, bytes));
+                }
                 Err(Errno::AGAIN) => return Left::Open,
                 Err(Errno::INTR) => {}
                 Err(error) => {
@@ -101,26 +124,6 @@ impl Container {
         Left::Open
     }
 
-    fn take(&mut self, stream: Stream, bytes: &[u8]) {
-        if let Err(error) = self.log.take(stream, bytes) {
-            // The container must not hang because the disk is full: the text is lost, and this says so.
-            eprintln!("knarr-shim: write {}: {error}", self.what.log.display());
-        }
-        self.attached.retain(|attached| {
-            let socket = match stream {
-                Stream::Stdout => &attached.stdout,
-                Stream::Stderr => &attached.stderr,
-            };
-            // A client that does not keep up is dropped: its buffer is the socket's, never ours.
-            rustix::net::send(
-                socket,
-                bytes,
-                rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT,
-            )
-            .is_ok_and(|sent| sent == bytes.len())
-        });
-    }
-
     fn ended(&mut self, stream: Stream) -> Left {
         if let Err(error) = self.log.finish(stream) {
             eprintln!("knarr-shim: write {}: {error}", self.what.log.display());
@@ -129,12 +132,8 @@ impl Container {
             Stream::Stdout => self.stdout = None,
             Stream::Stderr => self.stderr = None,
         }
+        self.clients.end(stream);
         Left::Ended
-    }
-
-    /// Copies the output from now on to a pair of sockets.
-    pub fn attach(&mut self, stdout: OwnedFd, stderr: OwnedFd) {
-        self.attached.push(Attached { stdout, stderr });
     }
 
     /// Opens the log anew.
@@ -146,17 +145,26 @@ impl Container {
         self.log.reopen()
     }
 
-    /// Puts the end on record: durable before anybody hears of it.
+    /// Puts the end on record: durable before anybody hears of it. What clients' sockets have to be watched for goes to `wishes`.
     ///
     /// # Errors
     ///
     /// If the record cannot be written.
-    pub fn record(&mut self, exit: Exit) -> io::Result<()> {
-        // What the container wrote before it ended belongs into the log before its end is known.
+    pub fn record(&mut self, exit: Exit, wishes: &mut Vec<Wish>) -> io::Result<()> {
+        // What the container wrote before it ended belongs into the log before its end is known. The pipes are full when there
+        // is more than one round can read; they are empty when the last round brought less.
         for stream in [Stream::Stdout, Stream::Stderr] {
-            self.pump(stream);
+            let mut size = None;
+            for _ in 0..LAST_ROUNDS {
+                let left = self.pump_until(stream, true, wishes);
+                let now = Some(self.log.written());
+                if left == Left::Ended || now == size {
+                    break;
+                }
+                size = now;
+            }
+            self.clients.end(stream);
         }
-        self.attached.clear();
         self.stdin = None;
         let result = write_durably(&self.what.bundle, &exit);
         self.exit = Some(exit);

@@ -10,8 +10,9 @@
 //!     └──────────── Message ────────────────┴── SIGCHLD: exit.json, then Exited
 //! ```
 //!
-//! Reading order: [`protocol`], [`socket`], [`log`](mod@log), `container`, `words`, [`pause`], `server`.
+//! Reading order: [`protocol`], [`socket`], [`log`](mod@log), `attached`, `container`, `words`, [`pause`], `server`.
 
+mod attached;
 mod container;
 pub mod log;
 pub mod pause;

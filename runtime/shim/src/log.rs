@@ -35,6 +35,8 @@ pub struct Log {
     path: PathBuf,
     file: File,
     size: u64,
+    /// Bytes that streams have brought.
+    taken: u64,
     rotation: Rotation,
     /// Unfinished lines of stdout and stderr.
     pending: [Vec<u8>; 2],
@@ -54,6 +56,7 @@ impl Log {
             path: path.to_owned(),
             file,
             size,
+            taken: 0,
             rotation,
             pending: [Vec::new(), Vec::new()],
             record: Vec::new(),
@@ -71,6 +74,11 @@ impl Log {
         Ok(())
     }
 
+    /// How many bytes the streams have brought.
+    pub fn written(&self) -> u64 {
+        self.taken
+    }
+
     /// Takes what a stream brought, and writes the lines that are whole.
     ///
     /// # Errors
@@ -79,13 +87,15 @@ impl Log {
     pub fn take(&mut self, stream: Stream, mut bytes: &[u8]) -> io::Result<()> {
         let now = timestamp(SystemTime::now());
         self.record.clear();
+        self.taken += bytes.len() as u64;
         while !bytes.is_empty() {
             let pending = &mut self.pending[stream as usize];
             let room = MAX_TEXT - pending.len();
-            let window = &bytes[..bytes.len().min(room)];
+            // One byte more than fits: a line that just fits ends with the newline behind it.
+            let window = &bytes[..bytes.len().min(room + 1)];
             let (text, used, tag) = match window.iter().position(|byte| *byte == b'\n') {
                 Some(end) => (&window[..end], end + 1, "F"),
-                None if window.len() == room => (window, room, "P"),
+                None if window.len() > room => (&window[..room], room, "P"),
                 None => {
                     pending.extend_from_slice(window);
                     break;
@@ -100,7 +110,8 @@ impl Log {
         self.flush()
     }
 
-    /// Writes an unfinished last line as a whole one, at the end of the stream.
+    /// Writes an unfinished last line at the end of the stream: as a partial one, because no newline ended it, so that readers of
+    /// the log get the bytes that were written and no more (containerd, `redirectLogs`).
     ///
     /// # Errors
     ///
@@ -112,7 +123,7 @@ impl Log {
         self.record.clear();
         write!(
             self.record,
-            "{} {} F ",
+            "{} {} P ",
             timestamp(SystemTime::now()),
             stream.name()
         )?;
@@ -244,7 +255,7 @@ mod tests {
                 "stderr F bad",
                 "stdout F two",
                 "stdout F ",
-                "stdout F last"
+                "stdout P last"
             ]
         );
     }
@@ -261,6 +272,31 @@ mod tests {
         assert_eq!(lines.len(), 3);
         assert!(lines[0].starts_with("stdout P ") && lines[1].starts_with("stdout P "));
         assert_eq!(lines[2], "stdout F xxxxx");
+    }
+
+    #[test]
+    fn a_line_that_just_fits_is_one_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let mut log = Log::open(&path, Rotation::default()).unwrap();
+        let full = vec![b'x'; MAX_TEXT];
+        for piece in [&full[..], b"\n", &full[..7], &full[7..], b"y\n", &full[..]] {
+            log.take(Stream::Stdout, piece).unwrap();
+        }
+        log.finish(Stream::Stdout).unwrap();
+        let lines: Vec<_> = texts(&path)
+            .iter()
+            .map(|line| (line[..9].to_owned(), line.len() - 9))
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                ("stdout F ".to_owned(), MAX_TEXT),
+                ("stdout P ".to_owned(), MAX_TEXT),
+                ("stdout F ".to_owned(), 1),
+                ("stdout P ".to_owned(), MAX_TEXT),
+            ]
+        );
     }
 
     #[test]

@@ -3,7 +3,18 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use knarr_oci::sys;
+
 fn main() -> ExitCode {
+    // The pod outlives the engine, and lives by what the kernel tells a parent: nothing of who started the engine may reach it,
+    // neither ignored signals nor descriptors that somebody waits for to be closed.
+    if let Err(error) = sys::settle().and_then(|()| sys::close_all_but(3, &[])) {
+        eprintln!("knarr-shim: leave the caller's state behind: {error}");
+        return ExitCode::FAILURE;
+    }
+    for (what, error) in sys::be_ordinary() {
+        eprintln!("knarr-shim: the {what} of who started knarr stays: {error}");
+    }
     let mut args = std::env::args_os();
     if args.next().as_deref() == Some(knarr_shim::pause::NAME.as_ref()) {
         return knarr_shim::pause::run();

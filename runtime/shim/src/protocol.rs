@@ -72,11 +72,15 @@ pub enum Call {
         /// Whether every process of the container gets it.
         all: bool,
     },
-    /// Copies the container's output from now on to the two sockets that come with the request (stdout, stderr); the reply brings
-    /// the writing end of its stdin, if it has one that is still open.
+    /// Copies the container's output from now on to the two sockets that come with the request (stdout, stderr), at the pace at
+    /// which they are read; the reply brings the writing end of its stdin, if it has one that is still open.
     Attach {
         /// The container.
         container: String,
+        /// Whether the shim keeps no writing end of stdin for itself, unless it is a terminal: the container then sees the end of
+        /// its input when the caller closes what it got, or dies.
+        #[serde(default)]
+        take_stdin: bool,
     },
     /// Tells a container's terminal its size.
     Resize {

@@ -16,6 +16,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
+use crate::attached::Wish;
 use crate::container::{Container, Left};
 use crate::log::Stream;
 use crate::protocol::{MAX_MESSAGE, Message, Request};
@@ -50,6 +51,7 @@ enum Source {
     Children,
     Client(u32),
     Output(u32, Stream),
+    Attached(u32),
 }
 
 impl Source {
@@ -60,6 +62,7 @@ impl Source {
             Self::Client(n) => 2 << 32 | u64::from(n),
             Self::Output(n, Stream::Stdout) => 3 << 32 | u64::from(n),
             Self::Output(n, Stream::Stderr) => 4 << 32 | u64::from(n),
+            Self::Attached(n) => 5 << 32 | u64::from(n),
         })
     }
 
@@ -71,6 +74,7 @@ impl Source {
             2 => Self::Client(number),
             3 => Self::Output(number, Stream::Stdout),
             4 => Self::Output(number, Stream::Stderr),
+            5 => Self::Attached(number),
             _ => return None,
         })
     }
@@ -169,6 +173,7 @@ impl Server {
                     Some(Source::Children) => self.reap(),
                     Some(Source::Client(client)) => self.serve_client(client, flags),
                     Some(Source::Output(container, stream)) => self.pump(container, stream),
+                    Some(Source::Attached(client)) => self.serve_attached(client, flags),
                     None => {}
                 }
             }
@@ -303,12 +308,89 @@ impl Server {
         let Some(container) = self.containers.get_mut(&number) else {
             return;
         };
-        if container.pump(stream) == Left::Ended
-            && stream == Stream::Stdout
-            && let Some(terminal) = &container.terminal
-        {
-            // The master stays for as long as the container does, but has nothing more to say.
-            epoll::delete(&self.epoll, terminal).ok();
+        let mut wishes = Vec::new();
+        match container.pump(stream, &mut wishes) {
+            Left::Open => {}
+            Left::Ended => {
+                if stream == Stream::Stdout
+                    && let Some(terminal) = &container.terminal
+                {
+                    // The master stays for as long as the container does, but has nothing more to say.
+                    epoll::delete(&self.epoll, terminal).ok();
+                }
+            }
+            Left::Blocked => {
+                // Taken out rather than watched for nothing: the end of a pipe is always reported.
+                if let Some(source) = container.source(stream) {
+                    epoll::delete(&self.epoll, source).ok();
+                    container.paused[stream as usize] = true;
+                }
+            }
+        }
+        self.heed(number, wishes);
+    }
+
+    /// Changes what clients' sockets are watched for.
+    fn heed(&mut self, number: u32, wishes: Vec<Wish>) {
+        let Some(container) = self.containers.get_mut(&number) else {
+            return;
+        };
+        for Wish { number, writable } in wishes {
+            let Some(socket) = container.clients.socket(number) else {
+                continue;
+            };
+            let interest = if writable {
+                EventFlags::RDHUP | EventFlags::OUT
+            } else {
+                EventFlags::RDHUP
+            };
+            let source = Source::Attached(number).pack();
+            if let Err(error) = epoll::modify(&self.epoll, socket, source, interest) {
+                // Nobody would hear that it takes more, and its container would wait for ever.
+                eprintln!("knarr-shim: watch an attached client: {error}");
+                container.clients.remove(number);
+            }
+        }
+    }
+
+    /// A client that is attached to a container takes more, or has hung up.
+    fn serve_attached(&mut self, client: u32, flags: EventFlags) {
+        let found = self
+            .containers
+            .iter_mut()
+            .find(|(_, container)| container.clients.has(client));
+        let Some((&number, container)) = found else {
+            return;
+        };
+        if flags.intersects(EventFlags::HUP | EventFlags::ERR | EventFlags::RDHUP) {
+            container.clients.remove(client);
+        } else if let Some(wish) = container.clients.flush(client) {
+            self.heed(number, vec![wish]);
+        }
+        self.resume(number);
+    }
+
+    /// Reads the streams again that no client holds up any more, or whose container has ended.
+    fn resume(&mut self, number: u32) {
+        let Some(container) = self.containers.get_mut(&number) else {
+            return;
+        };
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            let held = container.exit.is_none() && container.clients.blocked(stream);
+            if !container.paused[stream as usize] || held {
+                continue;
+            }
+            container.paused[stream as usize] = false;
+            let Some(source) = container.source(stream) else {
+                continue;
+            };
+            let what = Source::Output(number, stream).pack();
+            if let Err(error) = epoll::add(&self.epoll, source, what, EventFlags::IN) {
+                eprintln!(
+                    "knarr-shim: watch the output of {} again: {error}",
+                    container.what.container
+                );
+            }
         }
     }
 }

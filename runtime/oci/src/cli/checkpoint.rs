@@ -10,8 +10,8 @@ use knarr_oci::{
 };
 use oci_spec::runtime;
 
-use super::container::{Receivers, hand_over, io};
-use super::{Context, attend, parse_id};
+use super::container::{Receivers, hand_over};
+use super::{Context, attend, descriptors, parse_id};
 
 /// What both have.
 #[derive(Debug, Args)]
@@ -200,7 +200,13 @@ fn make(context: &Context, args: &Restore) -> anyhow::Result<Created> {
     loaded.warnings.iter().for_each(warn);
     let spec = loaded.value;
     let terminal = spec.process().as_ref().and_then(runtime::Process::terminal) == Some(true);
-    let io = io(terminal, args.console_socket.as_deref(), args.detach, 0)?;
+    let io = descriptors::io(
+        context,
+        terminal,
+        args.console_socket.as_deref(),
+        args.detach,
+        0,
+    )?;
     let options = RestoreOptions {
         criu: args.common.options(context),
         lsm_profile: args.lsm_profile.clone(),

@@ -5,12 +5,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Args;
-use knarr_oci::{ContainerId, CreateError, Created, Io, Runtime, StartError, Stdio};
+use knarr_oci::{ContainerId, CreateError, Created, Io, Runtime, StartError};
 use oci_spec::runtime;
 
-use super::{Context, attend, parse_id};
+use super::{Context, attend, descriptors, parse_id};
 
 /// A container's id.
 #[derive(Debug, Args)]
@@ -110,7 +110,8 @@ fn make(
         .for_each(|warning| context.log.warn(warning));
     let spec = loaded.value;
     let terminal = spec.process().as_ref().and_then(runtime::Process::terminal) == Some(true);
-    let io = io(
+    let io = descriptors::io(
+        context,
         terminal,
         args.console_socket.as_deref(),
         detached,
@@ -142,37 +143,6 @@ fn make(
         return Err(error);
     }
     Ok(created)
-}
-
-/// The descriptors of a process, as the flags say.
-pub(super) fn io(
-    terminal: bool,
-    socket: Option<&Path>,
-    detached: bool,
-    preserve_fds: u32,
-) -> anyhow::Result<Io> {
-    if terminal && detached && socket.is_none() {
-        bail!("a detached container with a terminal needs --console-socket");
-    }
-    if !terminal && socket.is_some() {
-        bail!("--console-socket without a terminal in the configuration");
-    }
-    let stdio = match (terminal, socket) {
-        (true, None) => Stdio::Copied,
-        (true, Some(_)) => Stdio::Terminal,
-        (false, _) => Stdio::Inherit,
-    };
-    // Socket activation (sd_listen_fds(3)): these are descriptors to pass on, too.
-    let listen = std::env::var("LISTEN_FDS")
-        .ok()
-        .and_then(|count| count.parse::<u32>().ok())
-        .unwrap_or(0);
-    Ok(Io {
-        stdio,
-        preserve_fds: preserve_fds
-            .checked_add(listen)
-            .context("more descriptors to preserve than can be")?,
-    })
 }
 
 /// Who is told of a new process.

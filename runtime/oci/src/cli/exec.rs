@@ -9,8 +9,8 @@ use oci_spec::runtime::{
     Box as ConsoleSize, Capabilities, Capability, LinuxCapabilities, Process, Spec, User,
 };
 
-use super::container::{Receivers, hand_over, io};
-use super::{Context, attend, parse_id};
+use super::container::{Receivers, hand_over};
+use super::{Context, attend, descriptors, parse_id};
 
 /// Running one more process.
 #[derive(Debug, Args)]
@@ -95,7 +95,8 @@ pub(super) fn exec(context: &Context, args: &Exec) -> anyhow::Result<u8> {
     let config = context.runtime.config(&args.id)?;
     let process = process(context, &config, args)?;
     let terminal = process.terminal() == Some(true);
-    let io = io(
+    let io = descriptors::io(
+        context,
         terminal,
         args.console_socket.as_deref(),
         args.detach,

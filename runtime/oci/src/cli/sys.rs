@@ -15,7 +15,7 @@ use std::io;
 extern "C" fn main(_count: c_int, _arguments: *const *const c_char) -> c_int {
     let code = match prepare() {
         // A panic may not leave a function of C's. Where panics abort this costs nothing; the code is the usual one.
-        Ok(()) => std::panic::catch_unwind(super::main).unwrap_or(101),
+        Ok(inherited) => std::panic::catch_unwind(|| super::main(inherited)).unwrap_or(101),
         Err(_) => 1,
     };
     // This one writes what standard output still holds back.
@@ -38,9 +38,10 @@ fn take_pages() {
     }
 }
 
-/// What the rest of the program relies on: that a broken pipe is an error and no death, and that no file which it opens
-/// takes the place of a standard stream that its caller has closed.
-fn prepare() -> io::Result<()> {
+/// What the rest of the program relies on: that a broken pipe is an error and no death, that no file which it opens takes the
+/// place of a standard stream that its caller has closed, and that nothing else of the caller's state is in its way.
+/// Gives the number of descriptors above these streams that are the caller's.
+fn prepare() -> io::Result<u32> {
     use nix::libc;
     use nix::sys::signal::{SigHandler, Signal, signal};
     take_pages();
@@ -64,5 +65,7 @@ fn prepare() -> io::Result<()> {
             }
         }
     }
-    Ok(())
+    let inherited = knarr_oci::sys::count_inherited();
+    knarr_oci::sys::settle()?;
+    Ok(inherited)
 }

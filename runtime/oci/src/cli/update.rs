@@ -113,16 +113,15 @@ pub(super) fn update(context: &Context, args: &Update) -> anyhow::Result<u8> {
     }
     let resources = match &args.resources {
         Some(path) => {
-            let mut text = String::new();
+            let mut text = Vec::new();
             if path.as_os_str() == "-" {
                 std::io::stdin()
-                    .read_to_string(&mut text)
+                    .read_to_end(&mut text)
                     .context("read standard input")?;
             } else {
-                text = std::fs::read_to_string(path)
-                    .with_context(|| format!("read {}", path.display()))?;
+                text = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
             }
-            serde_json::from_str(&text).context("parse the resources")?
+            knarr_oci::spec::parse_resources(&text).context("parse the resources")?
         }
         None => from_flags(args)?,
     };

@@ -13,6 +13,7 @@ use crate::error::CreateError;
 use crate::id::ContainerId;
 #[cfg(any(test, fuzzing))]
 use crate::idmap::Wanted;
+use crate::label;
 use crate::mount::Options;
 use crate::namespace::{Kind, NamespaceSet};
 #[cfg(any(test, fuzzing))]
@@ -71,6 +72,9 @@ pub(crate) fn check_process(process: &Process) -> Result<(), CreateError> {
             "process.cwd {:?} is not absolute",
             process.cwd()
         )));
+    }
+    if let Some(why) = label::without_apparmor(process) {
+        return Err(CreateError::invalid(why));
     }
     let mut seen = Vec::new();
     for limit in process.rlimits().iter().flatten() {

@@ -215,21 +215,6 @@ pub fn setdomainname(name: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes back what this program changed of its signals, so that the next one finds them as our caller left them.
-///
-/// Rust's start-up code ignores `SIGPIPE`, and callers block what they take from a signalfd.
-///
-/// # Errors
-///
-/// None in practice.
-pub fn reset_signals() -> io::Result<()> {
-    use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
-    // SAFETY: the default disposition runs no code of ours.
-    unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
-    Ok(())
-}
-
 /// Names this process in lists of processes; the kernel cuts it at 15 bytes.
 ///
 /// # Errors

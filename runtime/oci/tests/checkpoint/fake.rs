@@ -50,7 +50,7 @@ impl Fake {
         let program = directory.join("criu");
         let test = std::env::current_exe().expect("own path");
         let script = format!(
-            "#!/bin/sh\n[ \"$1\" = swrk ] || exit 9\nexport FAKE_CRIU_SOCKET=$2 FAKE_CRIU_DIRECTORY={}\nexec {} --exact fake::criu --nocapture --test-threads 1\n",
+            "#!/bin/sh\n[ \"$1\" = swrk ] || exit 9\nexport FAKE_CRIU_SOCKET=$2 FAKE_CRIU_DIRECTORY={}\nexec {} --exact checkpoint::fake::criu --nocapture --test-threads 1\n",
             directory.display(),
             test.display()
         );

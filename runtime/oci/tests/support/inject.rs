@@ -256,7 +256,7 @@ fn paths(pid: Pid, registers: &libc::user_regs_struct) -> Vec<PathBuf> {
 
 impl Tracer<'_> {
     fn attend(&mut self) {
-        let end = Instant::now() + super::support::DEADLINE;
+        let end = Instant::now() + super::DEADLINE;
         let mut over: Option<Instant> = None;
         // Only what this thread traces and has started: the other tests of this program have children, too.
         let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD | WaitPidFlag::WNOHANG;
@@ -385,7 +385,7 @@ impl Tracer<'_> {
     /// What still lives is no longer traced. Whoever stops first goes on first: another may be waiting for it, as a process
     /// does for the one that it makes with vfork(2).
     fn let_go(&mut self) {
-        let end = Instant::now() + super::support::DEADLINE;
+        let end = Instant::now() + super::DEADLINE;
         let mut waiting = std::mem::take(&mut self.traced);
         for pid in &waiting {
             match ptrace::interrupt(*pid) {

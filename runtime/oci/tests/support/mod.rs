@@ -8,6 +8,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+#[cfg(target_arch = "x86_64")]
+pub mod inject;
+pub mod prey;
+pub mod race;
+
 /// How long a condition may take to come true.
 pub const DEADLINE: Duration = Duration::from_secs(10);
 

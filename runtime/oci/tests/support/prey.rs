@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
-use super::support::Case;
+use super::Case;
 
 /// A directory of the host that an attacker would like to change, with files of the names that runtimes make.
 pub fn prey(case: &Case) -> PathBuf {

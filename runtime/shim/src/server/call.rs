@@ -4,13 +4,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use knarr_oci::error::{StartError, chain};
-use knarr_oci::{ContainerId, Stdio};
+use knarr_oci::{ContainerId, ControlError, Status, Stdio};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use rustix::event::epoll::{self, EventFlags};
 use rustix::io::Errno;
 
-use super::{Exec, Server};
+use super::{Exec, Server, Source};
 use crate::container::Container;
+use crate::log::Stream;
 use crate::pause;
 use crate::protocol::{self, Call, Failure, Reply, VERSION};
 use crate::words;
@@ -86,13 +88,23 @@ impl Server {
                 let ended = self.find(&container)?.exit.is_some();
                 if !ended || all {
                     let id = parse(&container)?;
-                    self.runtime
-                        .kill_number(&id, signal, all)
-                        .map_err(|error| refuse(chain(&error)))?;
+                    match self.runtime.kill_number(&id, signal, all) {
+                        // Its first process has just ended, and this loop has not heard of it yet; or what is left of
+                        // it waits for its threads. Nobody is left to be told.
+                        Ok(())
+                        | Err(ControlError::WrongStatus {
+                            status: Status::Stopped,
+                            ..
+                        }) => {}
+                        Err(error) => return Err(refuse(chain(&error))),
+                    }
                 }
                 done
             }
-            Call::Attach { container } => self.attach(&container, fds),
+            Call::Attach {
+                container,
+                take_stdin,
+            } => self.attach(&container, take_stdin, fds),
             Call::Resize {
                 container,
                 width,
@@ -238,28 +250,48 @@ impl Server {
 
     fn attach(
         &mut self,
-        container: &str,
+        id: &str,
+        take_stdin: bool,
         fds: Vec<OwnedFd>,
     ) -> Result<(Reply, Vec<OwnedFd>), Failure> {
-        let container = self.find(container)?;
         let [stdout, stderr] = <[OwnedFd; 2]>::try_from(fds).map_err(|fds| {
             refuse(format!(
                 "{} descriptors came with an attach, not 2",
                 fds.len()
             ))
         })?;
-        let stdin = match &container.stdin {
-            Some(stdin) => vec![
+        let container = self.find(id)?;
+        if container.exit.is_some() {
+            return Err(refuse(format!("container {id} is not running")));
+        }
+        let copied = match &container.stdin {
+            Some(stdin) if !take_stdin || container.terminal.is_some() => Some(
                 stdin
                     .try_clone()
                     .map_err(|error| refuse(error.to_string()))?,
-            ],
-            None => Vec::new(),
+            ),
+            _ => None,
         };
-        if container.exit.is_none() {
-            container.attach(stdout, stderr);
+        let mut numbers = [0; 2];
+        for (number, socket) in numbers.iter_mut().zip([&stdout, &stderr]) {
+            *number = self.number();
+            // Hanging up is always reported.
+            epoll::add(
+                &self.epoll,
+                socket,
+                Source::Attached(*number).pack(),
+                EventFlags::RDHUP,
+            )
+            .map_err(refuse_errno)?;
         }
-        Ok((Reply::Done, stdin))
+        let container = self.find(id)?;
+        container.clients.add(numbers[0], Stream::Stdout, stdout);
+        container.clients.add(numbers[1], Stream::Stderr, stderr);
+        let stdin = match copied {
+            None if take_stdin => container.stdin.take(),
+            copied => copied,
+        };
+        Ok((Reply::Done, stdin.into_iter().collect()))
     }
 }
 

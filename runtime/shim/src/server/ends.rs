@@ -59,7 +59,8 @@ impl Server {
                 at: SystemTime::now(),
                 start_error: container.start_error.clone(),
             };
-            if let Err(error) = container.record(exit.clone()) {
+            let mut wishes = Vec::new();
+            if let Err(error) = container.record(exit.clone(), &mut wishes) {
                 // The engine hears it all the same; only a crash of both before it writes it down would lose it.
                 eprintln!(
                     "knarr-shim: record the end of {}: {error}",
@@ -70,6 +71,8 @@ impl Server {
                 container: container.what.container.clone(),
                 exit,
             };
+            self.heed(number, wishes);
+            self.resume(number);
             self.announce(&message);
         }
     }

@@ -9,16 +9,13 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-#[path = "../support/mod.rs"]
-#[allow(dead_code, reason = "each suite uses its part")]
-mod support;
-
 mod fake;
 mod real;
 
 use fake::wire::ask;
 use fake::{Fake, Mode};
-use support::{Case, Done, is_ours, wait};
+
+use crate::support::{self, Case, Done, is_ours, wait};
 
 const SLEEP: &[&str] = &["/bin/sleep", "1000"];
 
