@@ -24,8 +24,8 @@ pub enum ContentError {
         /// The digest that it has.
         actual: Digest,
     },
-    /// A manifest or configuration is unreasonably long.
-    #[error("{digest} has {size} bytes; at most {limit} are read at once")]
+    /// A manifest, configuration or layer is unreasonably long.
+    #[error("{digest} has {size} bytes; at most {limit} are accepted")]
     TooLong {
         /// Its digest.
         digest: Digest,

@@ -113,14 +113,9 @@ pub(crate) fn sync_dir(path: &Path) -> Result<(), FileError> {
         .at("sync", path)
 }
 
-/// Removes a file, or a directory with all that is in it; nothing there is fine.
+/// Removes a file, or a directory with all that is in it; nothing there is fine. What is mounted there stays, and is an error.
 pub(crate) fn remove_all(path: &Path) -> Result<(), FileError> {
-    let result = match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(err) => Err(err),
-    };
-    absent_is_fine(result).at("remove", path)
+    knarr_tree::remove(path).at("remove", path)
 }
 
 pub(crate) fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {

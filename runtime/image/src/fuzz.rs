@@ -75,7 +75,7 @@ fn lengths(directory: &std::path::Path) -> u64 {
 /// The same archive with the right sum in each header: a mutation hardly ever gets it right, and nobody hostile gets it
 /// wrong. What is compressed is left as it is.
 fn with_checksums(data: &[u8]) -> Vec<u8> {
-    const BLOCK: usize = 512;
+    use crate::archive::BLOCK;
     const SUM: std::ops::Range<usize> = 148..156;
     let mut archive = data.to_vec();
     if matches!(data, [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..]) {
@@ -88,8 +88,8 @@ fn with_checksums(data: &[u8]) -> Vec<u8> {
             let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
             header[SUM].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
         }
-        let size = tar::Header::from_byte_slice(header).entry_size();
-        let blocks = usize::try_from(size.unwrap_or(0)).map_or(0, |size| size.div_ceil(BLOCK));
+        let size = crate::archive::number(&header[124..136]).unwrap_or(0);
+        let blocks = usize::try_from(size).map_or(0, |size| size.div_ceil(BLOCK));
         at = at.saturating_add(blocks.saturating_add(1).saturating_mul(BLOCK));
         if at > archive.len() {
             break;

@@ -15,8 +15,10 @@ use crate::error::{At, FileError};
 use crate::index::{Entry, IndexError};
 use crate::inherit;
 use crate::layers::LayerError;
-use crate::manifest::{self, Blob, Document, Manifest, ManifestError};
+use crate::manifest::{self, Blob, Manifest, ManifestError};
+use crate::platform::Platform;
 use crate::reference::{InvalidReference, Reference};
+use crate::search::{Search, Step};
 use crate::store::{Image, ImageStore, ReadError};
 use files::{Files, copy, plain_name};
 
@@ -92,10 +94,22 @@ struct LayoutIndex {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct LayoutEntry {
     digest: String,
-    #[serde(default)]
-    annotations: BTreeMap<String, String>,
+    media_type: Option<String>,
+    platform: Option<Platform>,
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+impl LayoutEntry {
+    /// Whether it may be an image for this machine: a layout may also have those for others, signatures, and more.
+    fn is_ours(&self) -> bool {
+        let media_type = self.media_type.as_deref().unwrap_or_default();
+        let platform = self.platform.as_ref();
+        (media_type.is_empty() || manifest::MEDIA_TYPES.contains(&media_type))
+            && platform.is_none_or(|platform| platform.rank().is_some())
+    }
 }
 
 /// An image that is about to get into the index.
@@ -184,22 +198,33 @@ impl ImageStore {
 
     fn read_layout(&self, files: &Files, index: &LayoutIndex) -> Result<Vec<Found>, ImportError> {
         let mut images: Vec<Found> = Vec::new();
-        for entry in &index.manifests {
-            let mut documents = BTreeSet::new();
-            let mut digest: Digest = entry.digest.parse().map_err(ImportError::Digest)?;
-            let top = digest.clone();
+        let ours: Vec<_> = index.manifests.iter().filter(|e| e.is_ours()).collect();
+        if let (true, Some(first)) = (ours.is_empty(), index.manifests.first()) {
+            let first = first.digest.parse().map_err(ImportError::Digest)?;
+            return Err(ManifestError::no_platform(&first))?;
+        }
+        for entry in ours {
+            let top: Digest = entry.digest.parse().map_err(ImportError::Digest)?;
+            let mut search = Search::new(top.clone());
+            let (mut digest, mut platform_known) = (top.clone(), true);
             let manifest = loop {
                 self.take(files, &digest)?;
-                documents.insert(digest.clone());
                 let text = self.inner.content.read(&digest, manifest::LIMIT)?;
-                match Document::parse(&digest, &text)? {
-                    Document::Image(manifest) => break manifest,
-                    Document::List(_) if documents.len() > 3 => {
-                        return Err(ManifestError::Nested { digest })?;
+                match search.look(&digest, &text, platform_known)? {
+                    Step::Found(manifest) => break manifest,
+                    Step::Ask(manifest) => {
+                        let config = &manifest.config.digest;
+                        self.take(files, config)?;
+                        if Manifest::fits(&self.inner.content.read(config, manifest::LIMIT)?) {
+                            break manifest;
+                        }
                     }
-                    Document::List(blob) => digest = blob.digest,
+                    Step::Next => {}
                 }
+                let next = search.next()?;
+                (digest, platform_known) = (next.digest, next.platform_known);
             };
+            let documents = search.into_documents();
             self.take(files, &manifest.config.digest)?;
             for layer in &manifest.layers {
                 self.take(files, &layer.digest)?;
@@ -210,7 +235,7 @@ impl ImageStore {
                 tags: BTreeSet::new(),
                 digests: BTreeSet::new(),
             };
-            if let Some(reference) = layout_name(&entry.annotations)? {
+            if let Some(reference) = layout_name(entry.annotations.as_ref())? {
                 image.tags.extend(reference.tagged());
                 image.digests.insert(reference.with_digest(&top));
             }
@@ -368,8 +393,10 @@ impl ImageStore {
         let inherited = inherit::inherited(&stack).map_err(IndexError::from)?;
         documents.insert(id.clone());
         for layer in manifest.layers {
-            size += layer.size;
-            documents.insert(layer.digest);
+            // A layer that comes twice is on disk once.
+            if documents.insert(layer.digest) {
+                size += layer.size;
+            }
         }
         let entry = Entry {
             manifest: manifest.digest,
@@ -408,8 +435,11 @@ fn synthesize(config: &Blob, layers: &[Blob]) -> (Digest, Vec<u8>) {
 
 /// The name of an image in a layout: containerd's annotation has it whole, the standard one may have only a tag.
 fn layout_name(
-    annotations: &BTreeMap<String, String>,
+    annotations: Option<&BTreeMap<String, String>>,
 ) -> Result<Option<Reference>, InvalidReference> {
+    let Some(annotations) = annotations else {
+        return Ok(None);
+    };
     if let Some(name) = annotations.get("io.containerd.image.name") {
         return Ok(Some(name.parse()?));
     }

@@ -107,17 +107,30 @@ impl Logins {
         Ok(Self(logins))
     }
 
-    /// The login for an image, if there is one.
-    pub fn find(&self, image: &Reference) -> Option<&Login> {
-        let name = image.name();
-        let (_, path) = name.split_once('/')?;
+    /// The logins that may be for an image, in the order in which they are to be tried.
+    pub fn matching(&self, image: &Reference) -> Vec<&Login> {
         let (host, port) = split_port(image.registry());
-        let own = |key: &Key| key.covers(host, port, path);
-        let hub = |key: &Key| host == "docker.io" && key.covers("index.docker.io", port, path);
-        let (_, login) = (self.0.iter())
-            .find(|(key, _)| own(key))
-            .or_else(|| self.0.iter().find(|(key, _)| hub(key)))?;
-        Some(login)
+        let path = image.repository();
+        let of = |host: &str| -> Vec<&Login> {
+            let fitting = self
+                .0
+                .iter()
+                .filter(|(key, _)| key.covers(host, port, path));
+            fitting.map(|(_, login)| login).collect()
+        };
+        let own = of(host);
+        if own.is_empty() && host == "docker.io" {
+            // What `docker login` calls Docker Hub.
+            of("index.docker.io")
+        } else {
+            own
+        }
+    }
+
+    /// Adds those of another file: of two that are equally specific, the one that was there first stays first.
+    pub fn add(&mut self, other: Self) {
+        self.0.extend(other.0);
+        self.0.sort_by(|(a, _), (b, _)| b.cmp(a));
     }
 }
 
@@ -204,7 +217,8 @@ mod tests {
     fn user(logins: &Logins, image: &str) -> String {
         let image = image.parse().expect("an image's name");
         logins
-            .find(&image)
+            .matching(&image)
+            .first()
             .map(|login| login.username.clone())
             .unwrap_or_default()
     }
@@ -244,10 +258,34 @@ mod tests {
     }
 
     #[test]
+    fn all_logins_that_cover_an_image_are_tried_the_most_specific_first() {
+        let parse = |text: &str| Logins::parse(text.as_bytes()).expect("logins");
+        let mut logins = parse(
+            r#"{"auths": {
+                "reg.io": {"username": "one", "password": "y"},
+                "https://reg.io/v1/": {"username": "two", "password": "y"},
+                "reg.io/other": {"username": "none", "password": "y"}
+            }}"#,
+        );
+        logins.add(parse(
+            r#"{"auths": {
+                "reg.io": {"username": "three", "password": "y"},
+                "reg.io/team": {"username": "four", "password": "y"}
+            }}"#,
+        ));
+        let image = "reg.io/team/x".parse().expect("a name");
+        let users = logins.matching(&image).into_iter();
+        let users: Vec<_> = users.map(|login| &*login.username).collect();
+        assert_eq!(users[0], "four");
+        assert_eq!(users[3], "three");
+        assert_eq!(users.len(), 4);
+    }
+
+    #[test]
     fn passwords_may_have_colons_and_the_old_form_is_read() {
         let logins = Logins::parse_old(br#"{"reg.io": {"auth": "dTphOmI="}}"#).expect("logins");
-        let login = logins.find(&"reg.io/x".parse().expect("a name"));
-        assert_eq!(login.map(|login| &*login.password), Some("a:b"));
+        let login = logins.matching(&"reg.io/x".parse().expect("a name"));
+        assert_eq!(login.first().map(|login| &*login.password), Some("a:b"));
         assert!(!format!("{logins:?}").contains("a:b"), "{logins:?}");
     }
 

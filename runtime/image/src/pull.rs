@@ -9,14 +9,9 @@ mod error;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use oci_client::RegistryOperation;
-use oci_client::client::{Client, ClientConfig, ClientProtocol};
-use oci_client::errors::OciDistributionError;
-use oci_client::secrets::RegistryAuth;
 use tokio::sync::Semaphore;
 
 use crate::content::ContentError;
@@ -24,8 +19,10 @@ use crate::digest::Digest;
 use crate::error::FileError;
 use crate::import::Found;
 use crate::layers::LayerError;
-use crate::manifest::{self, Blob, Document, Manifest, ManifestError};
+use crate::manifest::{self, Blob, Manifest, ManifestError};
 use crate::reference::Reference;
+use crate::registry::{Registry, RegistryError};
+use crate::search::{Search, Step};
 use crate::store::{Image, ImageStore};
 pub use error::PullError;
 use error::speaks_another_protocol;
@@ -61,7 +58,7 @@ impl fmt::Debug for Auth {
 struct Pull {
     store: ImageStore,
     reference: Reference,
-    client: Client,
+    registry: Registry,
     /// Downloads that may run now.
     slots: Semaphore,
 }
@@ -94,14 +91,16 @@ impl ImageStore {
         let _busy = blocking(move || store.busy()).await.map_err(failed)?;
         install_crypto();
         let mut last = None;
-        for protocol in self.protocols(reference) {
+        for scheme in self.schemes(reference) {
+            let registry = Registry::new(scheme, reference, auth, self.inner.config.retries)
+                .map_err(|err| PullError::from_registry(reference, err))?;
             let pull = Arc::new(Pull {
                 store: self.clone(),
                 reference: reference.clone(),
-                client: client(protocol),
+                registry,
                 slots: Semaphore::new(self.inner.config.concurrent_downloads.max(1)),
             });
-            match pull.resolve(auth).await {
+            match pull.resolve().await {
                 Ok(resolved) => return pull.fetch(resolved).await,
                 Err(err) if speaks_another_protocol(&err) => last = Some(err),
                 // Nobody there with the second protocol either: the first one's failure says more.
@@ -110,6 +109,29 @@ impl ImageStore {
             }
         }
         Err(last.expect("there is at least one protocol to try"))
+    }
+
+    /// As [`ImageStore::pull`], with one of several credentials: each is tried until one is let in, none counts as anonymous.
+    ///
+    /// # Errors
+    ///
+    /// That of the last one tried.
+    pub async fn pull_with_any(
+        &self,
+        reference: &Reference,
+        auths: &[Auth],
+    ) -> Result<Image, PullError> {
+        let (last, first) = auths.split_last().unwrap_or((&Auth::Anonymous, &[]));
+        for auth in first {
+            match self.pull(reference, auth).await {
+                Err(err) if err.depends_on_credentials() => {
+                    let error = &err as &dyn std::error::Error;
+                    tracing::debug!(image = %reference, error, "the next credentials are tried");
+                }
+                other => return other,
+            }
+        }
+        self.pull(reference, last).await
     }
 
     /// An image by digest never changes, so that the registry need not be asked again.
@@ -127,82 +149,93 @@ impl ImageStore {
             })
     }
 
-    fn protocols(&self, reference: &Reference) -> Vec<ClientProtocol> {
+    fn schemes(&self, reference: &Reference) -> &'static [&'static str] {
         if self.inner.config.plain_http.contains(reference.registry()) {
-            vec![ClientProtocol::Http]
+            &["http"]
         } else if reference.is_loopback() {
-            vec![ClientProtocol::Http, ClientProtocol::Https]
+            &["http", "https"]
         } else {
-            vec![ClientProtocol::Https]
+            &["https"]
         }
     }
 }
 
 impl Pull {
     /// From the reference to the manifest for this machine.
-    async fn resolve(&self, auth: &Auth) -> Result<Resolved, PullError> {
-        let auth = match auth {
-            Auth::Anonymous => RegistryAuth::Anonymous,
-            Auth::Basic { username, password } => {
-                RegistryAuth::Basic(username.clone(), password.clone())
-            }
-            Auth::Bearer(token) => RegistryAuth::Bearer(token.clone()),
+    async fn resolve(&self) -> Result<Resolved, PullError> {
+        let failed = |source: ManifestError| PullError::Manifest {
+            reference: self.reference.clone(),
+            source,
         };
-        let mut reference = self.reference.as_oci().clone();
-        // Keeps the token for all that follows. (Left to itself, the client would go on without one.)
-        self.client
-            .auth(&reference, &auth, RegistryOperation::Pull)
-            .await
-            .map_err(|err| self.error(err))?;
-        let mut documents = BTreeSet::new();
-        let mut top = None;
+        let wanted = self.reference.digest();
+        let (top, mut text) = self
+            .document(self.reference.tag_or_digest(), wanted.as_ref())
+            .await?;
+        let mut search = Search::new(top.clone());
+        let (mut digest, mut platform_known) = (top.clone(), true);
         loop {
-            let (text, _) = self
-                .client
-                .pull_manifest_raw(&reference, &auth, manifest::MEDIA_TYPES)
-                .await
-                .map_err(|err| self.error(err))?;
-            let (digest, text) = self.keep(text, reference.digest()).await?;
-            let top = top.get_or_insert_with(|| digest.clone()).clone();
-            documents.insert(digest.clone());
-            let manifest_failed = |source| PullError::Manifest {
-                reference: self.reference.clone(),
-                source,
+            let step = search.look(&digest, &text, platform_known);
+            let manifest = match step.map_err(failed)? {
+                Step::Found(manifest) => Some(manifest),
+                Step::Ask(manifest) => {
+                    let config = self.config(&manifest).await?;
+                    Manifest::fits(&config).then_some(manifest)
+                }
+                Step::Next => None,
             };
-            match Document::parse(&digest, &text).map_err(manifest_failed)? {
-                Document::Image(manifest) => {
-                    return Ok(Resolved {
-                        top,
-                        documents,
-                        manifest,
-                    });
-                }
-                Document::List(_) if documents.len() > 3 => {
-                    return Err(manifest_failed(ManifestError::Nested { digest }));
-                }
-                Document::List(entry) => {
-                    reference = reference.clone_with_digest(entry.digest.to_string());
-                }
+            if let Some(manifest) = manifest {
+                return Ok(Resolved {
+                    top,
+                    documents: search.into_documents(),
+                    manifest,
+                });
             }
+            let next = search.next().map_err(failed)?;
+            (digest, platform_known) = (next.digest, next.platform_known);
+            (_, text) = self.document(&digest.to_string(), Some(&digest)).await?;
         }
+    }
+
+    /// A manifest or a list, verified and stored.
+    async fn document(
+        &self,
+        tag_or_digest: &str,
+        expected: Option<&Digest>,
+    ) -> Result<(Digest, Bytes), PullError> {
+        let text = self.registry.manifest(tag_or_digest).await;
+        self.keep(text.map_err(|err| self.error(err))?, expected)
+            .await
+    }
+
+    /// The configuration of an image.
+    async fn config(&self, manifest: &Manifest) -> Result<Vec<u8>, PullError> {
+        let blob = &manifest.config;
+        if blob.size > manifest::LIMIT {
+            return Err(self.content(ContentError::TooLong {
+                digest: blob.digest.clone(),
+                size: blob.size,
+                limit: manifest::LIMIT,
+            }));
+        }
+        self.blob(blob).await?;
+        let (store, digest) = (self.store.clone(), blob.digest.clone());
+        blocking(move || store.inner.content.read(&digest, manifest::LIMIT))
+            .await
+            .map_err(|err| self.content(err))
     }
 
     /// Stores a manifest, which must have the digest it was asked for by, if any.
     async fn keep(
         &self,
         text: Bytes,
-        asked_for: Option<&str>,
+        expected: Option<&Digest>,
     ) -> Result<(Digest, Bytes), PullError> {
         let digest = Digest::of(&text);
-        if let Some(expected) = asked_for {
-            let expected = expected.parse().map_err(|source| PullError::Digest {
-                reference: self.reference.clone(),
-                source,
-            })?;
-            if digest != expected {
-                let actual = digest;
-                return Err(self.content(ContentError::Mismatch { expected, actual }));
-            }
+        if let Some(expected) = expected.filter(|expected| **expected != digest) {
+            return Err(self.content(ContentError::Mismatch {
+                expected: expected.clone(),
+                actual: digest,
+            }));
         }
         let store = self.store.clone();
         let content = text.clone();
@@ -219,18 +252,7 @@ impl Pull {
             documents,
             manifest,
         } = resolved;
-        if manifest.config.size > manifest::LIMIT {
-            return Err(self.content(ContentError::TooLong {
-                digest: manifest.config.digest,
-                size: manifest.config.size,
-                limit: manifest::LIMIT,
-            }));
-        }
-        self.blob(&manifest.config).await?;
-        let (store, config) = (self.store.clone(), manifest.config.digest.clone());
-        let text = blocking(move || store.inner.content.read(&config, manifest::LIMIT))
-            .await
-            .map_err(|err| self.content(err))?;
+        let text = self.config(&manifest).await?;
         let (_, diff_ids) = manifest
             .config(&text)
             .map_err(|source| PullError::Manifest {
@@ -291,20 +313,9 @@ impl Pull {
         }
     }
 
-    fn error(&self, err: OciDistributionError) -> PullError {
+    fn error(&self, err: RegistryError) -> PullError {
         PullError::from_registry(&self.reference, err)
     }
-}
-
-fn client(protocol: ClientProtocol) -> Client {
-    Client::new(ClientConfig {
-        protocol,
-        connect_timeout: Some(Duration::from_secs(15)),
-        // Between two pieces of an answer, not for the whole.
-        read_timeout: Some(Duration::from_secs(60)),
-        user_agent: concat!("knarr/", env!("CARGO_PKG_VERSION")),
-        ..ClientConfig::default()
-    })
 }
 
 /// rustls asks for the process's provider, which the program may have chosen already.

@@ -11,7 +11,7 @@ use crate::digest::Digest;
 /// `busybox` is `docker.io/library/busybox:latest`. A name with neither tag nor digest gets the tag
 /// `latest`; one with a digest is pulled by it, whatever its tag.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Reference(oci_client::Reference);
+pub struct Reference(oci_spec::distribution::Reference);
 
 /// A text that names no image: what a kubelet reports as `InvalidImageName`.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -80,8 +80,20 @@ impl Reference {
         host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
     }
 
-    pub(crate) fn as_oci(&self) -> &oci_client::Reference {
-        &self.0
+    /// Host and port of the server that is asked: Docker Hub's is not at `docker.io`.
+    pub(crate) fn host(&self) -> &str {
+        self.0.resolve_registry()
+    }
+
+    /// The name within the registry: `library/busybox`.
+    pub(crate) fn repository(&self) -> &str {
+        self.0.repository()
+    }
+
+    /// What to ask the registry for: the digest if there is one, else the tag.
+    pub(crate) fn tag_or_digest(&self) -> &str {
+        let tag = || self.0.tag().expect("a name without digest has a tag");
+        self.0.digest().unwrap_or_else(tag)
     }
 }
 
@@ -96,13 +108,13 @@ impl FromStr for Reference {
         if text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(fail(InvalidName::IsId));
         }
-        let parse = |text: &str| text.parse::<oci_client::Reference>();
+        let parse = |text: &str| text.parse::<oci_spec::distribution::Reference>();
         let shape = || match parse(&text.to_ascii_lowercase()) {
             Ok(_) => InvalidName::Uppercase,
             Err(_) => InvalidName::Format,
         };
         let reference = parse(text).map_err(|err| {
-            use oci_client::ParseError as E;
+            use oci_spec::distribution::ParseError as E;
             fail(match err {
                 E::NameTooLong => InvalidName::TooLong,
                 E::DigestInvalidFormat | E::DigestInvalidLength | E::DigestUnsupported => {

@@ -4,7 +4,7 @@
 //! `upper`, `work` and `rootfs` in the container's directory, the mount on `rootfs`. Each step may be repeated, so that after a
 //! crash at any point `prepare` goes on and `remove` cleans up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -125,7 +125,7 @@ impl ImageStore {
                     image: image.clone(),
                 });
             };
-            match read_record(&record)? {
+            match self.recorded(&record)? {
                 Some(known) if known == wanted => {}
                 Some(Snapshot { key, image, dir }) => {
                     return Err(SnapshotError::Taken { key, image, dir });
@@ -134,8 +134,8 @@ impl ImageStore {
             }
             (entry.layers.clone(), entry.inherited.clone())
         };
-        let lowers: Vec<_> = layers
-            .iter()
+        let lowers: Vec<_> = each_once(&layers)
+            .into_iter()
             .map(|layer| self.inner.layers.path(layer))
             .collect();
         let rootfs = mount_in(dir, &lowers, &inherited)?;
@@ -150,7 +150,7 @@ impl ImageStore {
     /// The kernel refuses.
     pub fn remove_snapshot(&self, key: &str) -> Result<(), SnapshotError> {
         let record = self.record(key)?;
-        if let Some(snapshot) = read_record(&record)? {
+        if let Some(snapshot) = self.recorded(&record)? {
             remove_from(&snapshot.dir)?;
             self.touch(&snapshot.image);
         }
@@ -163,7 +163,7 @@ impl ImageStore {
     ///
     /// The kernel refuses.
     pub fn unmount_snapshot(&self, key: &str) -> Result<(), SnapshotError> {
-        match read_record(&self.record(key)?)? {
+        match self.recorded(&self.record(key)?)? {
             None => Ok(()),
             Some(snapshot) => unmount_all(&Directories::of(&snapshot.dir).rootfs),
         }
@@ -179,7 +179,7 @@ impl ImageStore {
         let mut snapshots = Vec::new();
         for name in files::names_in(&dir)? {
             if !name.starts_with('.') {
-                snapshots.extend(read_record(&dir.join(name))?);
+                snapshots.extend(self.recorded(&dir.join(name))?);
             }
         }
         Ok(snapshots)
@@ -195,10 +195,29 @@ impl ImageStore {
         Ok(self.inner.layout.snapshots().join(key))
     }
 
+    /// What the record says, with the container's directory as it is now.
+    fn recorded(&self, record: &Path) -> Result<Option<Snapshot>, FileError> {
+        Ok(read_record(record)?.map(|mut snapshot| {
+            snapshot.dir = self.surroundings().join(snapshot.dir);
+            snapshot
+        }))
+    }
+
+    /// The directory that the store is in. Containers' directories beside the store are recorded as seen from here: when all of it is
+    /// moved, or copied, the records mean the directories that came along, not those that were left behind.
+    fn surroundings(&self) -> &Path {
+        let root = self.inner.layout.root();
+        root.parent().unwrap_or(root)
+    }
+
     /// Atomic but not durable: after a power loss no container uses its snapshot.
     fn write_record(&self, path: &Path, snapshot: &Snapshot) -> Result<(), FileError> {
         let dir = self.inner.layout.snapshots();
-        let text = serde_json::to_vec(snapshot).map_err(io::Error::from);
+        let mut snapshot = snapshot.clone();
+        if let Ok(relative) = snapshot.dir.strip_prefix(self.surroundings()) {
+            snapshot.dir = relative.to_owned();
+        }
+        let text = serde_json::to_vec(&snapshot).map_err(io::Error::from);
         let mut file = tempfile::Builder::new()
             .prefix(".new-")
             .tempfile_in(&dir)
@@ -210,6 +229,15 @@ impl ImageStore {
             .at("rename to", path)?;
         Ok(())
     }
+}
+
+/// The layers without those that come again further up: overlayfs takes each directory once, and whatever a layer says of a path, its
+/// topmost place says it, and hides what it said below.
+fn each_once(layers: &[Digest]) -> Vec<&Digest> {
+    let mut seen = BTreeSet::new();
+    let mut kept: Vec<_> = layers.iter().rev().filter(|l| seen.insert(*l)).collect();
+    kept.reverse();
+    kept
 }
 
 /// `None` where there is no record, or one that a power loss left without its content.

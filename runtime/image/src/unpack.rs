@@ -11,12 +11,13 @@ mod meter;
 mod tree;
 
 use std::collections::BTreeSet;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::archive;
 use crate::digest::Digest;
 use meter::Meter;
 
@@ -109,18 +110,15 @@ pub(crate) fn unpack(
         decompress(archive).map_err(UnpackError::Archive)?,
         limits.bytes,
     );
-    let mut archive = tar::Archive::new(meter.reader());
+    let mut archive = archive::Reader::new(meter.reader());
     let mut writer = entry::Writer::new(root, limits.bytes);
     let mut count = 0;
     let run = || -> Result<BTreeSet<PathBuf>, UnpackError> {
-        meter.allow_header();
-        let mut entries = archive.entries().map_err(UnpackError::Archive)?;
         loop {
             meter.allow_header();
-            let Some(entry) = entries.next() else {
+            let Some(entry) = archive.next().map_err(UnpackError::Archive)? else {
                 break;
             };
-            let mut entry = entry.map_err(UnpackError::Archive)?;
             count += 1;
             if count > limits.entries {
                 return Err(UnpackError::TooManyEntries {
@@ -128,9 +126,9 @@ pub(crate) fn unpack(
                 });
             }
             meter.allow_all();
-            writer.write(&mut entry)?;
+            writer.write(&entry, &mut archive)?;
             // What the writer left of it, so that the next header is all that `next` reads.
-            writer.skip(&mut entry)?;
+            archive.skip().map_err(UnpackError::Archive)?;
         }
         // Some archives go on after their end mark; the digest counts every byte.
         meter.allow_all();
@@ -158,18 +156,45 @@ pub(crate) fn decompress<'a>(archive: impl Read + 'a) -> io::Result<Box<dyn Read
     let mut magic = [0; 4];
     let mut length = 0;
     while length < magic.len() {
-        match archive.read(&mut magic[length..])? {
-            0 => break,
-            n => length += n,
+        match archive.read(&mut magic[length..]) {
+            Ok(0) => break,
+            Ok(n) => length += n,
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+            Err(err) => return Err(err),
         }
     }
     let archive = io::Cursor::new(magic).take(length as u64).chain(archive);
     Ok(match magic {
-        [0x1f, 0x8b, ..] => Box::new(BufReader::with_capacity(
+        [0x1f, 0x8b, 8, _] => Box::new(BufReader::with_capacity(
             128 * 1024,
-            flate2::read::MultiGzDecoder::new(archive),
+            Gzip(Some(flate2::bufread::GzDecoder::new(archive))),
         )),
-        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::stream::read::Decoder::new(archive)?),
+        // A frame, or one of those that decoders skip: pzstd begins with one. Source: RFC 8878, 3.1.
+        [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => {
+            Box::new(zstd::stream::read::Decoder::with_buffer(archive)?)
+        }
         _ => Box::new(archive),
     })
+}
+
+/// The members of a gzip file, one after the other. What comes after them and is none is left out, as by gzip(1) and pigz(1): some
+/// builders pad, and the digest of the archive tells whether it is whole.
+struct Gzip<R>(Option<flate2::bufread::GzDecoder<R>>);
+
+impl<R: BufRead> Read for Gzip<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let Some(member) = &mut self.0 else {
+                return Ok(0);
+            };
+            let read = member.read(buffer)?;
+            if read > 0 || buffer.is_empty() {
+                return Ok(read);
+            }
+            let mut rest = self.0.take().expect("there is a member").into_inner();
+            if let [0x1f, ..] = rest.fill_buf()? {
+                self.0 = Some(flate2::bufread::GzDecoder::new(rest));
+            }
+        }
+    }
 }

@@ -1,13 +1,16 @@
 //! The files of a layout or archive, wherever they come from.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
 use super::ImportError;
+use crate::archive::{Kind, Piece, Reader};
 use crate::error::{At, FileError};
 use crate::{files, unpack};
 
@@ -36,26 +39,30 @@ impl Files {
         limit: u64,
     ) -> Result<Self, ImportError> {
         let archive = unpack::decompress(archive).map_err(ImportError::Archive)?;
-        let mut archive = tar::Archive::new(archive.take(limit));
+        let mut archive = Reader::new(archive.take(limit));
         let mut by_name = BTreeMap::new();
         let mut links = Vec::new();
-        for (count, entry) in archive.entries().map_err(ImportError::Archive)?.enumerate() {
-            let mut entry = entry.map_err(ImportError::Archive)?;
-            let name = plain_name(&entry.path().map_err(ImportError::Archive)?);
-            match entry.header().entry_type() {
-                tar::EntryType::Regular | tar::EntryType::Continuous => {
+        let mut count = 0_u64;
+        let mut left = limit;
+        while let Some(entry) = archive.next().map_err(ImportError::Archive)? {
+            let name = plain_name(&path_of(&entry.path));
+            match entry.kind {
+                Kind::File => {
+                    // Holes take no place in the archive, so its length does not bound them.
+                    left = left.checked_sub(entry.size).ok_or_else(|| {
+                        ImportError::Archive(io::Error::new(
+                            io::ErrorKind::FileTooLarge,
+                            format!("the archive has over {limit} bytes"),
+                        ))
+                    })?;
                     let path = dir.path().join(count.to_string());
+                    count += 1;
                     let mut file = File::create(&path).at("create", &path)?;
-                    copy(&mut entry, &mut file, &path)?;
+                    extract(&mut archive, &mut file, &path)?;
                     by_name.insert(name, path);
                 }
                 // Older archives have equal layers once, and links to them.
-                tar::EntryType::Symlink | tar::EntryType::Link => {
-                    let target = entry.link_name().map_err(ImportError::Archive)?;
-                    if let Some(target) = target {
-                        links.push((name, target.into_owned()));
-                    }
-                }
+                Kind::Symlink | Kind::HardLink => links.push((name, path_of(&entry.link))),
                 _ => {}
             }
         }
@@ -72,6 +79,34 @@ impl Files {
             by_name,
             ours: Some(dir),
         })
+    }
+}
+
+fn path_of(bytes: &[u8]) -> PathBuf {
+    PathBuf::from(OsStr::from_bytes(bytes))
+}
+
+/// Writes the content of an archive's file.
+fn extract(
+    archive: &mut Reader<impl Read>,
+    file: &mut File,
+    path: &Path,
+) -> Result<(), ImportError> {
+    let mut buffer = vec![0; 128 * 1024];
+    let mut length = 0;
+    loop {
+        match archive.piece(&mut buffer).map_err(ImportError::Archive)? {
+            Piece::Data(n) => {
+                file.write_all(&buffer[..n]).at("write", path)?;
+                length += n as u64;
+            }
+            Piece::Hole(n) => {
+                length += n;
+                file.set_len(length).at("write", path)?;
+                file.seek(io::SeekFrom::Start(length)).at("write", path)?;
+            }
+            Piece::End => return Ok(()),
+        }
     }
 }
 

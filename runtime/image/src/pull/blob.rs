@@ -1,20 +1,43 @@
 //! One blob: fetched, continued where it broke off, verified.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::StreamExt;
-use oci_client::client::{BlobResponse, SizedStream};
 use tokio::sync::mpsc;
 
 use super::{Pull, PullError, blocking};
-use crate::content::Partial;
+use crate::content::{ContentError, Partial};
 use crate::error::FileError;
 use crate::manifest::Blob;
+use crate::registry::RegistryError;
+
+/// What counts as progress. A server that cuts every answer after one byte makes none.
+const PROGRESS: u64 = 64 << 10;
+
+/// How long a line may go without progress.
+const CRAWL: Duration = Duration::from_secs(300);
+
+/// Why one request did not bring the rest of a blob.
+enum Failure {
+    /// The registry ended the blob itself, too early.
+    Short,
+    /// The line broke.
+    Broken(std::io::Error),
+    /// There was no answer.
+    NoAnswer(RegistryError),
+}
 
 impl Pull {
     /// Makes sure that a blob is in the content store.
     pub(super) async fn blob(&self, blob: &Blob) -> Result<(), PullError> {
+        let limit = self.store.inner.config.limits.bytes;
+        if blob.size > limit {
+            return Err(self.content(ContentError::TooLong {
+                digest: blob.digest.clone(),
+                size: blob.size,
+                limit,
+            }));
+        }
         let _slot = self
             .slots
             .acquire()
@@ -39,6 +62,31 @@ impl Pull {
         let Some(mut partial) = partial else {
             return Ok(());
         };
+        let begun = partial.length().map_err(|err| self.content(err.into()))?;
+        partial = self.complete(blob, partial).await?;
+        match blocking(move || partial.finish()).await {
+            // What was there of an earlier try may be at fault, so that this one is from the beginning.
+            Err(ContentError::Mismatch { .. }) if begun > 0 => {}
+            other => return other.map_err(|err| self.content(err)),
+        }
+        tracing::debug!(blob = %blob.digest, "continued, and wrong: fetched anew");
+        let (store, digest) = (self.store.clone(), blob.digest.clone());
+        let anew = blocking(move || {
+            let mut partial = store.inner.content.partial(&digest)?;
+            partial.rewind(0)?;
+            Ok(partial)
+        });
+        let anew = anew
+            .await
+            .map_err(|err: FileError| self.content(err.into()))?;
+        let partial = self.complete(blob, anew).await?;
+        blocking(move || partial.finish())
+            .await
+            .map_err(|err| self.content(err))
+    }
+
+    /// Fetches what is missing, with as many requests as it takes while there is progress.
+    async fn complete(&self, blob: &Blob, mut partial: Partial) -> Result<Partial, PullError> {
         let mut attempt = 0;
         loop {
             let before = partial.length().map_err(|err| self.content(err.into()))?;
@@ -46,25 +94,31 @@ impl Pull {
             (partial, failure) = self.continue_blob(blob, partial, before).await?;
             let received = partial.length().map_err(|err| self.content(err.into()))?;
             if received == blob.size {
-                break;
+                return Ok(partial);
             }
             // Progress is no failure: a slow line may break often.
-            attempt = if received > before { 1 } else { attempt + 1 };
+            attempt = if received >= before + PROGRESS {
+                1
+            } else {
+                attempt + 1
+            };
             if attempt > self.store.inner.config.retries {
+                let source = match failure {
+                    Failure::NoAnswer(err) => return Err(self.error(err)),
+                    Failure::Broken(err) => Some(err),
+                    Failure::Short => None,
+                };
                 return Err(PullError::Interrupted {
                     reference: self.reference.clone(),
                     digest: blob.digest.clone(),
                     received,
                     size: blob.size,
-                    source: failure,
+                    source,
                 });
             }
             tracing::debug!(blob = %blob.digest, received, size = blob.size, "download interrupted");
             tokio::time::sleep(Duration::from_millis(100 << attempt.min(6))).await;
         }
-        blocking(move || partial.finish())
-            .await
-            .map_err(|err| self.content(err))
     }
 
     /// One request: appends what comes of the blob, and says why it ended early, if it did.
@@ -72,35 +126,19 @@ impl Pull {
         &self,
         blob: &Blob,
         mut partial: Partial,
-        mut offset: u64,
-    ) -> Result<(Partial, Option<std::io::Error>), PullError> {
+        offset: u64,
+    ) -> Result<(Partial, Failure), PullError> {
         if offset == blob.size {
-            return Ok((partial, None));
+            return Ok((partial, Failure::Short));
         }
-        if offset > blob.size {
-            offset = 0;
-        }
-        let reference = self.reference.as_oci();
-        let digest = blob.digest.to_string();
-        let response: SizedStream = if offset == 0 {
-            self.client.pull_blob_stream(reference, &*digest).await
-        } else {
-            let partial = self
-                .client
-                .pull_blob_stream_partial(reference, &*digest, offset, None);
-            match partial.await {
-                Ok(BlobResponse::Partial(stream)) => Ok(stream),
-                // The registry knows no ranges.
-                Ok(BlobResponse::Full(stream)) => {
-                    offset = 0;
-                    Ok(stream)
-                }
-                Err(err) => Err(err),
-            }
-        }
-        .map_err(|err| self.error(err))?;
+        let offset = if offset > blob.size { 0 } else { offset };
+        let mut incoming = match self.registry.blob(&blob.digest, offset).await {
+            Ok(incoming) => incoming,
+            Err(err @ RegistryError::Send { .. }) => return Ok((partial, Failure::NoAnswer(err))),
+            Err(err) => return Err(self.error(err)),
+        };
         partial
-            .rewind(offset)
+            .rewind(incoming.start)
             .map_err(|err| self.content(err.into()))?;
         let (chunks, mut queue) = mpsc::channel::<Bytes>(16);
         let writer = tokio::task::spawn_blocking(move || -> Result<Partial, FileError> {
@@ -109,13 +147,14 @@ impl Pull {
             }
             Ok(partial)
         });
-        let mut stream = response.stream;
-        let mut received = offset;
-        let mut failure = None;
+        let mut received = incoming.start;
+        let mut failure = Failure::Short;
         let mut too_long = false;
-        while let Some(chunk) = stream.next().await {
-            match chunk {
-                Ok(chunk) => {
+        let mut progress = (Instant::now(), received);
+        loop {
+            match incoming.answer.chunk().await {
+                Ok(None) => break,
+                Ok(Some(chunk)) => {
                     received += chunk.len() as u64;
                     too_long = received > blob.size;
                     // A send fails once the writer has failed, which it reports itself.
@@ -124,9 +163,15 @@ impl Pull {
                     }
                 }
                 Err(err) => {
-                    failure = Some(err);
+                    failure = Failure::Broken(std::io::Error::other(err.without_url()));
                     break;
                 }
+            }
+            if received >= progress.1 + PROGRESS {
+                progress = (Instant::now(), received);
+            } else if progress.0.elapsed() > CRAWL {
+                failure = Failure::Broken(std::io::ErrorKind::TimedOut.into());
+                break;
             }
         }
         drop(chunks);

@@ -1,12 +1,11 @@
 //! Why an image could not be pulled, in the terms that a kubelet tells apart.
 
-use oci_client::errors::{OciDistributionError, OciErrorCode};
-
 use crate::content::ContentError;
-use crate::digest::{Digest, DigestError};
+use crate::digest::Digest;
 use crate::layers::LayerError;
 use crate::manifest::ManifestError;
 use crate::reference::Reference;
+use crate::registry::RegistryError;
 use crate::store::ReadError;
 
 /// Why an image could not be pulled.
@@ -18,7 +17,7 @@ pub enum PullError {
         /// The image.
         reference: Reference,
         /// The registry's answer.
-        source: Box<OciDistributionError>,
+        source: Box<RegistryError>,
     },
     /// The registry demands credentials, or others.
     #[error(
@@ -28,7 +27,7 @@ pub enum PullError {
         /// The image.
         reference: Reference,
         /// The registry's answer.
-        source: Box<OciDistributionError>,
+        source: Box<RegistryError>,
     },
     /// The registry asks for patience.
     #[error("pull {reference}: too many requests")]
@@ -36,7 +35,7 @@ pub enum PullError {
         /// The image.
         reference: Reference,
         /// The registry's answer.
-        source: Box<OciDistributionError>,
+        source: Box<RegistryError>,
     },
     /// Nobody answers at the registry's address, or not as a registry would.
     #[error("reach registry {registry}")]
@@ -44,7 +43,7 @@ pub enum PullError {
         /// Host and port.
         registry: String,
         /// Why not.
-        source: Box<OciDistributionError>,
+        source: Box<RegistryError>,
     },
     /// Any other answer of the registry.
     #[error("pull {reference}")]
@@ -52,7 +51,7 @@ pub enum PullError {
         /// The image.
         reference: Reference,
         /// The registry's answer.
-        source: Box<OciDistributionError>,
+        source: Box<RegistryError>,
     },
     /// A blob broke off, again and again. What there is of it is kept for the next pull.
     #[error("pull {reference}: blob {digest} broke off after {received} of {size} bytes")]
@@ -77,14 +76,6 @@ pub enum PullError {
         digest: Digest,
         /// Bytes that the manifest promises.
         size: u64,
-    },
-    /// A digest that is not SHA-256.
-    #[error("pull {reference}")]
-    Digest {
-        /// The image.
-        reference: Reference,
-        /// The digest.
-        source: DigestError,
     },
     /// A blob could not be stored, or is not what its digest says: a corrupt layer.
     #[error("pull {reference}")]
@@ -121,57 +112,36 @@ pub enum PullError {
 }
 
 impl PullError {
-    /// What the client's error means for the pull of this image.
-    pub(super) fn from_registry(reference: &Reference, err: OciDistributionError) -> Self {
+    /// What the registry's answer means for the pull of this image.
+    pub(super) fn from_registry(reference: &Reference, err: RegistryError) -> Self {
         let reference = reference.clone();
-        let answer = Answer::of(&err);
         let source = Box::new(err);
-        match answer {
-            Answer::NotFound => PullError::NotFound { reference, source },
-            Answer::Unauthorized => PullError::Unauthorized { reference, source },
-            Answer::TooManyRequests => PullError::TooManyRequests { reference, source },
-            Answer::None => PullError::Unreachable {
+        match &*source {
+            RegistryError::Send { .. } | RegistryError::Client(_) => PullError::Unreachable {
                 registry: reference.registry().to_owned(),
                 source,
             },
-            Answer::Other => PullError::Registry { reference, source },
+            RegistryError::Status { status, .. } | RegistryError::Busy { status, .. } => {
+                match status.as_u16() {
+                    404 => PullError::NotFound { reference, source },
+                    401 | 403 => PullError::Unauthorized { reference, source },
+                    429 => PullError::TooManyRequests { reference, source },
+                    _ => PullError::Registry { reference, source },
+                }
+            }
+            _ => PullError::Registry { reference, source },
         }
     }
-}
 
-/// What a registry's refusal amounts to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Answer {
-    None,
-    NotFound,
-    Unauthorized,
-    TooManyRequests,
-    Other,
-}
-
-impl Answer {
-    fn of(err: &OciDistributionError) -> Self {
-        use OciDistributionError as E;
-        use OciErrorCode as C;
-        match err {
-            E::RequestError(_) => Self::None,
-            E::UnauthorizedError { .. } | E::AuthenticationFailure(_) => Self::Unauthorized,
-            E::RegistryError { envelope, .. } => match envelope.errors.first().map(|e| &e.code) {
-                Some(C::ManifestUnknown | C::NameUnknown | C::NotFound | C::BlobUnknown) => {
-                    Self::NotFound
-                }
-                Some(C::Unauthorized | C::Denied) => Self::Unauthorized,
-                Some(C::Toomanyrequests) => Self::TooManyRequests,
-                _ => Self::Other,
-            },
-            E::ServerError { code, .. } => match code {
-                404 => Self::NotFound,
-                401 | 403 => Self::Unauthorized,
-                429 => Self::TooManyRequests,
-                _ => Self::Other,
-            },
-            _ => Self::Other,
-        }
+    /// Whether other credentials may help: what is private looks to strangers as if it were not there, and limits are per user.
+    pub fn depends_on_credentials(&self) -> bool {
+        matches!(
+            self,
+            Self::NotFound { .. }
+                | Self::Unauthorized { .. }
+                | Self::TooManyRequests { .. }
+                | Self::Registry { .. }
+        )
     }
 }
 
@@ -179,12 +149,12 @@ impl Answer {
 pub(super) fn speaks_another_protocol(err: &PullError) -> bool {
     match err {
         PullError::Unreachable { source, .. } => match &**source {
-            OciDistributionError::RequestError(err) => !err.is_connect(),
+            RegistryError::Send { source, .. } => !source.is_connect(),
             _ => false,
         },
         PullError::Registry { source, .. } => matches!(
-            **source,
-            OciDistributionError::ServerError { code: 400, .. }
+            &**source,
+            RegistryError::Status { status, .. } if status.as_u16() == 400
         ),
         _ => false,
     }

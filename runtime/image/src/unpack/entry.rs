@@ -1,17 +1,17 @@
 //! Writes the entries of one archive into its tree, with owner, mode, times and attributes.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
-use tar::EntryType;
-
 use super::UnpackError;
 use super::tree::{self, Existing, Place, Tree};
+use crate::archive::{Entry, Kind, Piece, Reader};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -24,7 +24,7 @@ pub(super) struct Writer {
     /// Directories get their times last, since whatever is made in them changes those.
     directory_times: Vec<(PathBuf, Timestamps)>,
     /// Bytes of content that are left to the whole layer. The archive's own length bounds nothing: the holes of a sparse
-    /// file take no place in it, and come out as zeros, up to eight exabytes of them.
+    /// file take no place in it, and there may be eight exabytes of them.
     left: u64,
     limit: u64,
 }
@@ -49,18 +49,6 @@ impl Writer {
         }
     }
 
-    /// Reads on to the end of an entry.
-    pub(super) fn skip(
-        &mut self,
-        entry: &mut tar::Entry<'_, impl Read>,
-    ) -> Result<(), UnpackError> {
-        let skipped = io::copy(
-            &mut entry.take(self.left.saturating_add(1)),
-            &mut io::sink(),
-        );
-        self.count(skipped.map_err(UnpackError::Archive)?)
-    }
-
     fn count(&mut self, bytes: u64) -> Result<(), UnpackError> {
         self.left = self
             .left
@@ -69,16 +57,17 @@ impl Writer {
         Ok(())
     }
 
+    /// Makes one entry; `archive` is where its content comes from.
     pub(super) fn write(
         &mut self,
-        entry: &mut tar::Entry<'_, impl Read>,
+        entry: &Entry,
+        archive: &mut Reader<impl Read>,
     ) -> Result<(), UnpackError> {
-        let raw = entry.path().map_err(UnpackError::Archive)?.into_owned();
-        if entry.header().entry_type() == EntryType::XGlobalHeader {
-            return Ok(());
-        }
-        let path = tree::inside(&raw).ok_or_else(|| escape(&raw))?;
+        let raw = Path::new(OsStr::from_bytes(&entry.path));
+        let path = tree::inside(raw).ok_or_else(|| escape(raw))?;
         let attributes = Attributes::of(entry).map_err(UnpackError::Archive)?;
+        // Before the first byte is written: a file of holes is as long as its header says.
+        self.count(entry.size)?;
         let failed = |source| UnpackError::Entry {
             path: path.clone(),
             source,
@@ -118,7 +107,7 @@ impl Writer {
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
             let hidden = PathBuf::from(std::ffi::OsStr::from_bytes(hidden));
             if tree::inside(&hidden).as_deref() != Some(&hidden) || hidden.as_os_str().is_empty() {
-                return Err(escape(&raw));
+                return Err(escape(raw));
             }
             return whiteout(&Place {
                 dir: place.dir,
@@ -126,12 +115,13 @@ impl Writer {
             })
             .map_err(failed);
         }
-        self.make(entry, &path, &place, &attributes)
+        self.make(entry, archive, &path, &place, &attributes)
     }
 
     fn make(
         &mut self,
-        entry: &mut tar::Entry<'_, impl Read>,
+        entry: &Entry,
+        archive: &mut Reader<impl Read>,
         path: &Path,
         place: &Place,
         attributes: &Attributes,
@@ -140,9 +130,8 @@ impl Writer {
             path: path.to_owned(),
             source,
         };
-        let kind = entry.header().entry_type();
         let existing = place.existing().map_err(failed)?;
-        if kind == EntryType::Directory {
+        if entry.kind == Kind::Directory {
             let dir = match existing {
                 Existing::Directory => place.open_directory(),
                 Existing::Nothing => place.make_directory(0o700, false),
@@ -157,90 +146,54 @@ impl Writer {
             return dir.and_then(|dir| attributes.apply(&dir)).map_err(failed);
         }
         // A hard link to itself must not remove what it links to.
-        let target = match kind {
-            EntryType::Link => Some(self.link_target(entry, path)?),
-            _ => None,
-        };
-        if existing != Existing::Nothing {
-            self.tree.remove(place, existing).map_err(failed)?;
-        }
-        let made = match kind {
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                let mut file = place.create_file().map_err(failed)?;
-                self.copy(entry, &mut file, path)?;
-                attributes.apply(&file)
-            }
-            EntryType::Link => {
-                let target = target.expect("found above for this type");
-                rustix::fs::linkat(
-                    &*target.dir,
-                    &target.name,
-                    &*place.dir,
-                    &place.name,
-                    AtFlags::empty(),
-                )
-                .map_err(Into::into)
-            }
-            EntryType::Symlink => symlink(entry, place, attributes),
-            EntryType::Char | EntryType::Block | EntryType::Fifo => node(entry, place, attributes),
-            _ => {
+        let target = match entry.kind {
+            Kind::HardLink => Some(self.link_target(entry, path)?),
+            // Before what is there is removed.
+            Kind::Other(letter) => {
                 return Err(UnpackError::UnknownType {
                     path: path.to_owned(),
-                    kind: kind.as_byte(),
+                    kind: letter,
                 });
             }
+            _ => None,
         };
-        made.map_err(failed)
-    }
-
-    fn copy(
-        &mut self,
-        entry: &mut tar::Entry<'_, impl Read>,
-        file: &mut File,
-        path: &Path,
-    ) -> Result<(), UnpackError> {
-        let mut buffer = vec![0; 64 * 1024];
-        loop {
-            match entry.read(&mut buffer) {
-                Ok(0) => return Ok(()),
-                Ok(n) => {
-                    self.count(n as u64)?;
-                    io::Write::write_all(file, &buffer[..n]).map_err(|source| {
-                        UnpackError::Entry {
-                            path: path.to_owned(),
-                            source,
-                        }
-                    })?;
-                }
-                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-                Err(err) => return Err(UnpackError::Archive(err)),
-            }
-        }
-    }
-
-    fn link_target(
-        &self,
-        entry: &tar::Entry<'_, impl Read>,
-        path: &Path,
-    ) -> Result<Place, UnpackError> {
-        let failed = |source| UnpackError::Entry {
-            path: path.to_owned(),
-            source,
-        };
-        let target = link_name(entry).map_err(failed)?;
-        let below = tree::inside(&target).ok_or_else(|| escape(&target))?;
-        if below == path {
+        if let Some(target) = &target
+            && target.is_same(place).map_err(failed)?
+        {
             return Err(failed(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "a hard link to itself",
             )));
         }
+        if existing != Existing::Nothing {
+            self.tree.remove(place, existing).map_err(failed)?;
+        }
+        let made = match (entry.kind, target) {
+            (Kind::File, _) => {
+                let mut file = place.create_file().map_err(failed)?;
+                copy(archive, &mut file, path)?;
+                attributes.apply(&file)
+            }
+            (_, Some(target)) => hard_link(&target, place, attributes),
+            (Kind::Symlink, _) => symlink(entry, place, attributes),
+            _ => node(entry, place, attributes),
+        };
+        made.map_err(failed)
+    }
+
+    fn link_target(&self, entry: &Entry, path: &Path) -> Result<Place, UnpackError> {
+        let failed = |source| UnpackError::Entry {
+            path: path.to_owned(),
+            source,
+        };
+        let target = link_name(entry).map_err(failed)?;
+        let below = tree::inside(target).ok_or_else(|| escape(target))?;
         self.tree.existing(&below).map_err(failed)
     }
 
-    /// Sets the times of directories, the deepest first, and returns those that the archive has no entry for.
-    pub(super) fn finish(mut self) -> Result<BTreeSet<PathBuf>, UnpackError> {
-        while let Some((path, times)) = self.directory_times.pop() {
+    /// Sets the times of directories, of two entries for one those of the last, and returns those that the archive has no entry for.
+    pub(super) fn finish(self) -> Result<BTreeSet<PathBuf>, UnpackError> {
+        for (path, times) in self.directory_times {
             let set = self.tree.existing(&path).and_then(|place| {
                 // It may have been replaced since.
                 match place.existing()? {
@@ -267,49 +220,31 @@ impl Writer {
 }
 
 impl Attributes {
-    fn of(entry: &mut tar::Entry<'_, impl Read>) -> io::Result<Self> {
-        let id = |id: u64| {
+    fn of(entry: &Entry) -> io::Result<Self> {
+        let id = |id: i64| {
             u32::try_from(id)
                 .ok()
                 .filter(|id| *id != u32::MAX)
                 .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "an owner out of range"))
         };
-        let header = entry.header();
-        let uid = Uid::from_raw(id(header.uid()?)?);
-        let gid = Gid::from_raw(id(header.gid()?)?);
-        let mode = Mode::from_raw_mode(header.mode()? & 0o7777);
-        let mut modified = Timespec {
-            // Times before 1970 wrap around in the header's unsigned field.
-            tv_sec: header.mtime()?.cast_signed(),
-            tv_nsec: 0,
+        let (seconds, nanos) = entry.modified;
+        let modified = Timespec {
+            tv_sec: seconds,
+            tv_nsec: nanos.into(),
         };
-        let mut xattrs = Vec::new();
-        if let Some(extensions) = entry.pax_extensions()? {
-            for extension in extensions {
-                let extension = extension?;
-                let Ok(key) = extension.key() else { continue };
-                if key == "mtime" {
-                    modified = extension
-                        .value()
-                        .ok()
-                        .and_then(pax_time)
-                        .unwrap_or(modified);
-                } else if let Some(name) = key.strip_prefix("SCHILY.xattr.")
-                    && is_attribute_of_an_image(name)
-                {
-                    xattrs.push((name.to_owned(), extension.value_bytes().to_owned()));
-                }
-            }
-        }
+        let xattrs = entry.xattrs.iter();
         Ok(Self {
-            uid,
-            gid,
-            mode,
+            uid: Uid::from_raw(id(entry.uid)?),
+            gid: Gid::from_raw(id(entry.gid)?),
+            mode: Mode::from_raw_mode(entry.mode),
             times: Timestamps {
                 last_access: modified,
                 last_modification: modified,
             },
-            xattrs,
+            xattrs: xattrs
+                .filter(|(name, _)| is_attribute_of_an_image(name))
+                .cloned()
+                .collect(),
         })
     }
 
@@ -371,25 +306,6 @@ fn ignore_unsupported(name: &str, result: rustix::io::Result<()>) -> io::Result<
     }
 }
 
-/// `<seconds>[.<fraction>]`, as in pax(1).
-fn pax_time(text: &str) -> Option<Timespec> {
-    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let tv_sec: i64 = seconds.parse().ok()?;
-    if tv_sec < 0 || !fraction.bytes().all(|b| b.is_ascii_digit()) {
-        // Fractions of times before 1970 count backwards; nobody has them.
-        return Some(Timespec { tv_sec, tv_nsec: 0 });
-    }
-    let nanos: String = fraction
-        .chars()
-        .chain("000000000".chars())
-        .take(9)
-        .collect();
-    Some(Timespec {
-        tv_sec,
-        tv_nsec: nanos.parse().ok()?,
-    })
-}
-
 /// Hides a lower layer's file. What the same layer has there stays: a whiteout is about lower layers only.
 fn whiteout(place: &Place) -> io::Result<()> {
     match place.existing()? {
@@ -405,70 +321,80 @@ fn whiteout(place: &Place) -> io::Result<()> {
     }
 }
 
-fn symlink(
-    entry: &tar::Entry<'_, impl Read>,
-    place: &Place,
-    attributes: &Attributes,
-) -> io::Result<()> {
+/// Writes a file's content; holes stay holes.
+fn copy(archive: &mut Reader<impl Read>, file: &mut File, path: &Path) -> Result<(), UnpackError> {
+    let failed = |source| UnpackError::Entry {
+        path: path.to_owned(),
+        source,
+    };
+    let mut buffer = vec![0; 64 * 1024];
+    let (mut length, mut ends_in_hole) = (0_u64, false);
+    loop {
+        match archive.piece(&mut buffer).map_err(UnpackError::Archive)? {
+            Piece::Data(n) => {
+                file.write_all(&buffer[..n]).map_err(failed)?;
+                length += n as u64;
+                ends_in_hole = false;
+            }
+            Piece::Hole(n) => {
+                length += n;
+                file.seek(io::SeekFrom::Start(length)).map_err(failed)?;
+                ends_in_hole = true;
+            }
+            Piece::End if ends_in_hole => return file.set_len(length).map_err(failed),
+            Piece::End => return Ok(()),
+        }
+    }
+}
+
+/// A further name. The attributes are those of the entry that comes last, as containerd sets them.
+fn hard_link(target: &Place, place: &Place, attributes: &Attributes) -> io::Result<()> {
+    rustix::fs::linkat(
+        &*target.dir,
+        &target.name,
+        &*place.dir,
+        &place.name,
+        AtFlags::empty(),
+    )?;
+    attributes.apply_at(place, place.kind()?)
+}
+
+fn symlink(entry: &Entry, place: &Place, attributes: &Attributes) -> io::Result<()> {
     // Its target may be anything: it is only ever followed inside a root.
-    rustix::fs::symlinkat(&link_name(entry)?, &*place.dir, &place.name)?;
+    rustix::fs::symlinkat(link_name(entry)?, &*place.dir, &place.name)?;
     attributes.apply_at(place, FileType::Symlink)
 }
 
-fn node(
-    entry: &tar::Entry<'_, impl Read>,
-    place: &Place,
-    attributes: &Attributes,
-) -> io::Result<()> {
-    let header = entry.header();
-    let kind = match header.entry_type() {
-        EntryType::Char => FileType::CharacterDevice,
-        EntryType::Block => FileType::BlockDevice,
+fn node(entry: &Entry, place: &Place, attributes: &Attributes) -> io::Result<()> {
+    let kind = match entry.kind {
+        Kind::CharDevice => FileType::CharacterDevice,
+        Kind::BlockDevice => FileType::BlockDevice,
         _ => FileType::Fifo,
+    };
+    let number = |number: i64| {
+        u32::try_from(number)
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "a device out of range"))
     };
     let device = match kind {
         FileType::Fifo => 0,
-        _ => rustix::fs::makedev(
-            header.device_major()?.unwrap_or(0),
-            header.device_minor()?.unwrap_or(0),
-        ),
+        _ => rustix::fs::makedev(number(entry.device.0)?, number(entry.device.1)?),
     };
     rustix::fs::mknodat(&*place.dir, &place.name, kind, attributes.mode, device)?;
     attributes.apply_at(place, kind)
 }
 
-fn link_name(entry: &tar::Entry<'_, impl Read>) -> io::Result<PathBuf> {
-    match entry.link_name()? {
-        Some(target) => Ok(target.into_owned()),
-        None => Err(io::Error::new(
+fn link_name(entry: &Entry) -> io::Result<&Path> {
+    if entry.link.is_empty() {
+        return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             "a link without a target",
-        )),
+        ));
     }
+    Ok(Path::new(OsStr::from_bytes(&entry.link)))
 }
 
 fn escape(path: &Path) -> UnpackError {
     UnpackError::Escape {
         path: path.display().to_string(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_of_pax_headers_keep_their_fraction() {
-        let table = [
-            ("12", Some((12, 0))),
-            ("12.5", Some((12, 500_000_000))),
-            ("12.1234567891", Some((12, 123_456_789))),
-            ("-3.5", Some((-3, 0))),
-            ("x", None),
-        ];
-        for (text, want) in table {
-            let got = pax_time(text).map(|time| (time.tv_sec, time.tv_nsec));
-            assert_eq!(got, want, "{text}");
-        }
     }
 }

@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::digest::Digest;
 
-/// The most that one entry's header may have: names and attributes, which the `tar` crate reads into memory.
+/// The most that one entry's header may have: names, attributes and the map of a sparse file, which are read into memory.
 const HEADER_BYTES: u64 = 2 << 20;
 
 /// Watches over one stream. A bomb runs into `limit`, a header into [`HEADER_BYTES`].

@@ -1,10 +1,11 @@
 //! A directory tree that is written by descriptor: no path leads out of its root, whatever links are in it.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
@@ -13,6 +14,9 @@ use rustix::io::Errno;
 
 /// Paths as in a chroot, and never through the kernel's magic links. Source: openat2(2), Linux 5.6.
 const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
+
+/// Links on one path, as many as the kernel follows. Source: path_resolution(7).
+const MAX_LINKS: usize = 40;
 
 const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
@@ -82,7 +86,7 @@ impl Tree {
             return Ok(Rc::clone(dir));
         }
         let dir = match self.open(path) {
-            Err(err) if err.kind() == io::ErrorKind::NotFound => self.make(path)?,
+            Err(err) if is_missing(&err) => self.make(path)?,
             other => other?,
         };
         let dir = Rc::new(dir);
@@ -113,31 +117,52 @@ impl Tree {
         )?)
     }
 
+    /// Opens a directory of which something is missing, and makes that: also where a link leads that has no target yet.
     fn make(&mut self, path: &Path) -> io::Result<OwnedFd> {
+        let mut to_go: Vec<OsString> = backwards(path);
+        // Where we are, without any link, and the directories on the way.
         let mut at = PathBuf::new();
-        let mut parent = self.root();
-        for component in path.components() {
-            at.push(component);
-            match self.open(&at) {
-                Ok(dir) => parent = Rc::new(dir),
-                Err(err) if err.kind() == io::ErrorKind::NotFound => {
-                    let place = Place::new(parent, component.as_os_str());
-                    parent = Rc::new(place.make_directory(0o755, false)?.into());
-                    self.implicit.insert(at.clone());
+        let mut way = vec![self.root()];
+        let mut links = 0;
+        while let Some(name) = to_go.pop() {
+            if name == ".." {
+                // The root is above itself, as in a chroot.
+                if at.pop() {
+                    way.pop();
                 }
-                Err(err) if err.kind() == io::ErrorKind::NotADirectory => {
-                    // A whiteout and, after it, something below: the directory is a new one.
-                    let place = Place::new(parent, component.as_os_str());
-                    if place.existing()? != Existing::Whiteout {
-                        return Err(err);
-                    }
-                    place.unlink()?;
-                    parent = Rc::new(place.make_directory(0o755, true)?.into());
-                }
-                Err(err) => return Err(err),
+                continue;
             }
+            let parent = Rc::clone(way.last().expect("the root is always there"));
+            let place = Place::new(parent, &name);
+            let dir = match place.existing()? {
+                Existing::Directory => place.open_directory()?,
+                Existing::Nothing => {
+                    self.implicit.insert(at.join(&name));
+                    place.make_directory(0o755, false)?
+                }
+                // A whiteout and, after it, something below: the directory is a new one.
+                Existing::Whiteout => {
+                    place.unlink()?;
+                    place.make_directory(0o755, true)?
+                }
+                Existing::Other => {
+                    let target = place.link_target()?;
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return Err(Errno::LOOP.into());
+                    }
+                    if target.is_absolute() {
+                        at.clear();
+                        way.truncate(1);
+                    }
+                    to_go.extend(backwards(&target));
+                    continue;
+                }
+            };
+            at.push(&name);
+            way.push(Rc::new(dir.into()));
         }
-        self.open(path)
+        way.last().expect("the root is always there").try_clone()
     }
 
     /// Removes what is at a place, whatever it is.
@@ -146,10 +171,10 @@ impl Tree {
         self.last = None;
         match existing {
             Existing::Nothing => Ok(()),
-            Existing::Directory => {
-                let parent = pathrs::Root::from_fd(place.dir.try_clone()?);
-                parent.remove_all(&place.name).map_err(io::Error::other)
-            }
+            Existing::Directory => Ok(knarr_tree::remove_at(
+                place.dir.as_fd(),
+                place.name.as_os_str(),
+            )?),
             Existing::Whiteout | Existing::Other => place.unlink(),
         }
     }
@@ -188,10 +213,36 @@ impl Place {
         )?)
     }
 
+    /// What the entry here is.
+    pub(super) fn kind(&self) -> io::Result<FileType> {
+        let stat = rustix::fs::statat(&*self.dir, &self.name, AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok(FileType::from_raw_mode(stat.st_mode))
+    }
+
+    /// Whether the other place is this very one, by whatever path it was found.
+    pub(super) fn is_same(&self, other: &Self) -> io::Result<bool> {
+        let (one, two) = (
+            rustix::fs::fstat(&*self.dir)?,
+            rustix::fs::fstat(&*other.dir)?,
+        );
+        Ok(self.name == other.name && (one.st_dev, one.st_ino) == (two.st_dev, two.st_ino))
+    }
+
+    /// Where the link here leads; anything else is no directory.
+    fn link_target(&self) -> io::Result<PathBuf> {
+        match rustix::fs::readlinkat(&*self.dir, &self.name, Vec::new()) {
+            Ok(target) => Ok(PathBuf::from(OsString::from_vec(target.into_bytes()))),
+            Err(Errno::INVAL) => Err(Errno::NOTDIR.into()),
+            Err(err) => Err(err.into()),
+        }
+    }
+
     /// Makes a directory; an opaque one hides what lower layers have at its path.
     pub(super) fn make_directory(&self, mode: u32, opaque: bool) -> io::Result<File> {
-        rustix::fs::mkdirat(&*self.dir, &self.name, Mode::from_raw_mode(mode))?;
+        rustix::fs::mkdirat(&*self.dir, &self.name, Mode::from_raw_mode(0o700))?;
         let dir = self.open_directory()?;
+        // Set, not asked for: the umask of whoever started us does not count.
+        rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode))?;
         if opaque {
             make_opaque(&dir)?;
         }
@@ -234,19 +285,37 @@ pub(super) fn make_opaque(dir: impl AsFd) -> io::Result<()> {
     )?)
 }
 
-/// A path of an archive as one below the root: absolute paths begin there; `None` for one that climbs.
+/// A path of an archive as one below the root: absolute paths begin there; `None` for one that climbs above it.
 ///
-/// The root itself is the empty path.
+/// `..` takes away the name before it, whatever that is: so do Docker and containerd. The root itself is the empty path.
 pub(super) fn inside(path: &Path) -> Option<PathBuf> {
     let mut below = PathBuf::new();
     for component in path.components() {
         match component {
             Component::Normal(name) => below.push(name),
             Component::RootDir | Component::CurDir => {}
+            Component::ParentDir if below.pop() => {}
             Component::ParentDir | Component::Prefix(_) => return None,
         }
     }
     Some(below)
+}
+
+/// The names of a path, the first one last.
+fn backwards(path: &Path) -> Vec<OsString> {
+    let names = path.components().rev();
+    names
+        .filter(|component| matches!(component, Component::Normal(_) | Component::ParentDir))
+        .map(|component| component.as_os_str().to_owned())
+        .collect()
+}
+
+/// Whether a path has a gap that may be filled: nothing, a whiteout, or a link to either.
+fn is_missing(err: &io::Error) -> bool {
+    matches!(
+        err.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
 }
 
 fn split(path: &Path) -> io::Result<(&Path, &Path)> {

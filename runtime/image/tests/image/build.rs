@@ -105,6 +105,8 @@ fn header(path: &str, kind: EntryType, mode: u32, link: &str, size: usize) -> He
 /// An image under construction.
 pub struct TestImage {
     layers: Vec<(Vec<u8>, Compression)>,
+    /// Those that are packed already, by the place of the layer.
+    packed: BTreeMap<usize, Vec<u8>>,
     env: Vec<String>,
 }
 
@@ -120,6 +122,7 @@ impl TestImage {
     pub fn new() -> Self {
         Self {
             layers: Vec::new(),
+            packed: BTreeMap::new(),
             env: vec!["PATH=/bin".to_owned()],
         }
     }
@@ -142,6 +145,12 @@ impl TestImage {
     pub fn layer(mut self, archive: Vec<u8>, compression: Compression) -> Self {
         self.layers.push((archive, compression));
         self
+    }
+
+    /// A layer that was compressed in some other way.
+    pub fn packed_layer(mut self, archive: Vec<u8>, packed: Vec<u8>) -> Self {
+        self.packed.insert(self.layers.len(), packed);
+        self.layer(archive, Compression::None)
     }
 
     /// Makes it another image than its like.
@@ -179,8 +188,9 @@ impl TestImage {
         };
         let mut descriptors = Vec::new();
         let mut layers = Vec::new();
-        for (tar, compression) in &self.layers {
+        for (at, (tar, compression)) in self.layers.iter().enumerate() {
             let (content, suffix) = match compression {
+                _ if self.packed.contains_key(&at) => (self.packed[&at].clone(), ""),
                 Compression::None => (tar.clone(), ""),
                 Compression::Gzip => (gzip(tar), "+gzip"),
                 Compression::Zstd => (zstd::encode_all(&**tar, 1).unwrap(), "+zstd"),
@@ -236,6 +246,19 @@ impl TestImage {
 }
 
 impl Layout {
+    /// Adds a blob.
+    pub fn add(&mut self, content: Vec<u8>) -> Digest {
+        let digest = Digest::of(&content);
+        self.files
+            .insert(format!("blobs/sha256/{}", digest.hex()), content);
+        digest
+    }
+
+    /// A manifest or a list.
+    pub fn document(&self, digest: &Digest) -> Value {
+        serde_json::from_slice(&self.files[&format!("blobs/sha256/{}", digest.hex())]).unwrap()
+    }
+
     pub fn write_to(&self, dir: &Path) {
         for (name, content) in &self.files {
             let path = dir.join(name);

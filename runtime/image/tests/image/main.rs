@@ -2,9 +2,14 @@
 
 mod build;
 mod faults;
+mod generate;
 mod hostile;
 mod import;
+mod odd;
+mod odd_registry;
+mod platforms;
 mod pull;
 mod registry;
 mod snapshot;
 mod store;
+mod trees;

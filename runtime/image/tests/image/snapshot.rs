@@ -25,6 +25,52 @@ fn is_mounted(path: &Path) -> bool {
 }
 
 #[test]
+fn a_layer_may_come_more_than_once() {
+    own_mounts();
+    let (dir, store) = store();
+    let base = || {
+        Archive::new()
+            .directory("d/")
+            .file("d/x", b"base")
+            .file("d/y", b"base")
+            .file("z", b"base")
+            .finish()
+    };
+    let middle = || {
+        Archive::new()
+            .file("d/.wh..wh..opq", b"")
+            .file("d/x", b"middle")
+            .file("d/m", b"middle")
+            .file(".wh.z", b"")
+            .finish()
+    };
+    let mount = |key: &str, layers: Vec<Vec<u8>>| {
+        let mut image = TestImage::new();
+        for layer in layers {
+            image = image.layer(layer, Compression::Gzip);
+        }
+        let tar = image.layout("x/y:1").tar();
+        let image = store.import(&*tar, None).unwrap().remove(0);
+        let container = dir.path().join("containers").join(key);
+        store.prepare(key, &image.id, &container).unwrap().path
+    };
+    let content = |root: &Path, path: &str| fs::read_to_string(root.join(path)).ok();
+    let is = |text: &str| Some(text.to_owned());
+    let root = mount("adjacent", vec![base(), base()]);
+    assert_eq!(content(&root, "d/x"), is("base"));
+    // The middle one hides what is below it, not what comes again above it.
+    let root = mount("apart", vec![base(), middle(), base()]);
+    assert_eq!(content(&root, "d/x"), is("base"));
+    assert_eq!(content(&root, "d/y"), is("base"));
+    assert_eq!(content(&root, "d/m"), is("middle"));
+    assert_eq!(content(&root, "z"), is("base"));
+    let root = mount("under", vec![middle(), base(), middle()]);
+    assert_eq!(content(&root, "d/x"), is("middle"));
+    assert_eq!(content(&root, "d/y"), None);
+    assert_eq!(content(&root, "z"), None);
+}
+
+#[test]
 fn layers_lie_on_each_other_and_writes_go_to_the_container() {
     own_mounts();
     let (dir, store) = store();
@@ -158,4 +204,72 @@ fn keys_are_plain_names() {
             Err(SnapshotError::Key { .. })
         ));
     }
+}
+
+/// A data directory that was copied elsewhere: what is removed there, stays where it was copied from.
+#[test]
+fn a_copied_store_removes_nothing_of_the_original() {
+    own_mounts();
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = (dir.path().join("old"), dir.path().join("new"));
+    let image =
+        TestImage::new().layer(Archive::new().file("one", b"1").finish(), Compression::None);
+    fs::create_dir(&old).unwrap();
+    let store =
+        knarr_image::ImageStore::open(knarr_image::StoreConfig::new(old.join("images"))).unwrap();
+    let image = store
+        .import(&*image.layout("x/y:1").tar(), None)
+        .unwrap()
+        .remove(0);
+    let rootfs = store
+        .prepare("c1", &image.id, &old.join("containers/c1"))
+        .unwrap();
+    fs::write(rootfs.path.join("written"), "x").unwrap();
+    store.unmount_snapshot("c1").unwrap();
+    drop(store);
+    let copied = std::process::Command::new("cp")
+        .args(["-a"])
+        .args([&old, &new])
+        .status()
+        .unwrap();
+    assert!(copied.success());
+
+    let store =
+        knarr_image::ImageStore::open(knarr_image::StoreConfig::new(new.join("images"))).unwrap();
+    let snapshots = store.snapshots().unwrap();
+    assert_eq!(snapshots[0].dir, new.join("containers/c1"));
+    store.remove_snapshot("c1").unwrap();
+    assert!(!new.join("containers/c1/upper").exists());
+    assert_eq!(
+        fs::read(old.join("containers/c1/upper/written")).unwrap(),
+        b"x"
+    );
+}
+
+/// Whatever is mounted in a container's directory: it stays, and so does the record, until it can be removed.
+#[test]
+fn a_snapshot_with_a_mount_in_it_is_kept_and_so_is_what_is_mounted() {
+    own_mounts();
+    let (dir, store) = store();
+    let image =
+        TestImage::new().layer(Archive::new().file("one", b"1").finish(), Compression::None);
+    let image = store
+        .import(&*image.layout("x/y:1").tar(), None)
+        .unwrap()
+        .remove(0);
+    let (container, host) = (dir.path().join("containers/c1"), dir.path().join("host"));
+    let rootfs = store.prepare("c1", &image.id, &container).unwrap();
+    fs::create_dir_all(&host).unwrap();
+    fs::write(host.join("precious"), "x").unwrap();
+    let place = rootfs.upper.join("place");
+    fs::create_dir(&place).unwrap();
+    let none: Option<&str> = None;
+    mount(Some(&host), &place, none, MsFlags::MS_BIND, none).unwrap();
+    store.remove_snapshot("c1").unwrap_err();
+    assert_eq!(fs::read(host.join("precious")).unwrap(), b"x");
+    assert_eq!(store.snapshots().unwrap().len(), 1);
+    nix::mount::umount(&place).unwrap();
+    store.remove_snapshot("c1").unwrap();
+    assert_eq!(fs::read(host.join("precious")).unwrap(), b"x");
+    assert!(store.snapshots().unwrap().is_empty());
 }
