@@ -10,6 +10,7 @@ use hickory_server::proto::op::{
 use hickory_server::proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 use hickory_server::zone_handler::MessageResponseBuilder;
+use rand::seq::SliceRandom;
 
 use crate::forward::{Forwarder, Transport};
 use crate::zone::{Found, Zone};
@@ -97,7 +98,7 @@ impl Handler {
             match found {
                 Found::Records(records, more) => {
                     let alias = alias(&records, kind);
-                    answer.answers.extend(records);
+                    answer.answers.extend(in_turn(records));
                     answer.additionals.extend(more);
                     // Clients are stubs: they expect the alias's addresses along with it.
                     let Some(target) = alias else {
@@ -126,6 +127,16 @@ impl Handler {
         }
         Answer::error(ResponseCode::ServFail)
     }
+}
+
+/// The records with their addresses in an order that varies: many clients take the first, and each endpoint is to have its share of them
+/// (as CoreDNS' plugin `loadbalance` does).
+fn in_turn(mut records: Vec<Record>) -> Vec<Record> {
+    let is_address = |record: &Record| matches!(record.data, RData::A(_) | RData::AAAA(_));
+    if records.iter().all(is_address) {
+        records.shuffle(&mut rand::rng());
+    }
+    records
 }
 
 /// Where to go on, if all there is is an alias and something else was asked for.

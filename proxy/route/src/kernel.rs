@@ -36,6 +36,16 @@ pub enum KernelError {
         /// The cause.
         source: rtnetlink::Error,
     },
+    /// Somebody else has made a route to the range, which is theirs to keep.
+    #[error(
+        "a route to {to} is there already, and not ours; this one would lead through {gateway}"
+    )]
+    Taken {
+        /// The range.
+        to: IpNet,
+        /// Through whom ours would lead.
+        gateway: IpAddr,
+    },
     /// A route could not be removed.
     #[error("remove the route to {to}")]
     Remove {
@@ -97,13 +107,24 @@ impl Kernel {
     /// If the kernel refuses: a gateway which is no neighbour, say.
     pub async fn apply(&self, change: Change) -> Result<(), KernelError> {
         match change {
-            Change::Set { to, gateway } => {
-                let request = self.handle.route().add(message(to, gateway)).replace();
-                let source = request.execute().await;
-                source.map_err(|source| KernelError::Set {
-                    to,
-                    gateway,
-                    source,
+            Change::Set { to, gateway, had } => {
+                let request = self.handle.route().add(message(to, gateway));
+                // The kernel would replace anybody's route; so only where ours is the one in the way.
+                let request = match had {
+                    Some(_) => request.replace(),
+                    None => request,
+                };
+                request.execute().await.map_err(|source| match source {
+                    rtnetlink::Error::NetlinkError(ref told)
+                        if told.raw_code() == -nix::libc::EEXIST =>
+                    {
+                        KernelError::Taken { to, gateway }
+                    }
+                    source => KernelError::Set {
+                        to,
+                        gateway,
+                        source,
+                    },
                 })
             }
             Change::Remove { to, gateway } => {

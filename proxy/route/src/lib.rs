@@ -14,5 +14,5 @@ mod plan;
 mod run;
 
 pub use kernel::{Kernel, KernelError};
-pub use plan::{Change, NodeInfo, plan, wanted};
+pub use plan::{Change, NodeInfo, Refused, Why, plan, wanted};
 pub use run::{RouteConfig, RouteError, run};

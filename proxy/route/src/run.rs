@@ -13,7 +13,7 @@ use kube::{Api, Client, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::kernel::{Kernel, KernelError};
-use crate::plan::{NodeInfo, plan, wanted};
+use crate::plan::{NodeInfo, Refused, plan, wanted};
 
 /// How often the routing table is looked at: an interface that goes down takes its routes with it, without a word.
 const LOOK: Duration = Duration::from_secs(30);
@@ -23,6 +23,8 @@ const LOOK: Duration = Duration::from_secs(30);
 pub struct RouteConfig {
     /// The node's own name.
     pub node_name: String,
+    /// The cluster's pod addresses: no route leads elsewhere. Empty if they are not known.
+    pub cluster_cidrs: Vec<IpNet>,
 }
 
 /// Why the routes are no longer kept.
@@ -48,10 +50,11 @@ pub async fn run(
 ) -> Result<(), RouteError> {
     let mut routes = Routes {
         kernel: Kernel::open().map_err(RouteError::Kernel)?,
-        own: config.node_name,
+        config,
         nodes: BTreeMap::new(),
         complete: false,
         failed: BTreeMap::new(),
+        refused: BTreeSet::new(),
     };
     let watch = watcher(Api::<Node>::all(client), watcher::Config::default());
     let mut events = std::pin::pin!(watch.default_backoff());
@@ -83,12 +86,14 @@ pub async fn run(
 
 struct Routes {
     kernel: Kernel,
-    own: String,
+    config: RouteConfig,
     nodes: BTreeMap<String, NodeInfo>,
     /// Whether all nodes were listed once: no route is removed before.
     complete: bool,
     /// Routes that failed, each told once.
     failed: BTreeMap<IpNet, IpAddr>,
+    /// Ranges that get no route, each told once.
+    refused: BTreeSet<Refused>,
 }
 
 impl Routes {
@@ -122,14 +127,20 @@ impl Routes {
             Ok(actual) => actual,
             Err(error) => return warn(&error),
         };
-        let wanted = wanted(&self.own, &self.nodes);
+        let config = &self.config;
+        let (wanted, refused) = wanted(&config.node_name, &config.cluster_cidrs, &self.nodes);
+        for Refused { node, cidr, why } in refused.difference(&self.refused) {
+            tracing::warn!(node, cidr, %why, "no route to a pod CIDR");
+        }
+        self.refused = refused;
         self.failed
             .retain(|to, gateway| wanted.get(to) == Some(gateway));
         for change in plan(&actual, &wanted) {
             match self.kernel.apply(change).await {
                 Ok(()) => tracing::debug!(?change, "routes"),
                 Err(error) => {
-                    if let KernelError::Set { to, gateway, .. } = error
+                    if let KernelError::Set { to, gateway, .. } | KernelError::Taken { to, gateway } =
+                        error
                         && self.failed.insert(to, gateway) == Some(gateway)
                     {
                         continue;

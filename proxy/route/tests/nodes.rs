@@ -20,7 +20,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use ipnet::IpNet;
 use knarr_network::{Network, NetworkConfig, run_in};
-use knarr_route::{Change, Kernel, NodeInfo, RouteConfig, plan, run, wanted};
+use knarr_route::{Change, Kernel, KernelError, NodeInfo, RouteConfig, plan, run, wanted};
 use netns::{on_machine, sh};
 use nix::sched::{CloneFlags, setns};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -76,6 +76,7 @@ fn nodes() -> std::collections::BTreeMap<String, NodeInfo> {
     let node = |cidr: &str, ip: &str| NodeInfo {
         pod_cidrs: vec![cidr.parse().unwrap()],
         ips: vec![ip.parse().unwrap()],
+        ..NodeInfo::default()
     };
     [
         ("a".to_owned(), node("10.42.0.0/24", "192.168.7.1")),
@@ -116,10 +117,17 @@ fn ask(from: &Path, to: IpAddr) -> String {
     })
 }
 
+fn set(to: IpNet, gateway: IpAddr, had: Option<IpAddr>) -> Change {
+    Change::Set { to, gateway, had }
+}
+
 fn reconcile(machine: &Path, own: &'static str) -> Vec<Change> {
     on(machine, async move || {
         let kernel = Kernel::open().unwrap();
-        let changes = plan(&kernel.list().await.unwrap(), &wanted(own, &nodes()));
+        let cluster = ["10.42.0.0/16".parse().unwrap()];
+        let (wanted, refused) = wanted(own, &cluster, &nodes());
+        assert!(refused.is_empty(), "{refused:?}");
+        let changes = plan(&kernel.list().await.unwrap(), &wanted);
         for change in &changes {
             kernel.apply(*change).await.unwrap();
         }
@@ -151,12 +159,17 @@ fn only_our_routes_are_removed() {
                 "10.42.9.0/24".parse().unwrap(),
                 "192.168.7.2".parse().unwrap(),
             );
-            kernel.apply(Change::Set { to, gateway }).await.unwrap();
+            kernel.apply(set(to, gateway, None)).await.unwrap();
             let moved = "192.168.7.3".parse().unwrap();
-            kernel
-                .apply(Change::Set { to, gateway: moved })
-                .await
-                .unwrap();
+            let change = set(to, moved, Some(gateway));
+            kernel.apply(change).await.unwrap();
+            // Somebody's own route stays what it is, even where we want another.
+            let theirs = "10.42.8.0/24".parse().unwrap();
+            match kernel.apply(set(theirs, moved, None)).await {
+                Err(KernelError::Taken { to, .. }) => assert_eq!(to, theirs),
+                other => panic!("{other:?}"),
+            }
+            assert!(sh("ip route").contains("10.42.8.0/24 via 192.168.7.2"));
             assert_eq!(kernel.list().await.unwrap(), [(to, moved)].into());
             for change in plan(&kernel.list().await.unwrap(), &Default::default()) {
                 kernel.apply(change).await.unwrap();
@@ -168,7 +181,7 @@ fn only_our_routes_are_removed() {
             );
             let far = "172.16.0.1".parse().unwrap();
             kernel
-                .apply(Change::Set { to, gateway: far })
+                .apply(set(to, far, None))
                 .await
                 .expect_err("no neighbour");
         });
@@ -221,12 +234,13 @@ fn routes_follow_the_nodes_of_the_api() {
                 "10.42.9.0/24".parse().unwrap(),
                 "192.168.7.2".parse().unwrap(),
             );
-            kernel.apply(Change::Set { to, gateway }).await.unwrap();
+            kernel.apply(set(to, gateway, None)).await.unwrap();
 
             let (lines, receiver) = tokio::sync::mpsc::unbounded_channel();
             let stop = CancellationToken::new();
             let config = RouteConfig {
                 node_name: "a".to_owned(),
+                cluster_cidrs: vec!["10.42.0.0/16".parse().unwrap()],
             };
             let running = tokio::spawn(run(client(list, receiver), config, stop.clone()));
             let become_ = async |wanted: &[(&str, &str)]| {

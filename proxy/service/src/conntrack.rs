@@ -7,9 +7,10 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use knarr_network::nfnl::{self, Messages, Netfilter, SUBSYS_CONNTRACK};
+
 use crate::frontend::{Audience, Endpoint, Family, Frontend, Place};
 use crate::kernel::family_number;
-use crate::nfnl::{self, Messages, Netfilter, SUBSYS_CONNTRACK};
 use crate::objects::Protocol;
 use crate::ruleset::Ruleset;
 

@@ -1,20 +1,23 @@
 //! The table in the kernel: made, read back, changed. Everything here may wait on the kernel.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::io::{self, Write as _};
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::io;
 use std::net::IpAddr;
-use std::process::{Command, Stdio};
 
-use crate::batch::{Batch, DELSETELEM, KEY_END, NEWSETELEM, put_data, put_end, put_value};
+use knarr_network::nfnl::{self, INET, Netfilter, SUBSYS_NFTABLES};
+use knarr_network::nft::{self, NftError};
+use knarr_network::table::{Structure, consistent};
+
+use crate::batch::{self, Batch, DELSETELEM, KEY_END, NEWSETELEM, put_data, put_end, put_value};
 use crate::conntrack;
+use crate::constant;
 use crate::frontend::Family;
-use crate::maps::{Bytes, Chain, DROP, Data, Map, Memory, REJECT, digit};
-use crate::nfnl::{self, INET, Netfilter, SUBSYS_NFTABLES};
+use crate::maps::{Bytes, Chain, DROP, Data, Lane, Map, Memory, REJECT, digit};
 use crate::objects::Protocol;
 use crate::ruleset::{Changes, Ruleset};
-use crate::skeleton::{self, Ranges, TABLE};
+use crate::skeleton::{Ranges, TABLE};
 
-const GETCHAIN: u16 = 4;
 const GETSETELEM: u16 = 13;
 
 /// What went wrong with the table.
@@ -23,15 +26,9 @@ pub enum KernelError {
     /// No netlink socket could be opened.
     #[error("open a netfilter socket")]
     Socket(#[source] io::Error),
-    /// The program `nft` could not be run.
-    #[error("run nft (package nftables)")]
-    Run(#[source] io::Error),
-    /// It refused the skeleton.
-    #[error("nft refused the table: {output}")]
-    Skeleton {
-        /// What it said.
-        output: String,
-    },
+    /// The constant part could not be written.
+    #[error("write the table")]
+    Skeleton(#[source] NftError),
     /// The kernel could not be asked.
     #[error("read {what}")]
     Read {
@@ -40,6 +37,9 @@ pub enum KernelError {
         /// The cause.
         source: io::Error,
     },
+    /// There was a fault in the program.
+    #[error("the work on the table panicked")]
+    Panicked,
     /// A transaction could not be sent.
     #[error("send a transaction")]
     Send(#[source] io::Error),
@@ -59,6 +59,18 @@ pub struct Kernel {
     chains: HashSet<Chain>,
     /// What is in its maps.
     pub ruleset: Ruleset,
+    /// The ruleset's generation when the table was read.
+    generation: u32,
+    /// How many transactions of ours came since.
+    sent: Cell<u32>,
+}
+
+/// A table that was taken over.
+pub struct Opened<T = Kernel> {
+    /// The table.
+    pub table: T,
+    /// Whether its constant part was not as it should be.
+    pub repaired: bool,
 }
 
 impl Kernel {
@@ -68,46 +80,122 @@ impl Kernel {
     ///
     /// What went wrong; the table may be there without any services.
     pub fn open(ranges: &Ranges) -> Result<Self, KernelError> {
-        let netfilter = Netfilter::open().map_err(KernelError::Socket)?;
-        let script = skeleton::script(ranges);
-        let marker = skeleton::marker(&script);
-        let mut names = chain_names(&netfilter)?;
-        if !names.contains(&marker) {
-            nft(&script)?;
-            let mut batch = Batch::new();
-            for family in [Family::V4, Family::V6] {
-                batch.learning_rules(family);
-            }
-            batch.chain(&marker);
-            batch.send(&netfilter)?;
-            names = chain_names(&netfilter)?;
-        }
-        let chains = names.iter().filter_map(|name| Chain::parse(name)).collect();
-        let mut elements = Vec::new();
-        for map in Map::all() {
-            read_map(&netfilter, &map.name(), |element| {
-                elements.extend(element.parse(map))
-            })?;
-        }
-        let (ruleset, changes) = Ruleset::adopt(elements);
-        let mut kernel = Self {
-            netfilter,
-            chains,
-            ruleset,
-        };
-        kernel.apply(&changes)?;
-        Ok(kernel)
+        Ok(Self::reopen(ranges, None)?.table)
     }
 
-    /// Whether the table is in the kernel and of our making.
+    /// The same through the socket of `before`, a table that was open already.
     ///
     /// # Errors
     ///
-    /// If the kernel cannot be asked.
-    pub fn is_there(ranges: &Ranges) -> Result<bool, KernelError> {
-        let netfilter = Netfilter::open().map_err(KernelError::Socket)?;
-        let marker = skeleton::marker(&skeleton::script(ranges));
-        Ok(chain_names(&netfilter)?.contains(&marker))
+    /// As [`Self::open`].
+    pub(crate) fn reopen(
+        ranges: &Ranges,
+        before: Option<Self>,
+    ) -> Result<Opened<Self>, KernelError> {
+        let netfilter = match before {
+            Some(kernel) => kernel.netfilter,
+            None => Netfilter::open().map_err(KernelError::Socket)?,
+        };
+        let read = |what: &str, source| KernelError::Read {
+            what: what.to_owned(),
+            source,
+        };
+        let mut repaired = false;
+        let structure = match constant::intact(&netfilter, ranges)? {
+            Some(structure) => structure,
+            None => {
+                repaired = true;
+                constant::make(&netfilter, ranges)?
+            }
+        };
+        let generation = netfilter
+            .generation()
+            .map_err(|e| read("the generation", e))?;
+        let mut kernel = Self {
+            netfilter,
+            chains: HashSet::new(),
+            ruleset: Ruleset::default(),
+            generation,
+            sent: Cell::new(0),
+        };
+        repaired |= kernel.adopt_chains(&structure)?;
+        let elements = consistent(|| {
+            let mut elements = Vec::new();
+            for map in Map::all() {
+                dump_map(&kernel.netfilter, &map.name(), |element| {
+                    elements.extend(element.parse(map))
+                })?;
+            }
+            Ok(elements)
+        });
+        let (ruleset, changes) = Ruleset::adopt(elements.map_err(|e| read("the maps", e))?);
+        kernel.ruleset = ruleset;
+        kernel.apply(&changes)?;
+        repaired |= !changes.is_empty();
+        Ok(Opened {
+            table: kernel,
+            repaired,
+        })
+    }
+
+    /// Takes over the chains that are made when needed, with the elements that lead to them, and mends what is not right with them.
+    /// Returns whether anything was.
+    fn adopt_chains(&mut self, structure: &Structure) -> Result<bool, KernelError> {
+        let mut batch = Batch::new();
+        for (name, content) in &structure.chains {
+            let Some(chain) = Chain::parse(name) else {
+                continue;
+            };
+            if !batch::has_rules(chain, content) {
+                batch.mend_chain(chain);
+            }
+            self.chains.insert(chain);
+        }
+        for lane in Lane::all() {
+            let found = read_map(&self.netfilter, &lane.balancers(), |element| {
+                let count = u32::from_ne_bytes(*element.value(1)?.first_chunk()?);
+                Some((count, element.chain().map(ToOwned::to_owned)))
+            })?;
+            let found: HashMap<u32, Option<String>> = found.into_iter().collect();
+            for chain in &self.chains {
+                let Chain::Balance(of, count) = *chain else {
+                    continue;
+                };
+                if of != lane {
+                    continue;
+                }
+                match found.get(&count) {
+                    Some(Some(to)) if *to == chain.name() => {}
+                    other => batch.mend_balancer(lane, count, other.is_some()),
+                }
+            }
+        }
+        if batch.is_empty() {
+            return Ok(false);
+        }
+        self.send(batch)?;
+        Ok(true)
+    }
+
+    /// The address of the socket that changes come through.
+    pub(crate) fn port(&self) -> u32 {
+        self.netfilter.port()
+    }
+
+    /// Whether nobody else changed any table of this namespace since this one was read.
+    pub(crate) fn is_untouched(&self) -> Result<bool, KernelError> {
+        let now = self.netfilter.generation();
+        let now = now.map_err(|source| KernelError::Read {
+            what: "the generation".to_owned(),
+            source,
+        })?;
+        Ok(now == self.generation.wrapping_add(self.sent.get()))
+    }
+
+    fn send(&self, batch: Batch) -> Result<(), KernelError> {
+        batch.send(&self.netfilter)?;
+        self.sent.set(self.sent.get().wrapping_add(1));
+        Ok(())
     }
 
     /// Removes the table, and nothing else.
@@ -175,7 +263,7 @@ impl Kernel {
                     },
                 );
             }
-            batch.send(&self.netfilter)?;
+            self.send(batch)?;
             self.chains.extend(new_chains);
         }
         if changes.stale_memories {
@@ -195,16 +283,15 @@ impl Kernel {
                 continue;
             }
             let name = format!("affinity{}", digit(family));
-            let mut wrong = Vec::new();
-            read_map(&self.netfilter, &name, |element| {
-                let Some(key) = element.value(1) else { return };
+            let wrong = read_map(&self.netfilter, &name, |element| {
+                let key = element.value(1)?;
                 let memory = element
                     .value(2)
                     .and_then(Bytes::from_slice)
                     .and_then(|data| Memory::parse(family, key, &data));
-                if memory.is_none_or(|memory| !self.ruleset.holds(&memory)) {
-                    wrong.push(key.to_vec());
-                }
+                memory
+                    .is_none_or(|memory| !self.ruleset.holds(&memory))
+                    .then(|| key.to_vec())
             })?;
             // One at a time: any of them may have timed out meanwhile, and that must not keep the others.
             for key in wrong {
@@ -212,7 +299,7 @@ impl Kernel {
                 batch.elements(DELSETELEM, &name, &[key], |element, key| {
                     put_value(element, 1, key)
                 });
-                match batch.send(&self.netfilter) {
+                match self.send(batch) {
                     Err(KernelError::Refused { source, .. })
                         if source.kind() == io::ErrorKind::NotFound => {}
                     other => other?,
@@ -242,100 +329,89 @@ impl Kernel {
     }
 }
 
-fn chain_names(netfilter: &Netfilter) -> Result<HashSet<String>, KernelError> {
-    let mut names = HashSet::new();
-    netfilter
-        .dump(
-            SUBSYS_NFTABLES,
-            GETCHAIN,
-            INET,
-            |_| {},
-            |chain| {
-                let table = nfnl::attribute(chain, 1).and_then(nfnl::text);
-                let name = nfnl::attribute(chain, 3).and_then(nfnl::text);
-                if let (Some(TABLE), Some(name)) = (table, name) {
-                    names.insert(name.to_owned());
-                }
-            },
-        )
-        .map_err(|source| KernelError::Read {
-            what: "chains".to_owned(),
-            source,
-        })?;
-    Ok(names)
+/// What `each` makes of the elements of a map.
+pub(crate) fn read_map<T>(
+    netfilter: &Netfilter,
+    name: &str,
+    mut each: impl FnMut(Element<'_>) -> Option<T>,
+) -> Result<Vec<T>, KernelError> {
+    let read = consistent(|| {
+        let mut found = Vec::new();
+        dump_map(netfilter, name, |element| found.extend(each(element)))?;
+        Ok(found)
+    });
+    read.map_err(|source| KernelError::Read {
+        what: format!("map {name}"),
+        source,
+    })
 }
 
-fn read_map(
+fn dump_map(
     netfilter: &Netfilter,
     name: &str,
     mut each: impl FnMut(Element<'_>),
-) -> Result<(), KernelError> {
-    netfilter
-        .dump(
-            SUBSYS_NFTABLES,
-            GETSETELEM,
-            INET,
-            |message| {
-                message.text(1, TABLE).text(2, name);
-            },
-            |message| {
-                let list = nfnl::attribute(message, 3).unwrap_or(&[]);
-                for (_, element) in nfnl::attributes(list) {
-                    each(Element(element));
-                }
-            },
-        )
-        .map_err(|source| KernelError::Read {
-            what: format!("map {name}"),
-            source,
-        })
+) -> io::Result<()> {
+    netfilter.dump(
+        SUBSYS_NFTABLES,
+        GETSETELEM,
+        INET,
+        |message| {
+            message.text(1, TABLE).text(2, name);
+        },
+        |message| {
+            let list = nfnl::attribute(message, 3).unwrap_or(&[]);
+            for (_, element) in nfnl::attributes(list) {
+                each(Element(element));
+            }
+        },
+    )
 }
 
 /// An element as the kernel sent it.
-struct Element<'a>(&'a [u8]);
+pub(crate) struct Element<'a>(&'a [u8]);
 
 impl<'a> Element<'a> {
     /// The value in `NFTA_SET_ELEM_KEY` (1), `NFTA_SET_ELEM_DATA` (2) or [`KEY_END`].
-    fn value(&self, kind: u16) -> Option<&'a [u8]> {
+    pub(crate) fn value(&self, kind: u16) -> Option<&'a [u8]> {
         nfnl::attribute(nfnl::attribute(self.0, kind)?, 1)
     }
 
+    /// The verdict that it leads to (`NFTA_VERDICT_CODE`).
+    pub(crate) fn verdict(&self) -> Option<i32> {
+        let verdict = nfnl::attribute(nfnl::attribute(self.0, 2)?, 2)?;
+        let code = nfnl::attribute(verdict, 1)?;
+        Some(i32::from_be_bytes(*code.first_chunk()?))
+    }
+
+    /// The chain that it leads to.
+    pub(crate) fn chain(&self) -> Option<&'a str> {
+        let verdict = nfnl::attribute(nfnl::attribute(self.0, 2)?, 2)?;
+        nfnl::attribute(verdict, 2).and_then(nfnl::text)
+    }
+
+    /// The element, with [`Data::Foreign`] if we never wrote such a one; `None` if it has not even a key like ours.
     fn parse(&self, map: Map) -> Option<(Map, Bytes, Data)> {
         let key = Bytes::from_slice(self.value(1)?)?;
+        let until = || Bytes::from_slice(self.value(KEY_END)?).map(Data::Until);
         let data = match map {
-            Map::External(_) | Map::Hairpin(_) | Map::Firewalled(_) => Data::Nothing,
-            Map::Admitted(_) => Data::Until(Bytes::from_slice(self.value(KEY_END)?)?),
-            Map::Endpoints(_) => Data::Endpoint(Bytes::from_slice(self.value(2)?)?),
-            Map::Services(_) => Data::Count(u32::from_ne_bytes(*self.value(2)?.first_chunk()?)),
-            Map::Affine(_) => {
-                let verdict = nfnl::attribute(nfnl::attribute(self.0, 2)?, 2)?;
-                let name = nfnl::attribute(verdict, 2).and_then(nfnl::text)?;
-                Data::Goto(Chain::parse(name)?)
-            }
+            Map::External(_) | Map::Hairpin(_) | Map::Firewalled(_) => Some(Data::Nothing),
+            Map::Admitted(_) => until(),
+            Map::Endpoints(_) => self
+                .value(2)
+                .and_then(Bytes::from_slice)
+                .map(Data::Endpoint),
+            Map::Services(_) => self
+                .value(2)
+                .and_then(<[u8]>::first_chunk)
+                .map(|count| Data::Count(u32::from_ne_bytes(*count))),
+            Map::Affine(_) => self.chain().and_then(Chain::parse).map(Data::Goto),
         };
-        Some((map, key, data))
+        Some((map, key, data.unwrap_or(Data::Foreign)))
     }
 }
 
-fn nft(script: &str) -> Result<(), KernelError> {
-    let mut child = Command::new("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(KernelError::Run)?;
-    let mut stdin = child.stdin.take().expect("stdin is a pipe");
-    // A refusal can close the pipe early; then its words matter more than the broken pipe.
-    let sent = stdin.write_all(script.as_bytes());
-    drop(stdin);
-    let output = child.wait_with_output().map_err(KernelError::Run)?;
-    if !output.status.success() {
-        return Err(KernelError::Skeleton {
-            output: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        });
-    }
-    sent.map_err(KernelError::Run)
+pub(crate) fn nft(script: &str) -> Result<(), KernelError> {
+    nft::run(script).map_err(KernelError::Skeleton)
 }
 
 /// The family number of an address in netlink messages.

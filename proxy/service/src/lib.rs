@@ -12,21 +12,21 @@
 //!
 //! * [`Feed`] is the process's one watch of Services and EndpointSlices; the cluster DNS uses it too.
 //! * `frontend`, `maps` and `ruleset` are pure: objects in, changes out. Most tests are theirs.
-//! * `kernel`, `conntrack` and `route` are the thin shell; `batch`, `rule` and `nfnl` are its words.
+//! * `kernel`, `constant`, `conntrack` and `route` are the thin shell; `batch` and `rule` are its words.
 //! * `health` answers load balancers that ask whether this node has endpoints of a service.
-//! * After a restart the kernel's elements are read back and adopted; traffic never stops. Only the table
-//!   `inet knarr` is ever touched.
+//! * After a restart the kernel's rules and elements are read back and adopted; traffic never stops. The same is done at once when
+//!   somebody else changes the table. Only the table `inet knarr` is ever touched.
 //!
 //! Absent on purpose: pod networks and host ports (knarr-network), routes between nodes (knarr-route), NetworkPolicy.
 
 mod batch;
 mod conntrack;
+mod constant;
 mod feed;
 pub mod frontend;
 mod health;
 mod kernel;
 pub mod maps;
-mod nfnl;
 pub mod objects;
 mod route;
 mod rule;

@@ -122,7 +122,7 @@ impl Map {
 /// A chain that rules or maps jump to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Chain {
-    /// Sends a connection to one of that many endpoints. Made when first needed, and kept.
+    /// Sends a connection to one of that many endpoints, or drops it if that went a moment ago. Made when first needed, and kept.
     Balance(Lane, u32),
     /// Remembers the endpoint of a client for that many seconds. Made when first needed, and kept.
     Remember(Family, u32),
@@ -246,6 +246,8 @@ pub enum Data {
     Goto(Chain),
     /// Nothing, but the key is the first of a range, and this the last.
     Until(Bytes),
+    /// What we never write: an element of somebody else's, only ever to be removed.
+    Foreign,
 }
 
 pub(crate) fn frontend_key(frontend: &Frontend) -> Bytes {

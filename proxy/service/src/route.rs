@@ -2,7 +2,7 @@
 //!
 //! The kernel looks for a route before the rules show a connection another destination; on a machine without a default
 //! route, services would be unreachable from the node itself (not from its pods). There, a route is added that leads nowhere
-//! (to `lo`): no packet ever takes it, since what has no endpoint is refused.
+//! (to `lo`): no packet ever takes it, since what has no endpoint is refused. A route that is there is never replaced.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -70,5 +70,6 @@ async fn add(handle: &Handle, range: IpNet) -> Result<(), rtnetlink::Error> {
             .output_interface(lo)
             .build(),
     };
-    handle.route().add(route).replace().execute().await
+    // Not in the place of another: somebody who makes a range unreachable means it.
+    handle.route().add(route).execute().await
 }

@@ -1,12 +1,29 @@
 //! The expressions of the few rules which the program `nft` cannot write, each named and numbered as in nf_tables.h.
 
+use knarr_network::nfnl::Attributes;
+
 use crate::batch::put_value;
 use crate::frontend::Family;
 use crate::maps::{Lane, Map, digit};
-use crate::nfnl::Attributes;
 
 /// The first of the sixteen 4-byte registers of a rule (`NFT_REG32_00`).
 pub(crate) const REG: u32 = 8;
+
+/// Writes a register's number as the kernel tells it back: the first quarter of a 16-byte register has that one's number (`NFT_REG_1` and
+/// so on).
+fn put_register<'a, 'b>(
+    expression: &'a mut Attributes<'b>,
+    kind: u16,
+    register: u32,
+) -> &'a mut Attributes<'b> {
+    let index = register - REG;
+    let number = if index.is_multiple_of(4) {
+        1 + index / 4
+    } else {
+        register
+    };
+    expression.number(kind, number)
+}
 
 /// Where the fields of a frontend's key are: an address, then others of one register each.
 pub(crate) struct Fields {
@@ -50,7 +67,7 @@ impl Rule<'_, '_> {
 
     fn meta(&mut self, register: u32, key: u32) {
         self.expression("meta", |e| {
-            e.number(1, register).number(2, key);
+            put_register(e, 1, register).number(2, key);
         });
     }
 
@@ -67,14 +84,14 @@ impl Rule<'_, '_> {
             Family::V6 => 10,
         };
         self.expression("cmp", |e| {
-            e.number(1, REG).number(2, 0);
+            put_register(e, 1, REG).number(2, 0);
             put_value(e, 3, &[number]);
         });
     }
 
     fn payload(&mut self, register: u32, base: u32, offset: u32, len: u32) {
         self.expression("payload", |e| {
-            e.number(1, register)
+            put_register(e, 1, register)
                 .number(2, base)
                 .number(3, offset)
                 .number(4, len);
@@ -97,7 +114,7 @@ impl Rule<'_, '_> {
     fn ct(&mut self, register: u32, key: u32) {
         self.expression("ct", |e| {
             // Direction 0 is the original one.
-            e.number(1, register).number(2, key).bytes(3, &[0]);
+            put_register(e, 1, register).number(2, key).bytes(3, &[0]);
         });
     }
 
@@ -120,7 +137,7 @@ impl Rule<'_, '_> {
     pub(crate) fn lookup_verdict(&mut self, map: &str, key: u32) {
         self.expression("lookup", |e| {
             // Register 0 is the verdict.
-            e.text(1, map).number(2, key).number(3, 0);
+            put_register(e.text(1, map), 2, key).number(3, 0);
         });
     }
 
@@ -144,31 +161,44 @@ impl Rule<'_, '_> {
     pub(crate) fn balance(&mut self, lane: Lane, count: u32) {
         let family = lane.family;
         self.expression("immediate", |e| {
-            e.number(1, REG);
+            put_register(e, 1, REG);
             put_value(e, 2, &0_u32.to_ne_bytes());
         });
         self.expression("meta", |e| {
             // Key 2 is the priority, attribute 3 the register that it is set from.
-            e.number(2, 2).number(3, REG);
+            put_register(e.number(2, 2), 3, REG);
         });
         let index = self.frontend(lane);
         self.expression("numgen", |e| {
-            e.number(1, index)
+            put_register(e, 1, index)
                 .number(2, count)
                 .number(3, 1)
                 .number(4, 0);
         });
         let map = Map::Endpoints(lane).name();
         self.expression("lookup", |e| {
-            e.text(1, &map).number(2, REG).number(3, REG);
+            put_register(e.text(1, &map), 2, REG);
+            put_register(e, 3, REG);
         });
         let port = Fields::start(family).after_address(0);
         self.expression("nat", |e| {
             // Type 1 is destination.
             e.number(1, 1)
-                .number(2, if family == Family::V4 { 2 } else { 10 })
-                .number(3, REG)
-                .number(5, port);
+                .number(2, if family == Family::V4 { 2 } else { 10 });
+            put_register(e, 3, REG);
+            put_register(e, 5, port);
+        });
+    }
+
+    /// `drop`.
+    pub(crate) fn drop(&mut self) {
+        self.expression("immediate", |e| {
+            // Register 0 is the verdict, verdict 0 is to drop.
+            e.number(1, 0).nested(2, |data| {
+                data.nested(2, |verdict| {
+                    verdict.number(1, 0);
+                });
+            });
         });
     }
 
@@ -187,11 +217,9 @@ impl Rule<'_, '_> {
         let milliseconds = u64::from(seconds) * 1000;
         self.expression("dynset", |e| {
             // Operation 1 is update.
-            e.text(1, &map)
-                .number(3, 1)
-                .number(4, key)
-                .number(5, data)
-                .bytes(6, &milliseconds.to_be_bytes());
+            e.text(1, &map).number(3, 1);
+            put_register(e, 4, key);
+            put_register(e, 5, data).bytes(6, &milliseconds.to_be_bytes());
         });
     }
 }

@@ -2,14 +2,15 @@
 //!
 //! It is written once, by the program `nft` in its own notation (which is also its best documentation), and never grows with the number of
 //! services. What `nft` cannot express is added by the kernel module as single rules: the chains `lb…-N`,
-//! `remember…-T` and `learned…`.
+//! `remember…-T` and `learned…`. Whether it is still there is read from the kernel (see `constant`).
 //!
 //! The way of a connection, in the chain `services`:
 //! 1. Is it to be masqueraded? Then its packet is marked; `postrouting` looks at the mark.
 //! 2. Does the client have an endpoint already (session affinity)? Then there.
 //! 3. `services4 : address . protocol . port -> number` says how many endpoints there are, and `lb4 : number -> chain` where
 //!    to go on: `lb4-3` picks one of three by looking up `endpoints4 : address . protocol . port . random number`,
-//!    and rewrites the destination. On the way the number is in the packet's priority, the one field that nobody
+//!    and rewrites the destination. If that endpoint went a moment ago, the packet is dropped: sent on as it is, it would pin the whole
+//!    connection to an address that is nowhere. On the way the number is in the packet's priority, the one field that nobody
 //!    misses: forwarding sets it anew anyway, and `lb4-3` to 0. (Not straight from address to chain: the kernel checks a map
 //!    of verdicts for loops by walking all of it whenever one element changes, 1 ms with 10,000 services.)
 //! 4. The same for the ports of the node, if the address is one of the node's.
@@ -42,16 +43,6 @@ pub struct Ranges {
     pub services: Vec<IpNet>,
 }
 
-/// The name of an empty chain that tells whether the table in the kernel was made from the same script.
-pub fn marker(script: &str) -> String {
-    let hash = script
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-    format!("made-from-{hash:016x}")
-}
-
 /// The script that replaces the table, whatever it was.
 pub fn script(ranges: &Ranges) -> String {
     let mut text =
@@ -60,6 +51,28 @@ pub fn script(ranges: &Ranges) -> String {
     chains(&mut text, ranges).expect("a string takes everything");
     text.push_str("}\n");
     text
+}
+
+/// The script that replaces the rules of the table, and leaves its maps with all that is in them, as one transaction.
+///
+/// To be used only on a table that [`script`] made from the same ranges.
+pub fn rules_again(ranges: &Ranges) -> String {
+    let mut rules = String::new();
+    chains(&mut rules, ranges).expect("a string takes everything");
+    let names: Vec<&str> = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("chain ")?.split(' ').next())
+        .collect();
+    let mut text = format!("table inet {TABLE} {{\n");
+    // A chain is jumped to before its own definition comes.
+    for name in &names {
+        text.push_str(&format!("    chain {name} {{ }}\n"));
+    }
+    text.push_str("}\n");
+    for name in &names {
+        text.push_str(&format!("flush chain inet {TABLE} {name}\n"));
+    }
+    format!("{text}table inet {TABLE} {{\n{rules}}}\n")
 }
 
 /// How `nft` names things of a family.

@@ -11,7 +11,7 @@ use crate::link::{self, LinkError, Netlink};
 use crate::netns::{self, NetnsError};
 use crate::network::{Inner, PortMapping};
 use crate::records::{Record, RecordError};
-use crate::rules::{self, RulesError};
+use crate::rules::{self, Installed, RulesError};
 use crate::sysctl::{self, SysctlError};
 
 /// Why a pod got no network.
@@ -119,9 +119,9 @@ pub(crate) fn build(inner: &Inner, record: &Record) -> Result<(), AttachError> {
     let ip = *record.ips.first().expect("reserve gives an address");
     if !record.ports.is_empty() {
         // The table is a function of all records, so concurrent changes must not overtake each other.
-        let state = inner.state.lock();
-        rules::set_host_ports(&inner.config, state.sandboxes.values())
-            .map_err(AttachError::Rules)?;
+        let mut state = inner.state.lock();
+        state.rules =
+            Installed::new(&inner.config, state.sandboxes.values()).map_err(AttachError::Rules)?;
     }
     let netlink = Netlink::new().map_err(AttachError::Link)?;
     let host = netlink.socket().map_err(AttachError::Link)?;
@@ -147,13 +147,17 @@ pub(crate) fn detach(inner: &Inner, sandbox: &str) -> Result<(), DetachError> {
         return Ok(());
     };
     if !record.ports.is_empty() {
-        let state = inner.state.lock();
+        let state = &mut *inner.state.lock();
         let others = state
             .sandboxes
             .iter()
             .filter(|(id, _)| id.as_str() != sandbox)
             .map(|(_, record)| record);
-        rules::set_host_ports(&inner.config, others).map_err(DetachError::Rules)?;
+        state.rules = Installed::new(&inner.config, others).map_err(DetachError::Rules)?;
+        // Whoever writes the table next must not bring the ports back.
+        if let Some(record) = state.sandboxes.get_mut(sandbox) {
+            record.ports.clear();
+        }
     }
     let netlink = Netlink::new().map_err(DetachError::Link)?;
     let host = netlink.socket().map_err(DetachError::Link)?;

@@ -22,22 +22,27 @@
 //! Absent on purpose: services (knarr-proxy), routes to other nodes (knarr-route).
 //!
 //! Reading order: [`Network`], `attach` (one pod), `ipam` (who has which address), `records` (the same on disk),
-//! `link` (interfaces), `netns` (namespaces), `rules` (nftables), `sysctl`.
+//! `link` (interfaces), `netns` (namespaces), `rules` (nftables), `nft` (the program that writes them), `sysctl`. [`table`] and
+//! [`nfnl`] (nf_tables over netlink) serve `knarr-proxy` too.
 
 mod attach;
 mod ipam;
 mod link;
 mod netns;
 mod network;
+pub mod nfnl;
+pub mod nft;
 mod records;
 mod rules;
 mod sysctl;
+pub mod table;
 
 pub use attach::{AttachError, DetachError};
 pub use ipam::PoolError;
 pub use link::LinkError;
 pub use netns::{NetnsError, run_in};
 pub use network::{Network, NetworkConfig, OpenError, PodNetwork, PortMapping, Protocol, cleanup};
+pub use nft::NftError;
 pub use records::RecordError;
 pub use rules::RulesError;
 pub use sysctl::SysctlError;

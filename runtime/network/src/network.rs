@@ -3,19 +3,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::attach::{self, AttachError, DetachError};
 use crate::ipam::{Pool, PoolError};
 use crate::link::{self, LinkError};
 use crate::netns;
 use crate::records::{Record, RecordError, Records};
-use crate::rules::{self, RulesError};
+use crate::rules::{self, Installed, RulesError};
 use crate::sysctl::{self, SysctlError};
+use crate::table::TableWatch;
+
+/// How long after a failure the table is looked at again.
+const REPAIR_AGAIN: Duration = Duration::from_secs(1);
 
 /// What a node's network is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,6 +121,7 @@ pub enum OpenError {
 
 /// What changes while pods come and go.
 pub(crate) struct State {
+    pub(crate) rules: Installed,
     pub(crate) pool: Pool,
     pub(crate) sandboxes: BTreeMap<String, Record>,
 }
@@ -131,6 +138,8 @@ pub(crate) struct Inner {
 #[derive(Clone)]
 pub struct Network {
     inner: Arc<Inner>,
+    /// Repairs the table; ends with the last clone.
+    _keeper: Arc<AbortOnDropHandle<()>>,
 }
 
 impl Network {
@@ -145,8 +154,12 @@ impl Network {
         let inner = netns::on_thread("network-open", move || open(config))
             .await
             .map_err(OpenError::Thread)??;
+        let inner = Arc::new(inner);
+        let watch = TableWatch::open(rules::TABLE, None).map_err(RulesError::Watch);
+        let keeper = keep(Arc::downgrade(&inner), watch.map_err(OpenError::Rules)?);
         Ok(Self {
-            inner: Arc::new(inner),
+            inner,
+            _keeper: Arc::new(AbortOnDropHandle::new(tokio::spawn(keeper))),
         })
     }
 
@@ -224,6 +237,11 @@ impl Network {
         self.inner.gateway
     }
 
+    /// Stops keeping the node's side as it is, for [`cleanup`].
+    pub fn release(&self) {
+        self.inner.state.lock().rules.release();
+    }
+
     /// How this network is configured.
     pub fn config(&self) -> &NetworkConfig {
         &self.inner.config
@@ -240,6 +258,43 @@ pub async fn cleanup(bridge: &str) -> Result<(), DetachError> {
     netns::on_thread("network-cleanup", move || attach::remove_node(&bridge))
         .await
         .map_err(DetachError::Thread)?
+}
+
+fn report(error: &(dyn std::error::Error + 'static)) -> bool {
+    tracing::error!(error, "masquerading and host ports may not work");
+    true
+}
+
+/// Writes the table again whenever somebody else changed it.
+async fn keep(inner: Weak<Inner>, mut watch: TableWatch) {
+    loop {
+        // Our own changes wake this too: those are as they should be.
+        let Some(inner) = inner.upgrade() else { return };
+        let repair = move || inner.state.lock().rules.repair();
+        let outcome = netns::on_thread("network-repair", repair).await;
+        let failed = match &outcome {
+            Ok(Ok(true)) => {
+                let table = rules::TABLE;
+                tracing::warn!(table, "somebody changed the table; it is written again");
+                false
+            }
+            Ok(Ok(false)) => false,
+            Ok(Err(error)) => report(error),
+            Err(error) => report(error),
+        };
+        if failed {
+            tokio::time::sleep(REPAIR_AGAIN).await;
+            continue;
+        }
+        let followed = watch.changed().await;
+        if let Err(error) = &followed {
+            let error = error as &dyn std::error::Error;
+            tracing::error!(error, "changes of nftables are noticed late");
+        }
+        if followed.is_err() {
+            tokio::time::sleep(REPAIR_AGAIN).await;
+        }
+    }
 }
 
 fn open(config: NetworkConfig) -> Result<Inner, OpenError> {
@@ -262,12 +317,13 @@ fn open(config: NetworkConfig) -> Result<Inner, OpenError> {
         source,
     })?;
     sysctl::prepare_bridge(&config.bridge).map_err(OpenError::Sysctl)?;
-    rules::install(&config, found.sandboxes.values()).map_err(OpenError::Rules)?;
+    let rules = Installed::new(&config, found.sandboxes.values()).map_err(OpenError::Rules)?;
     Ok(Inner {
         gateway,
         bridge,
         records,
         state: Mutex::new(State {
+            rules,
             pool,
             sandboxes: found.sandboxes,
         }),

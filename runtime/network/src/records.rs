@@ -115,6 +115,13 @@ impl Records {
                 continue;
             };
             let bytes = fs::read(&path).map_err(read_error(&path))?;
+            if bytes.iter().all(|byte| *byte == 0) {
+                // The machine lost its power before the content was on the disk. Nothing that the record was for outlived that,
+                // and a record that is written while the machine runs is whole, because it is renamed into its place.
+                tracing::warn!(path = %path.display(), "a record without content is removed");
+                fs::remove_file(&path).map_err(write_error(&path))?;
+                continue;
+            }
             let record = serde_json::from_slice(&bytes).map_err(|source| RecordError::Parse {
                 path: path.clone(),
                 source,
@@ -214,6 +221,18 @@ mod tests {
             BTreeMap::from([("b".to_owned(), record("10.42.0.3"))])
         );
         assert_eq!(found.last, Some("10.42.0.3".parse().unwrap()));
+    }
+
+    #[test]
+    fn what_a_loss_of_power_emptied_is_no_record() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Records::open(dir.path()).unwrap());
+        let sandboxes = dir.path().join("sandboxes");
+        fs::write(sandboxes.join("empty.json"), "").unwrap();
+        fs::write(sandboxes.join("zeros.json"), [0; 64]).unwrap();
+        let (_, found) = Records::open(dir.path()).unwrap();
+        assert!(found.sandboxes.is_empty());
+        assert_eq!(fs::read_dir(&sandboxes).unwrap().count(), 0);
     }
 
     #[test]

@@ -2,43 +2,122 @@
 //!
 //! It is written by the program `nft`, in its own notation, once at the start and then when a pod with
 //! host ports comes or goes. Each time the whole table is replaced in one transaction: it has a few fixed
-//! rules and one element for each host port.
+//! rules and one element for each host port. What the kernel then has of it is remembered, so that whoever flushes it
+//! (a firewall that starts anew, say) is noticed, and the table written again.
 
-use std::io::{self, Write as _};
+use std::io;
 use std::net::IpAddr;
-use std::process::{Command, Stdio};
 
+use crate::nfnl::{self, INET, Netfilter, SUBSYS_NFTABLES};
+use crate::nft::NftError;
 use crate::records::Record;
+use crate::table::{Digest, consistent, structure};
 use crate::{NetworkConfig, Protocol};
+
+/// The table's name; the family is `inet`.
+pub(crate) const TABLE: &str = "knarr_network";
+
+/// Its maps and sets.
+const MAPS: [&str; 3] = ["ports", "ports_of", "hairpin"];
+
+const GETSETELEM: u16 = 13;
 
 /// The table could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum RulesError {
-    /// The program `nft` could not be run.
-    #[error("run nft (package nftables)")]
-    Run(#[source] io::Error),
-    /// It refused the ruleset.
-    #[error("nft refused the ruleset: {output}")]
-    Refused {
-        /// What it said.
-        output: String,
-    },
+    /// The program `nft` did not do it.
+    #[error(transparent)]
+    Nft(#[from] NftError),
+    /// The kernel could not be asked what it has.
+    #[error("read the table {TABLE}")]
+    Read(#[source] io::Error),
+    /// The kernel does not tell of changes.
+    #[error("watch the table {TABLE}")]
+    Watch(#[source] io::Error),
 }
 
-/// Writes the table.
-pub(crate) fn install<'a>(
-    config: &NetworkConfig,
-    pods: impl Iterator<Item = &'a Record>,
-) -> Result<(), RulesError> {
-    nft(&render(config, pods))
+/// The table as it was written last.
+pub(crate) struct Installed {
+    script: String,
+    /// What the kernel made of it; `None` if somebody removed it again before it was read.
+    content: Option<u64>,
+    /// Whether it is to be left alone, since somebody is about to remove it.
+    released: bool,
 }
 
-/// Brings the host ports to those of `pods`.
-pub(crate) fn set_host_ports<'a>(
-    config: &NetworkConfig,
-    pods: impl Iterator<Item = &'a Record>,
-) -> Result<(), RulesError> {
-    install(config, pods)
+impl Installed {
+    /// Writes the table with the host ports of `pods`.
+    pub(crate) fn new<'a>(
+        config: &NetworkConfig,
+        pods: impl Iterator<Item = &'a Record>,
+    ) -> Result<Self, RulesError> {
+        Self::write(render(config, pods))
+    }
+
+    fn write(script: String) -> Result<Self, RulesError> {
+        nft(&script)?;
+        let content = content().map_err(RulesError::Read)?;
+        Ok(Self {
+            script,
+            content,
+            released: false,
+        })
+    }
+
+    /// Leaves the table to whoever removes it.
+    pub(crate) fn release(&mut self) {
+        self.released = true;
+    }
+
+    /// Writes the table again if the kernel has it no longer as it was written. Returns whether it had to.
+    pub(crate) fn repair(&mut self) -> Result<bool, RulesError> {
+        if self.released {
+            return Ok(false);
+        }
+        let content = content().map_err(RulesError::Read)?;
+        if content.is_some() && content == self.content {
+            return Ok(false);
+        }
+        *self = Self::write(self.script.clone())?;
+        Ok(true)
+    }
+}
+
+/// A digest of the table in the kernel, elements included; `None` if there is none.
+fn content() -> io::Result<Option<u64>> {
+    let netfilter = Netfilter::open()?;
+    consistent(|| {
+        let Some(structure) = structure(&netfilter, TABLE)? else {
+            return Ok(None);
+        };
+        let mut digest = Digest::default();
+        digest.add(&structure.digest(|_| true).to_ne_bytes());
+        for map in MAPS {
+            let mut elements = Vec::new();
+            let read = netfilter.dump(
+                SUBSYS_NFTABLES,
+                GETSETELEM,
+                INET,
+                |message| {
+                    message.text(1, TABLE).text(2, map);
+                },
+                |message| {
+                    let list = nfnl::attribute(message, 3).unwrap_or(&[]);
+                    elements.extend(nfnl::attributes(list).map(|(_, element)| element.to_vec()));
+                },
+            );
+            match read {
+                // Somebody removed it: another content.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other?,
+            }
+            // The kernel keeps them in no order that lasts.
+            elements.sort();
+            digest.add(map.as_bytes());
+            elements.iter().for_each(|element| digest.add(element));
+        }
+        Ok(Some(digest.0))
+    })
 }
 
 /// Removes the table.
@@ -130,22 +209,5 @@ fn elements(list: &[String]) -> String {
 }
 
 fn nft(script: &str) -> Result<(), RulesError> {
-    let mut child = Command::new("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(RulesError::Run)?;
-    let mut stdin = child.stdin.take().expect("stdin is a pipe");
-    // A refusal can close the pipe early; then its words matter more than the broken pipe.
-    let sent = stdin.write_all(script.as_bytes());
-    drop(stdin);
-    let output = child.wait_with_output().map_err(RulesError::Run)?;
-    if !output.status.success() {
-        return Err(RulesError::Refused {
-            output: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        });
-    }
-    sent.map_err(RulesError::Run)
+    Ok(crate::nft::run(script)?)
 }

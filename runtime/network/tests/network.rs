@@ -346,11 +346,47 @@ fn many_pods_at_once_get_different_addresses() {
 }
 
 #[test]
+fn host_ports_and_masquerading_survive_who_flushes_nftables() {
+    on_machine(async |dir| {
+        let outside = outside(&dir);
+        let network = Network::open(config(&dir)).await.unwrap();
+        let (a, b) = (dir.join("a"), dir.join("b"));
+        network.attach("a", &a, &[tcp(8080, 80)]).await.unwrap();
+        serve(Some(&a), "0.0.0.0:80").await;
+        let whole = sh("nft list table inet knarr_network");
+        for harm in [
+            "nft flush ruleset",
+            "nft flush table inet knarr_network",
+            "nft delete table inet knarr_network",
+            "nft flush map inet knarr_network ports",
+            "nft insert rule inet knarr_network host_ports accept",
+        ] {
+            sh(harm);
+            let start = Instant::now();
+            while sh("nft list table inet knarr_network 2>/dev/null || true") != whole {
+                assert!(start.elapsed() < DEADLINE, "not mended after {harm}");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            ask(Some(&outside), at("192.168.7.1".parse().unwrap(), 8080))
+                .await
+                .unwrap_or_else(|err| panic!("after {harm}: {err}"));
+        }
+        // Two that go at once: the one that is written last must not bring the other's port back.
+        network.attach("b", &b, &[tcp(8081, 80)]).await.unwrap();
+        let (first, second) = tokio::join!(network.detach("a"), network.detach("b"));
+        first.and(second).unwrap();
+        let table = sh("nft list table inet knarr_network");
+        assert!(!table.contains("808"), "{table}");
+    });
+}
+
+#[test]
 fn all_of_it_can_be_removed() {
     on_machine(async |dir| {
         let network = Network::open(config(&dir)).await.unwrap();
         network.attach("a", &dir.join("a"), &[]).await.unwrap();
         network.gc(&BTreeSet::new()).await.unwrap();
+        network.release();
         for _ in 0..2 {
             cleanup("knarr0").await.unwrap();
         }

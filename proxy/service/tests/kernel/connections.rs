@@ -283,6 +283,6 @@ fn services_have_ipv6_addresses_too() {
         answers(None, "[fd00:42::2]:30080").await;
         refuses(None, "[fd00:43::6]:8000").await;
         stop.cancel();
-        proxy.await.unwrap().unwrap();
+        proxy.await.unwrap();
     });
 }

@@ -110,7 +110,7 @@ impl Machine {
         };
         self.feed.set_synced();
         let run = run(self.feed.clone(), config, stop.clone());
-        let task = tokio::spawn(async move { run.await.unwrap() });
+        let task = tokio::spawn(run);
         Running { stop, task }
     }
 

@@ -22,7 +22,7 @@ pub const APPEND: u16 = 0x800;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLMSG_HEADER: usize = 16;
-const NFGEN_HEADER: usize = 4;
+pub(crate) const NFGEN_HEADER: usize = 4;
 
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
@@ -35,6 +35,10 @@ pub const INET: u8 = 1;
 pub const SUBSYS_NFTABLES: u16 = 10;
 /// Connection tracking among them.
 pub const SUBSYS_CONNTRACK: u16 = 1;
+
+const GETGEN: u16 = 16;
+/// Set in a dump's messages if what they are about changed while they were made.
+const NLM_F_DUMP_INTR: u16 = 0x10;
 
 /// How long, in milliseconds, the kernel has to answer: it does while it is asked.
 const PATIENCE: u16 = 5000;
@@ -151,26 +155,63 @@ pub struct Refusal {
 }
 
 /// A netlink socket of the netfilter family, in the network namespace of the thread that opened it.
-pub struct Netfilter(Socket);
+pub struct Netfilter {
+    socket: Socket,
+    port: u32,
+}
 
 impl Netfilter {
     /// Opens it.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such socket to be had.
     pub fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        socket.bind_auto()?;
+        let port = socket.bind_auto()?.port_number();
         socket.connect(&SocketAddr::new(0, 0))?;
         socket.set_non_blocking(true)?;
         // Errors without a copy of the message that they are about.
         socket.set_cap_ack(true)?;
-        Ok(Self(socket))
+        Ok(Self { socket, port })
+    }
+
+    /// The socket's address, by which notifications name who made a change.
+    pub fn port(&self) -> u32 {
+        self.port
+    }
+
+    /// The number of the last transaction of nf_tables, anybody's, in this namespace.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel cannot be asked.
+    pub fn generation(&self) -> io::Result<u32> {
+        let mut messages = Messages::default();
+        messages.push(SUBSYS_NFTABLES, GETGEN, 0, 0, |_| {});
+        self.socket.send(&messages.buffer, 0)?;
+        self.wait()?;
+        let mut generation = None;
+        self.receive(|message| {
+            let attributes = message.payload.get(NFGEN_HEADER..).unwrap_or(&[]);
+            // NFTA_GEN_ID
+            generation = attribute(attributes, 1).and_then(|id| id.first_chunk().copied());
+            true
+        })?;
+        let generation = generation.ok_or(io::ErrorKind::InvalidData)?;
+        Ok(u32::from_be_bytes(generation))
     }
 
     /// Sends messages at once; returns what the kernel refused. It has done all the work when this returns.
+    ///
+    /// # Errors
+    ///
+    /// If they could not be sent, or the answers not be read.
     pub fn send(&self, messages: &Messages) -> io::Result<Vec<Refusal>> {
         // One transaction must be one send; the default limit would allow some 2,000 elements.
         let room = messages.buffer.len() * 2 + 65_536;
-        setsockopt(&self.0.as_fd(), sockopt::SndBufForce, &room)?;
-        let sent = self.0.send(&messages.buffer, 0)?;
+        setsockopt(&self.socket.as_fd(), sockopt::SndBufForce, &room)?;
+        let sent = self.socket.send(&messages.buffer, 0)?;
         if sent != messages.buffer.len() {
             return Err(io::ErrorKind::WriteZero.into());
         }
@@ -190,7 +231,11 @@ impl Netfilter {
         Ok(refusals)
     }
 
-    /// Asks for all objects of a kind; `each` sees the attributes of every one, and its message type.
+    /// Asks for all objects of a kind; `each` sees the attributes of every one.
+    ///
+    /// # Errors
+    ///
+    /// `Interrupted` if somebody changed the objects meanwhile, so that some may be missing or twice; else what the kernel said.
     pub fn dump(
         &self,
         subsystem: u16,
@@ -201,13 +246,16 @@ impl Netfilter {
     ) -> io::Result<()> {
         let mut messages = Messages::default();
         messages.push(subsystem, kind, NLM_F_DUMP, family, fill);
-        self.0.send(&messages.buffer, 0)?;
+        self.socket.send(&messages.buffer, 0)?;
         let mut failed = None;
         let mut done = false;
         while !done {
             self.wait()?;
             // The kernel fills one buffer at a time, each when we have read the one before.
             self.receive(|message| {
+                if message.flags & NLM_F_DUMP_INTR != 0 {
+                    failed = Some(io::ErrorKind::Interrupted.into());
+                }
                 match message.kind {
                     NLMSG_DONE => done = true,
                     NLMSG_ERROR => {
@@ -225,7 +273,7 @@ impl Netfilter {
 
     /// Waits until there is something to read.
     fn wait(&self) -> io::Result<()> {
-        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::from(PATIENCE)) {
             Ok(0) => Err(io::ErrorKind::TimedOut.into()),
             // An interruption is as good as a message: there will be another look.
@@ -241,7 +289,7 @@ impl Netfilter {
         let mut bytes = Vec::with_capacity(65_536);
         loop {
             bytes.clear();
-            match self.0.recv(&mut bytes, 0) {
+            match self.socket.recv(&mut bytes, 0) {
                 Ok(_) => {}
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(err) => return Err(err),
@@ -256,18 +304,24 @@ impl Netfilter {
     }
 }
 
-struct Message<'a> {
-    kind: u16,
+/// A message that the kernel sent.
+pub(crate) struct Message<'a> {
+    /// Its type: the subsystem in the upper eight bits, or a control message.
+    pub(crate) kind: u16,
+    flags: u16,
     sequence: u32,
-    payload: &'a [u8],
+    /// What follows the netlink header.
+    pub(crate) payload: &'a [u8],
 }
 
 impl<'a> Message<'a> {
-    fn read(rest: &mut &'a [u8]) -> Option<Self> {
+    /// Takes the first message off a buffer.
+    pub(crate) fn read(rest: &mut &'a [u8]) -> Option<Self> {
         let header = rest.first_chunk::<NLMSG_HEADER>()?;
         let len = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
         let message = Self {
             kind: u16::from_ne_bytes([header[4], header[5]]),
+            flags: u16::from_ne_bytes([header[6], header[7]]),
             sequence: u32::from_ne_bytes([header[8], header[9], header[10], header[11]]),
             payload: rest.get(NLMSG_HEADER..len)?,
         };
@@ -291,6 +345,26 @@ pub fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
         let value = rest.get(4..len)?;
         rest = rest.get(len.next_multiple_of(4)..).unwrap_or(&[]);
         Some((kind, value))
+    })
+}
+
+/// The attributes that `fill` writes, as they stand in a message.
+pub fn encode(fill: impl FnOnce(&mut Attributes<'_>)) -> Vec<u8> {
+    let mut buffer = Vec::new();
+    fill(&mut Attributes(&mut buffer));
+    buffer
+}
+
+/// Attributes that [`encode`] wrote: their kinds, whether they are nests, and contents. (The kernel does not mark all of its own nests.)
+pub fn nested_attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, bool, &[u8])> {
+    std::iter::from_fn(move || {
+        let is_nest =
+            rest.get(2..4)? == (u16::from_ne_bytes([rest[2], rest[3]]) | NESTED).to_ne_bytes();
+        let (kind, value) = attributes(rest).next()?;
+        rest = rest
+            .get((4 + value.len()).next_multiple_of(4)..)
+            .unwrap_or(&[]);
+        Some((kind, is_nest, value))
     })
 }
 
