@@ -19,9 +19,10 @@ use crate::shim::ShimError;
 use crate::spec::{self, Input};
 use crate::types::{ContainerConfig, ContainerId, Event, LinuxResources, SandboxId, Stats};
 use crate::user;
+use crate::volumes;
 
 /// How long a killed container may take to die: a process in an uninterruptible sleep can take its time.
-const KILL_PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const KILL_PATIENCE: Duration = Duration::from_secs(60);
 
 impl Engine {
     /// Makes a container in a sandbox; it waits to be started.
@@ -92,7 +93,7 @@ impl Engine {
         config: ContainerConfig,
     ) -> Result<(), EngineError> {
         let sandbox = self.sandbox(sandbox_id)?.record.lock().config.clone();
-        let shim = self.shim_of(sandbox_id)?;
+        let shim = self.shim_of(sandbox_id).await?;
         let dir = self.inner.container_dir(id);
         let log = sandbox.log_directory.join(&config.log_path);
         let surroundings = self.inner.run_dir(sandbox_id).surroundings(&sandbox);
@@ -125,6 +126,8 @@ impl Engine {
                 let of_image = image.config.config().clone().unwrap_or_default();
                 let user = of_image.user().clone().unwrap_or_default();
                 let identity = user::resolve(&rootfs.path, &user, &config.security)?;
+                let volumes = volumes::plan(&image.config, &config.mounts, &dir);
+                volumes::make(&volumes, &rootfs.path)?;
                 let spec = spec::build(&Input {
                     id: &key,
                     sandbox: &sandbox,
@@ -133,6 +136,7 @@ impl Engine {
                     identity: &identity,
                     rootfs: &rootfs.path,
                     surroundings: &surroundings,
+                    volumes: &volumes,
                 })?;
                 record::write(&dir, "config.json", &spec)?;
                 if let Some(parent) = log.parent() {
@@ -201,7 +205,7 @@ impl Engine {
             self.inner.ended(id, end);
             return Err(EngineError::Start { message });
         }
-        let shim = self.shim_of(&sandbox_id)?;
+        let shim = self.shim_of(&sandbox_id).await?;
         container.record.lock().started_at = Some(SystemTime::now());
         // Written first: a container that runs must not look like one that was never started.
         self.inner.save_container(&container)?;
@@ -250,23 +254,28 @@ impl Engine {
         if !running {
             return Ok(());
         }
-        let Ok(shim) = self.shim_of(&sandbox_id) else {
-            self.end_abandoned(id).await;
-            return Ok(());
-        };
         let started = container.record.lock().started_at.is_some();
         let mut ended = container.ended.subscribe();
-        if started && !grace.is_zero() {
-            self.signal(&shim, id, signal, false).await?;
-            // Dropping the wait midway loses nothing: the channel keeps its value.
-            if tokio::time::timeout(grace, ended.wait_for(|ended| *ended))
-                .await
-                .is_ok()
-            {
+        let told = match self.shim_of(&sandbox_id).await {
+            Ok(shim) => {
+                if started && !grace.is_zero() {
+                    self.tell(&shim, id, signal, grace).await
+                } else {
+                    let kill = Signal::SIGKILL as i32;
+                    self.signal(&shim, id, kill, true).await
+                }
+            }
+            Err(EngineError::State { .. } | EngineError::NotFound { .. }) => {
+                self.end_abandoned(id).await;
                 return Ok(());
             }
+            Err(error) => Err(error),
+        };
+        match told {
+            // Nobody else can end its containers, and ended they must be.
+            Err(EngineError::Shim(ShimError::Silent { .. })) => self.give_up(&sandbox_id).await?,
+            told => told?,
         }
-        self.signal(&shim, id, Signal::SIGKILL as i32, true).await?;
         match tokio::time::timeout(KILL_PATIENCE, ended.wait_for(|ended| *ended)).await {
             Ok(_) => Ok(()),
             Err(_) => Err(EngineError::State {
@@ -275,6 +284,26 @@ impl Engine {
                 state: "not dying of SIGKILL",
             }),
         }
+    }
+
+    /// Sends a container the signal that asks it to end, and kills it if it has not done so after the grace period.
+    async fn tell(
+        &self,
+        shim: &crate::shim::Shim,
+        id: &ContainerId,
+        signal: i32,
+        grace: Duration,
+    ) -> Result<(), EngineError> {
+        let mut ended = self.container(id)?.ended.subscribe();
+        self.signal(shim, id, signal, false).await?;
+        // Dropping the wait midway loses nothing: the channel keeps its value.
+        if tokio::time::timeout(grace, ended.wait_for(|ended| *ended))
+            .await
+            .is_ok()
+        {
+            return Ok(());
+        }
+        self.signal(shim, id, Signal::SIGKILL as i32, true).await
     }
 
     async fn signal(
@@ -315,19 +344,23 @@ impl Engine {
         let _busy = container.busy.lock().await;
         self.stop_container(id, Duration::ZERO).await?;
         let sandbox_id = container.record.lock().sandbox_id.clone();
-        let deleted = match self.shim_of(&sandbox_id) {
-            Ok(shim) => match shim
-                .call(Call::Delete {
-                    container: id.0.clone(),
-                })
-                .await
-            {
-                Ok(_) => true,
-                Err(ShimError::Refused(failure)) if failure.not_found => false,
-                Err(ShimError::Gone) => false,
-                Err(error) => return Err(error.into()),
-            },
-            Err(_) => false,
+        let call = Call::Delete {
+            container: id.0.clone(),
+        };
+        let deleted = match self.shim_of(&sandbox_id).await {
+            Ok(shim) => shim.call(call).await.map_err(EngineError::from),
+            Err(error) => Err(error),
+        };
+        let deleted = match deleted {
+            Ok(_) => true,
+            Err(EngineError::Shim(ShimError::Refused(failure))) if failure.not_found => false,
+            Err(EngineError::Shim(ShimError::Gone)) => false,
+            Err(EngineError::State { .. } | EngineError::NotFound { .. }) => false,
+            Err(EngineError::Shim(ShimError::Silent { .. })) => {
+                self.give_up(&sandbox_id).await?;
+                false
+            }
+            Err(error) => return Err(error),
         };
         let inner = self.inner.clone();
         let key = id.0.clone();
@@ -344,7 +377,7 @@ impl Engine {
                 })
         })
         .await?;
-        record::remove(&self.inner.container_dir(id))?;
+        record::remove(&self.inner.container_dir(id), "container.json")?;
         self.inner.containers.lock().remove(id);
         Ok(())
     }
@@ -445,7 +478,8 @@ impl Engine {
     /// If the container is not running or the file cannot be opened.
     pub async fn reopen_log(&self, id: &ContainerId) -> Result<(), EngineError> {
         let sandbox_id = self.container(id)?.record.lock().sandbox_id.clone();
-        self.shim_of(&sandbox_id)?
+        self.shim_of(&sandbox_id)
+            .await?
             .call(Call::ReopenLog {
                 container: id.0.clone(),
             })

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use knarr_image::{ImageStore, StoreConfig};
 use knarr_network::{Network, NetworkConfig};
@@ -18,7 +18,7 @@ use crate::error::EngineError;
 use crate::images::Pulls;
 use crate::pins::RunDir;
 use crate::record::{self, ContainerRecord, End, SandboxRecord};
-use crate::shim::{Notice, Shim};
+use crate::shim::{Link, Notice, Shim, ShimError};
 use crate::types::{
     ContainerId, ContainerState, ContainerStatus, Event, SandboxId, SandboxState, SandboxStatus,
 };
@@ -37,7 +37,13 @@ pub struct EngineConfig {
     pub shim: PathBuf,
     /// When containers' logs are rotated.
     pub rotation: Rotation,
+    /// How long a shim may take to answer; four times as long if it is to make something. One that takes longer is given up once
+    /// its pod is to be stopped.
+    pub patience: Duration,
 }
+
+/// Four times this is what the kubelet waits for a container runtime (`runtimeRequestTimeout`, 2 minutes).
+const PATIENCE: Duration = Duration::from_secs(30);
 
 impl EngineConfig {
     /// The defaults, in these directories.
@@ -47,6 +53,7 @@ impl EngineConfig {
             run_dir,
             shim,
             rotation: Rotation::default(),
+            patience: PATIENCE,
         }
     }
 }
@@ -54,8 +61,7 @@ impl EngineConfig {
 /// One sandbox.
 pub(crate) struct Sandbox {
     pub(crate) record: Mutex<SandboxRecord>,
-    /// `None` once the shim is gone.
-    pub(crate) shim: Mutex<Option<Arc<Shim>>>,
+    pub(crate) shim: watch::Sender<Link>,
     /// Serialises what makes and removes.
     pub(crate) busy: tokio::sync::Mutex<()>,
 }
@@ -137,6 +143,9 @@ impl Engine {
     /// What could not be set up.
     pub async fn configure_network(&self, config: NetworkConfig) -> Result<(), EngineError> {
         let mut slot = self.inner.network.write().await;
+        if let Some(before) = &*slot {
+            before.release();
+        }
         let network = Network::open(config).await?;
         let keep = self
             .inner
@@ -151,6 +160,13 @@ impl Engine {
         }
         *slot = Some(network);
         Ok(())
+    }
+
+    /// Leaves the node's side of the pod network to [`knarr_network::cleanup`].
+    pub async fn release_network(&self) {
+        if let Some(network) = &*self.inner.network.read().await {
+            network.release();
+        }
     }
 
     /// Changes as they happen. A receiver that lags has missed some and must list.
@@ -179,14 +195,23 @@ impl Engine {
         })
     }
 
-    /// The shim that a container lives under.
-    pub(crate) fn shim_of(&self, sandbox: &SandboxId) -> Result<Arc<Shim>, EngineError> {
-        let shim = self.sandbox(sandbox)?.shim.lock().clone();
-        shim.ok_or_else(|| EngineError::State {
-            what: "sandbox",
-            id: sandbox.0.clone(),
-            state: "not ready",
-        })
+    /// The shim that a container lives under. One that has not answered yet since this program started is waited for.
+    pub(crate) async fn shim_of(&self, id: &SandboxId) -> Result<Arc<Shim>, EngineError> {
+        let sandbox = self.sandbox(id)?;
+        let mut link = sandbox.shim.subscribe();
+        let known = link.wait_for(|link| !matches!(link, Link::Silent));
+        let after = self.inner.config.patience;
+        match tokio::time::timeout(after, known).await {
+            Err(_) => Err(ShimError::Silent { after }.into()),
+            Ok(link) => match link.as_deref() {
+                Ok(Link::Up(shim)) => Ok(shim.clone()),
+                _ => Err(EngineError::State {
+                    what: "sandbox",
+                    id: id.0.clone(),
+                    state: "not ready",
+                }),
+            },
+        }
     }
 
     pub(crate) fn containers_of(&self, sandbox: &SandboxId) -> Vec<Arc<Container>> {
@@ -265,7 +290,9 @@ impl Engine {
 impl Sandbox {
     pub(crate) fn status(&self) -> SandboxStatus {
         let record = self.record.lock();
-        let ready = record.complete && !record.stopped && self.shim.lock().is_some();
+        // A shim that has not answered yet may well look after containers that run.
+        let has_shim = !matches!(*self.shim.borrow(), Link::Down);
+        let ready = record.complete && !record.stopped && has_shim;
         SandboxStatus {
             id: record.id.clone(),
             config: record.config.clone(),
@@ -419,7 +446,8 @@ async fn hear(
             Notice::Exited(container, exit) => inner.ended(&ContainerId(container), end_of(&exit)),
             Notice::Gone => {
                 let engine = Engine { inner };
-                engine.lost_shim(&sandbox_id).await;
+                // Ending what the shim leaves behind takes its time, in which other shims are heard.
+                tokio::spawn(async move { engine.lost_shim(&sandbox_id).await });
             }
         }
     }

@@ -74,6 +74,14 @@ pub enum EngineError {
         /// Why.
         source: knarr_image::SnapshotError,
     },
+    /// A volume of the image.
+    #[error("the image's volume {path}", path = path.display())]
+    Volume {
+        /// Where it is in the container.
+        path: std::path::PathBuf,
+        /// Why.
+        source: knarr_image::FileError,
+    },
     /// The image store could not be opened.
     #[error(transparent)]
     OpenImages(#[from] knarr_image::OpenError),

@@ -25,7 +25,7 @@ impl Pulls {
 }
 
 impl Engine {
-    /// Pulls an image.
+    /// Pulls an image, with the first of the credentials that is let in; without any as somebody unknown.
     ///
     /// # Errors
     ///
@@ -33,16 +33,16 @@ impl Engine {
     pub async fn pull_image(
         &self,
         name: &str,
-        auth: Option<RegistryAuth>,
+        credentials: Vec<RegistryAuth>,
     ) -> Result<ImageStatus, EngineError> {
         let reference = Reference::from_str(name)?;
         let pull = self.inner.pulls.of(&reference.name());
         let _one = pull.lock().await;
-        let auth = match auth {
-            Some(RegistryAuth { username, password }) => Auth::Basic { username, password },
-            None => Auth::Anonymous,
-        };
-        let image = self.inner.images.pull(&reference, &auth).await;
+        let auths: Vec<_> = credentials
+            .into_iter()
+            .map(|RegistryAuth { username, password }| Auth::Basic { username, password })
+            .collect();
+        let image = self.inner.images.pull_with_any(&reference, &auths).await;
         Ok(status(&image.map_err(|source| EngineError::Pull {
             reference: name.to_owned(),
             source: Box::new(source),

@@ -11,7 +11,7 @@
 //! * The containers are the shims' children, not the engine's: they go on when the engine ends. Exits that happened
 //!   meanwhile are on disk, written by the shims.
 //!
-//! Reading order: [`types`], `record`, `pins`, `shim`, `user`, `spec`, `engine`, `sandbox`, `container`, `session`, `restore`, `images`.
+//! Reading order: [`types`], `record`, `pins`, `shim`, `user`, `volumes`, `spec`, `engine`, `sandbox`, `container`, `session`, `restore`, `images`.
 
 mod container;
 mod engine;
@@ -27,6 +27,7 @@ mod spec;
 mod sys;
 pub mod types;
 mod user;
+mod volumes;
 
 pub use engine::{Engine, EngineConfig};
 pub use error::EngineError;

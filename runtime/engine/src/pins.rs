@@ -154,6 +154,11 @@ impl RunDir {
         }
         Ok(())
     }
+
+    /// Removes the directory; what is not there is fine. What is mounted must be unmounted first.
+    pub fn remove(&self) -> Result<(), PinError> {
+        knarr_tree::remove(&self.0).map_err(failed("remove", &self.0))
+    }
 }
 
 fn pin(flags: CloneFlags, pins: &[(&str, PathBuf)], hostname: &str) -> Result<(), PinError> {

@@ -143,15 +143,17 @@ pub fn read_all<T: DeserializeOwned>(
     Ok(all)
 }
 
-/// Removes a directory and all in it; nothing there is fine.
-pub fn remove(dir: &Path) -> Result<(), RecordError> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(RecordError {
-            what: "remove",
-            path: dir.to_owned(),
-            source,
-        }),
-        Ok(()) => Ok(()),
-    }
+/// Removes a directory and all in it, its record at the end; nothing there is fine.
+///
+/// Whatever stops the removal, the record stays, and the next start finds what is left to remove.
+///
+/// # Errors
+///
+/// Something is mounted there, or the system refuses.
+pub fn remove(dir: &Path, name: &str) -> Result<(), RecordError> {
+    knarr_tree::remove_with_last(dir, name).map_err(|source| RecordError {
+        what: "remove",
+        path: dir.to_owned(),
+        source: source.into(),
+    })
 }

@@ -8,12 +8,14 @@ use knarr_network::{PortMapping, Protocol as NetworkProtocol};
 use knarr_oci::cgroup::{Group, Layout};
 use knarr_shim::protocol::{Call, SharePids};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
+use crate::container::KILL_PATIENCE;
 use crate::engine::{Engine, Sandbox, new_id};
 use crate::error::EngineError;
 use crate::pins::RunDir;
 use crate::record::{self, SandboxRecord};
-use crate::shim::{self, Shim, ShimError};
+use crate::shim::{self, Link, Shim, ShimError};
 use crate::spec::{SpecError, resources};
 use crate::types::{Event, LinuxResources, NamespaceMode, Protocol, SandboxConfig, SandboxId};
 
@@ -41,7 +43,7 @@ impl Engine {
                 complete: false,
                 stopped: false,
             }),
-            shim: Mutex::new(None),
+            shim: watch::channel(Link::Down).0,
             busy: tokio::sync::Mutex::new(()),
         });
         let busy = sandbox.busy.lock().await;
@@ -103,10 +105,16 @@ impl Engine {
         };
         let network = self.attach_network(id, &run_dir, &config);
         let socket = run_dir.socket();
-        let connect = Shim::connect(&socket, id.clone(), self.inner.notices.clone());
+        let patience = self.inner.config.patience;
+        let connect = async {
+            let notices = self.inner.notices.clone();
+            let shim = Shim::connect(&socket, id.clone(), notices, patience);
+            let met = tokio::time::timeout(patience, shim).await;
+            met.unwrap_or(Err(ShimError::Silent { after: patience }))
+        };
         let (cgroups, pins, network, shim) = tokio::join!(cgroups, pins, network, connect);
         // All four have ended, so that what failed leaves nothing in flight behind.
-        *sandbox.shim.lock() = Some(shim?);
+        sandbox.shim.send_replace(Link::Up(shim?));
         cgroups?;
         pins?;
         let ips = network?;
@@ -135,7 +143,7 @@ impl Engine {
             uts: around.uts,
             cgroup: Path::new(&config.cgroup_parent).join(&id.0),
         };
-        let shim = self.shim_of(id)?;
+        let shim = self.shim_of(id).await?;
         let (_, mut fds) = shim.call_with(Call::SharePids(wanted), &[]).await?;
         let namespace = fds.pop().ok_or(ShimError::Answer)?;
         Ok(run_dir.pin_pids(&namespace)?)
@@ -238,27 +246,45 @@ impl Engine {
             let container = container.record.lock().id.clone();
             self.remove_container(&container).await?;
         }
-        let shim = sandbox.shim.lock().take();
-        if let Some(shim) = shim {
-            match shim.call(Call::Shutdown).await {
-                Ok(_) | Err(ShimError::Gone | ShimError::Send { .. }) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        let link = sandbox.shim.send_replace(Link::Down);
+        let over = match link {
+            Link::Up(shim) => match shim.call(Call::Shutdown).await {
+                Ok(_) | Err(ShimError::Gone) => true,
+                Err(ShimError::Send { .. } | ShimError::Silent { .. }) => false,
+                Err(error) => {
+                    // It refuses while something runs; whoever tries again finds it as it was.
+                    sandbox.shim.send_replace(Link::Up(shim));
+                    return Err(error.into());
+                }
+            },
+            Link::Silent | Link::Down => false,
+        };
         let run_dir = self.inner.run_dir(id);
+        if !over {
+            // One that does not end when it is told to, or was never reached, is not left behind.
+            self.kill_shim(id).await?;
+        }
         let cgroup = sandbox.record.lock().config.cgroup_parent.clone();
         let inner = self.inner.clone();
+        let shared = self.has_other_sandbox_in(&cgroup, id);
         blocking(move || -> Result<(), EngineError> {
             run_dir.unmount()?;
-            if !cgroup.is_empty() {
+            if !cgroup.is_empty() && !shared {
                 remove_group(&inner.cgroups, &cgroup)?;
             }
-            Ok(record::remove(&run_dir.0)?)
+            Ok(run_dir.remove()?)
         })
         .await?;
-        record::remove(&self.inner.sandbox_dir(id))?;
+        record::remove(&self.inner.sandbox_dir(id), "sandbox.json")?;
         self.inner.sandboxes.lock().remove(id);
         Ok(())
+    }
+
+    /// Whether another sandbox of the same pod uses its cgroup: one that took the place of this one.
+    fn has_other_sandbox_in(&self, cgroup: &str, id: &SandboxId) -> bool {
+        let sandboxes = self.inner.sandboxes.lock();
+        let mut others = sandboxes.iter().filter(|(other, _)| *other != id);
+        others.any(|(_, other)| other.record.lock().config.cgroup_parent == cgroup)
     }
 
     /// Makes a cgroup with these limits, or gives it these limits: a pod's, or one of the kubelet's QoS groups.
@@ -293,16 +319,43 @@ impl Engine {
         blocking(move || remove_group(&inner.cgroups, &path)).await
     }
 
+    /// Gives up a shim that does not answer: kills it, and ends what it looked after, as if it had died.
+    ///
+    /// # Errors
+    ///
+    /// If it does not die.
+    pub(crate) async fn give_up(&self, id: &SandboxId) -> Result<(), EngineError> {
+        tracing::error!(sandbox = id.0, "the shim does not answer; it is killed");
+        self.kill_shim(id).await?;
+        self.lost_shim(id).await;
+        Ok(())
+    }
+
+    async fn kill_shim(&self, id: &SandboxId) -> Result<(), EngineError> {
+        let log = self.inner.run_dir(id).shim_log();
+        blocking(move || shim::kill(&log, KILL_PATIENCE))
+            .await
+            .map_err(|source| EngineError::System {
+                what: format!("kill the shim of sandbox {}", id.0),
+                source,
+            })
+    }
+
     /// A sandbox's shim ended though nobody told it to.
     pub(crate) async fn lost_shim(&self, id: &SandboxId) {
         let Ok(sandbox) = self.sandbox(id) else {
             return;
         };
         // Whoever removes the sandbox has taken the shim out already.
-        if sandbox.shim.lock().take().is_none() {
+        if matches!(sandbox.shim.send_replace(Link::Down), Link::Down) {
             return;
         }
         tracing::error!(sandbox = id.0, "the shim is gone; its containers are ended");
+        self.end_all(id, &sandbox).await;
+    }
+
+    /// Ends what a shim has left behind.
+    pub(crate) async fn end_all(&self, id: &SandboxId, sandbox: &Sandbox) {
         for container in self.containers_of(id) {
             let id = container.record.lock().id.clone();
             self.end_abandoned(&id).await;

@@ -16,6 +16,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::engine::{Engine, new_id};
 use crate::error::EngineError;
@@ -26,6 +27,9 @@ use crate::types::{ContainerId, ExecOutput, NamespaceMode, SandboxId, TerminalSi
 
 /// The most that `exec_sync` keeps of each stream, in bytes. Source: CRI, containerd's `ExecSyncResponse` limit.
 const MAX_OUTPUT: u64 = 16 << 20;
+
+/// How long the caller of a command that took too long waits for it to be killed.
+const KILL_MOMENT: Duration = Duration::from_secs(1);
 
 /// What an exec is to be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -195,21 +199,19 @@ impl Session {
     ///
     /// If the shim is gone.
     pub async fn kill(&self) -> Result<(), EngineError> {
-        let Some(exec) = &self.exec else {
-            return Ok(());
-        };
-        let signal = nix::sys::signal::Signal::SIGKILL as i32;
-        match self
-            .shim
-            .call(Call::SignalExec {
-                exec: exec.clone(),
-                signal,
-            })
-            .await
-        {
-            Ok(_) | Err(ShimError::Refused(_)) => Ok(()),
-            Err(error) => Err(error.into()),
+        match &self.exec {
+            Some(exec) => Ok(kill_exec(&self.shim, exec.clone()).await?),
+            None => Ok(()),
         }
+    }
+}
+
+/// Kills an exec's process; one that is not there is fine.
+async fn kill_exec(shim: &Shim, exec: String) -> Result<(), ShimError> {
+    let signal = nix::sys::signal::Signal::SIGKILL as i32;
+    match shim.call(Call::SignalExec { exec, signal }).await {
+        Ok(_) | Err(ShimError::Refused(_)) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
@@ -239,7 +241,7 @@ impl Engine {
                 state: "not running",
             });
         }
-        let shim = self.shim_of(&sandbox_id)?;
+        let shim = self.shim_of(&sandbox_id).await?;
         let exec = new_id();
         let process = self.write_process(id, &exec, &request).await?;
         let end = shim.process_end(&exec);
@@ -257,8 +259,17 @@ impl Engine {
         if let Err(error) = std::fs::remove_file(&process) {
             tracing::warn!(%error, path = %process.display(), "the description of an exec is left behind");
         }
-        let (stdin, stdout, stderr, terminal) =
-            started.inspect_err(|_| shim.forget_process(&exec))?;
+        let (stdin, stdout, stderr, terminal) = match started {
+            Ok(streams) => streams,
+            Err(error) => {
+                shim.forget_process(&exec);
+                if matches!(error, EngineError::Shim(ShimError::Silent { .. })) {
+                    // The shim may start it yet, for nobody: this waits behind it in the shim's queue.
+                    tokio::spawn(async move { kill_exec(&shim, exec).await });
+                }
+                return Err(error);
+            }
+        };
         Ok(Session {
             stdin,
             stdout,
@@ -396,7 +407,11 @@ impl Engine {
             stderr: true,
             ..Default::default()
         };
-        let mut session = self.exec(id, request).await?;
+        let end = timeout.map(|timeout| Instant::now() + timeout);
+        let mut session = match end {
+            None => self.exec(id, request).await?,
+            Some(end) => self.exec_until(id, request, end).await?,
+        };
         let (stdout, stderr) = (session.stdout.take(), session.stderr.take());
         let run = async {
             let (code, stdout, stderr) =
@@ -407,21 +422,47 @@ impl Engine {
                 stderr: stderr?,
             })
         };
-        let outcome = match timeout {
+        let outcome = match end {
             None => Some(run.await),
             // Dropping the run loses only output that nobody will see.
-            Some(limit) => tokio::time::timeout(limit, run).await.ok(),
+            Some(end) => tokio::time::timeout_at(end, run).await.ok(),
         };
         match outcome {
             Some(result) => result,
             None => {
-                session.kill().await?;
+                kill_late(session).await;
                 Err(EngineError::Timeout { command })
             }
         }
     }
 
-    /// Connects to the first process of a running container: its output from now on, and its stdin.
+    /// As [`Engine::exec`], but not later than `end`: what starts later is killed.
+    async fn exec_until(
+        &self,
+        id: &ContainerId,
+        request: ExecRequest,
+        end: Instant,
+    ) -> Result<Session, EngineError> {
+        let command = request.command.clone();
+        let (engine, id) = (self.clone(), id.clone());
+        // A task of its own: given up midway, nobody would know the process that the shim starts.
+        let mut starting = tokio::spawn(async move { engine.exec(&id, request).await });
+        match tokio::time::timeout_at(end, &mut starting).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(error)) => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => {
+                tokio::spawn(async move {
+                    if let Ok(Ok(session)) = starting.await {
+                        kill_late(session).await;
+                    }
+                });
+                Err(EngineError::Timeout { command })
+            }
+        }
+    }
+
+    /// Connects to the first process of a running container: its output from now on, and its stdin. A reader that is slow slows
+    /// the container down. The stdin of a container made with `stdin_once` ends with the first session that has it.
     ///
     /// # Errors
     ///
@@ -447,7 +488,7 @@ impl Engine {
             });
         }
         let ended = container.ended.subscribe();
-        let shim = self.shim_of(&sandbox_id)?;
+        let shim = self.shim_of(&sandbox_id).await?;
         let pair = || {
             rustix::net::socketpair(
                 AddressFamily::UNIX,
@@ -463,6 +504,7 @@ impl Engine {
         let ((stdout, stdout_shim), (stderr, stderr_shim)) = (pair()?, pair()?);
         let call = Call::Attach {
             container: id.0.clone(),
+            take_stdin: request.stdin && container.record.lock().config.stdin_once,
         };
         let (_, mut fds) = shim
             .call_with(call, &[stdout_shim.as_fd(), stderr_shim.as_fd()])
@@ -491,14 +533,15 @@ impl Engine {
         })
     }
 
-    /// Closes the stdin of a container that was made with `stdin_once`, after its first client left.
+    /// Closes the stdin of a container, whoever is attached to it.
     ///
     /// # Errors
     ///
     /// `NotFound`, or the shim is gone.
     pub async fn close_stdin(&self, id: &ContainerId) -> Result<(), EngineError> {
         let sandbox_id = self.container(id)?.record.lock().sandbox_id.clone();
-        self.shim_of(&sandbox_id)?
+        self.shim_of(&sandbox_id)
+            .await?
             .call(Call::CloseStdin {
                 container: id.0.clone(),
             })
@@ -541,6 +584,18 @@ impl Engine {
         stream.set_nonblocking(true).map_err(&failed)?;
         TcpStream::from_std(stream).map_err(&failed)
     }
+}
+
+/// Kills a process that took too long. Its caller waits no longer for that than a moment: the shim may take longer.
+async fn kill_late(session: Session) {
+    let killing = tokio::spawn(async move {
+        if let Err(error) = session.kill().await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "a command that took too long could not be killed");
+        }
+    });
+    // Goes on when it is not waited for any more.
+    let _slow = tokio::time::timeout(KILL_MOMENT, killing).await;
 }
 
 type Streams = (

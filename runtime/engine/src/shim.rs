@@ -1,4 +1,7 @@
-//! The engine's end of a shim: starting it, calling it, hearing from it.
+//! The engine's end of a shim: starting it, calling it, hearing from it, giving it up.
+//!
+//! A shim is another process: it can be stopped, or wait for a disk that is gone. So every call has a deadline, and nothing here
+//! makes one pod wait for the shim of another.
 
 use std::collections::HashMap;
 use std::io;
@@ -7,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use knarr_shim::protocol::{
     self, Call, Exit, Failure, MAX_MESSAGE, Message, Reply, Request, VERSION,
@@ -42,6 +46,12 @@ pub enum ShimError {
         /// The system's error.
         source: io::Error,
     },
+    /// It did not answer in time.
+    #[error("the shim has not answered for {after:?}")]
+    Silent {
+        /// How long it was waited for.
+        after: Duration,
+    },
     /// It ended before it answered.
     #[error("the shim is gone")]
     Gone,
@@ -62,6 +72,23 @@ pub enum Notice {
     Gone,
 }
 
+/// What is known of a sandbox's shim.
+#[derive(Clone)]
+pub(crate) enum Link {
+    /// It is not known yet whether it is there: it has not answered since this program started.
+    Silent,
+    /// It answers.
+    Up(Arc<Shim>),
+    /// There is none.
+    Down,
+}
+
+/// How much longer than others a call may take that has the shim make something.
+const MAKING: u32 = 4;
+
+/// How often a shim is tried again that accepts no connection: its queue holds a few, and is full when it is stopped.
+const RETRY: Duration = Duration::from_secs(1);
+
 type Answer = Result<(Reply, Vec<OwnedFd>), ShimError>;
 
 struct Waiting {
@@ -75,6 +102,8 @@ pub struct Shim {
     socket: AsyncFd<OwnedFd>,
     next: AtomicU64,
     waiting: Mutex<Waiting>,
+    /// How long an answer may take.
+    patience: Duration,
 }
 
 /// Starts a shim that listens at `socket`; it goes on when this program ends.
@@ -150,7 +179,8 @@ impl Address {
 }
 
 impl Shim {
-    /// Connects to a shim; what it tells unasked goes to `notices`, with `name`.
+    /// Connects to a shim; what it tells unasked goes to `notices`, with `name`. `patience` is how long an answer may take; the
+    /// first one is waited for as long as the caller likes.
     ///
     /// # Errors
     ///
@@ -159,6 +189,7 @@ impl Shim {
         socket: &Path,
         name: N,
         notices: mpsc::UnboundedSender<(N, Notice)>,
+        patience: Duration,
     ) -> Result<Arc<Self>, ShimError> {
         let failed = |source: io::Error| ShimError::Connect {
             socket: socket.to_owned(),
@@ -172,7 +203,13 @@ impl Shim {
             None,
         )
         .map_err(|error| failed(error.into()))?;
-        rustix::net::connect(&fd, &address.short).map_err(|error| failed(error.into()))?;
+        loop {
+            match rustix::net::connect(&fd, &address.short) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::AGAIN) => tokio::time::sleep(RETRY).await,
+                Err(error) => return Err(failed(error.into())),
+            }
+        }
         let shim = Arc::new(Self {
             socket: crate::sys::watch(fd).map_err(failed)?,
             next: AtomicU64::new(0),
@@ -181,9 +218,11 @@ impl Shim {
                 processes: HashMap::new(),
                 gone: false,
             }),
+            patience,
         });
         tokio::spawn(listen(shim.clone(), name, notices));
-        match shim.call(Call::Hello { version: VERSION }).await? {
+        let hello = Call::Hello { version: VERSION };
+        match shim.answer(shim.number(), hello, &[]).await?.0 {
             Reply::Hello { .. } => Ok(shim),
             _ => Err(ShimError::Answer),
         }
@@ -193,7 +232,7 @@ impl Shim {
     ///
     /// # Errors
     ///
-    /// If it cannot be reached, ends, or refuses.
+    /// If it cannot be reached, does not answer in time, ends, or refuses.
     pub async fn call(&self, call: Call) -> Result<Reply, ShimError> {
         Ok(self.call_with(call, &[]).await?.0)
     }
@@ -204,7 +243,26 @@ impl Shim {
     ///
     /// As [`Shim::call`].
     pub async fn call_with(&self, call: Call, fds: &[BorrowedFd<'_>]) -> Answer {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let after = match &call {
+            Call::SharePids(_) | Call::Create(_) | Call::Start { .. } | Call::Exec { .. } => {
+                self.patience * MAKING
+            }
+            _ => self.patience,
+        };
+        let number = self.number();
+        let answer = tokio::time::timeout(after, self.answer(number, call, fds)).await;
+        answer.unwrap_or_else(|_| {
+            // An answer that comes late is dropped, and with it the descriptors that it brings.
+            self.waiting.lock().replies.remove(&number);
+            Err(ShimError::Silent { after })
+        })
+    }
+
+    fn number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    async fn answer(&self, number: u64, call: Call, fds: &[BorrowedFd<'_>]) -> Answer {
         let (sender, receiver) = oneshot::channel();
         {
             let mut waiting = self.waiting.lock();
@@ -228,13 +286,13 @@ impl Shim {
         receiver.await.map_err(|_| ShimError::Gone)?
     }
 
-    /// All containers of the shim.
+    /// All containers, however long the shim takes to answer.
     ///
     /// # Errors
     ///
-    /// As [`Shim::call`].
-    pub async fn list(&self) -> Result<Vec<protocol::Container>, ShimError> {
-        match self.call(Call::List).await? {
+    /// As [`Shim::call`], but for the time.
+    pub async fn first_list(&self) -> Result<Vec<protocol::Container>, ShimError> {
+        match self.answer(self.number(), Call::List, &[]).await?.0 {
             Reply::Containers(list) => Ok(list),
             _ => Err(ShimError::Answer),
         }
@@ -311,6 +369,70 @@ async fn listen<N: Clone>(shim: Arc<Shim>, name: N, notices: mpsc::UnboundedSend
             && notices.send((name.clone(), notice)).is_err()
         {
             return;
+        }
+    }
+}
+
+/// Kills the shim that writes to `log`, though it may be stopped, and waits until it has ended. None there is fine.
+///
+/// It is known by its log, which is its standard error: its id is on no record, and would not be enough, because ids are reused.
+///
+/// # Errors
+///
+/// If it cannot be killed, or has not ended after `patience`.
+pub fn kill(log: &Path, patience: Duration) -> io::Result<()> {
+    use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+    use std::os::unix::fs::MetadataExt;
+    let identity =
+        |path: &Path| std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
+    let wanted = match identity(log) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    let end = Instant::now() + patience;
+    for process in std::fs::read_dir("/proc")?.flatten() {
+        let name = process.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // What has ended meanwhile, or has no standard error, is not the shim.
+        let stderr = process.path().join("fd/2");
+        let writes_there = || identity(&stderr).is_ok_and(|found| found == wanted);
+        if !writes_there() {
+            continue;
+        }
+        let Some(pid) = Pid::from_raw(pid) else {
+            continue;
+        };
+        let descriptor = match pidfd_open(pid, PidfdFlags::empty()) {
+            Err(rustix::io::Errno::SRCH) => continue,
+            other => other?,
+        };
+        // Looked at again: from here on it is surely the process of the descriptor.
+        if !writes_there() {
+            continue;
+        }
+        match pidfd_send_signal(&descriptor, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(error.into()),
+        }
+        wait_for_end(&descriptor, end)?;
+    }
+    Ok(())
+}
+
+/// Waits until the process of a pidfd has ended.
+fn wait_for_end(process: &OwnedFd, end: Instant) -> io::Result<()> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(io::Error::other)?;
+        let mut polled = [PollFd::new(process, PollFlags::IN)];
+        match poll(&mut polled, Some(&left)) {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -3,15 +3,19 @@
 //! The defaults (mounts, capabilities, masked paths) are containerd's. Source: containerd, `oci/spec.go` and `oci/mounts.go`;
 //! OCI runtime-spec 1.3, config.md and config-linux.md.
 
+mod hidden;
+
 use std::path::{Path, PathBuf};
 
 use oci_spec::image::ImageConfiguration;
 use serde_json::{Value, json};
 
 use crate::types::{
-    ContainerConfig, LinuxResources, MountPropagation, NamespaceMode, SandboxConfig, SeccompProfile,
+    ContainerConfig, LinuxResources, Mount, MountPropagation, NamespaceMode, SandboxConfig,
+    SeccompProfile,
 };
 use crate::user::Identity;
+use crate::volumes::ImageVolume;
 
 /// The capabilities of a container that asks for none. Source: containerd, `defaultUnixCaps`.
 const CAPABILITIES: [&str; 14] = [
@@ -74,28 +78,6 @@ const ALL_CAPABILITIES: [&str; 41] = [
     "PERFMON",
     "BPF",
     "CHECKPOINT_RESTORE",
-];
-
-const MASKED: [&str; 11] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/firmware",
-];
-
-const READONLY: [&str; 5] = [
-    "/proc/bus",
-    "/proc/fs",
-    "/proc/irq",
-    "/proc/sys",
-    "/proc/sysrq-trigger",
 ];
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -171,6 +153,8 @@ pub struct Input<'a> {
     pub rootfs: &'a Path,
     /// What it gets from its pod.
     pub surroundings: &'a Surroundings,
+    /// The directories for the image's volumes.
+    pub volumes: &'a [ImageVolume],
 }
 
 /// The `config.json` of a container.
@@ -189,8 +173,8 @@ pub fn build(input: &Input<'_>) -> Result<Value, SpecError> {
         "devices": devices(container)?,
     });
     if !privileged && !security.unmasked_proc {
-        linux["maskedPaths"] = json!(MASKED);
-        linux["readonlyPaths"] = json!(READONLY);
+        linux["maskedPaths"] = json!(hidden::masked());
+        linux["readonlyPaths"] = json!(hidden::READONLY);
     }
     if !privileged && let Some(seccomp) = seccomp(&security.seccomp, &capabilities(container)?)? {
         linux["seccomp"] = seccomp;
@@ -239,6 +223,9 @@ fn process(input: &Input<'_>) -> Result<Value, SpecError> {
             "ambient": [],
         },
     });
+    if let Some(profile) = &container.security.apparmor {
+        process["apparmorProfile"] = json!(profile);
+    }
     if let Some(score) = container.resources.oom_score_adj {
         process["oomScoreAdj"] = score.into();
     }
@@ -450,7 +437,14 @@ fn mounts(input: &Input<'_>) -> Vec<Value> {
     }
     list.retain(|mount| !mount["destination"].as_str().is_some_and(own));
     // Parents first, so that a mount is not hidden by one above it.
-    let mut mounts: Vec<_> = input.container.mounts.iter().collect();
+    let of_image = input.volumes.iter().map(|volume| Mount {
+        host_path: volume.source.clone(),
+        container_path: volume.destination.clone(),
+        ..Default::default()
+    });
+    let mut mounts: Vec<_> = (input.container.mounts.iter().cloned())
+        .chain(of_image)
+        .collect();
     mounts.sort_by_key(|mount| mount.container_path.components().count());
     for mount in mounts {
         let propagation = match mount.propagation {
@@ -519,10 +513,13 @@ fn devices_allowed(container: &ContainerConfig) -> Result<Vec<Value>, SpecError>
 fn devices(container: &ContainerConfig) -> Result<Vec<Value>, SpecError> {
     let mut list = Vec::new();
     if container.security.privileged {
-        for path in host_devices() {
-            // A device that goes away while we look is none of the container's.
-            if let Ok(node) = node(&path) {
-                list.push(node.describe(&path));
+        for path in host_devices(Path::new("/dev"))? {
+            match node(&path) {
+                Ok(node) => list.push(node.describe(&path)),
+                // A device that goes away while we look is none of the container's.
+                Err(SpecError::Device { source, .. })
+                    if source.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
             }
         }
     }
@@ -532,19 +529,55 @@ fn devices(container: &ContainerConfig) -> Result<Vec<Value>, SpecError> {
     Ok(list)
 }
 
-/// The device nodes right below `/dev`, without those that every container has of its own.
-fn host_devices() -> Vec<PathBuf> {
-    let own = [
-        "console", "null", "zero", "full", "random", "urandom", "tty", "ptmx",
-    ];
-    let Ok(entries) = std::fs::read_dir("/dev") else {
-        return Vec::new();
-    };
-    entries
-        .flatten()
-        .filter(|entry| !own.iter().any(|name| entry.file_name() == *name))
-        .map(|entry| entry.path())
-        .collect()
+/// The device nodes below `directory`, the host's `/dev`, without those that every container has of its own.
+///
+/// Links are no devices: followed, they would give one device under each of its names. What containers mount for themselves is
+/// skipped, and what LXC and old udev keep there. Source: containerd, pkg/oci/utils_unix.go, `HostDevices`.
+///
+/// # Errors
+///
+/// A directory cannot be read.
+fn host_devices(directory: &Path) -> Result<Vec<PathBuf>, SpecError> {
+    use std::os::unix::fs::FileTypeExt;
+    let own = ["null", "zero", "full", "random", "urandom", "tty", "ptmx"];
+    let mut found = Vec::new();
+    let mut pending = vec![directory.to_owned()];
+    while let Some(at) = pending.pop() {
+        let failed = |source| SpecError::Device {
+            path: at.clone(),
+            source,
+        };
+        let entries = match std::fs::read_dir(&at) {
+            Ok(entries) => entries,
+            // Unplugged while we look.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(failed(error)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            let kind = match entry.file_type() {
+                Ok(kind) => kind,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(failed(error)),
+            };
+            let name = entry.file_name();
+            let is_one_of = |names: &[&str]| names.iter().any(|one| name == *one);
+            if kind.is_dir() {
+                if !is_one_of(&["pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"]) {
+                    pending.push(entry.path());
+                }
+            } else if (kind.is_char_device() || kind.is_block_device())
+                && name != "console"
+                // A specification is JSON, which has no other names.
+                && name.to_str().is_some()
+                && !(at == directory && is_one_of(&own))
+            {
+                found.push(entry.path());
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 struct Node {
@@ -638,7 +671,7 @@ pub fn resources(of: &LinuxResources, devices: Vec<Value>) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Mount, SecurityContext};
+    use crate::types::SecurityContext;
 
     fn surroundings() -> Surroundings {
         Surroundings {
@@ -670,6 +703,10 @@ mod tests {
             },
             rootfs: Path::new("/rootfs"),
             surroundings: &surroundings(),
+            volumes: &[ImageVolume {
+                source: "/c/volumes/0".into(),
+                destination: "/data".into(),
+            }],
         })
     }
 
@@ -770,6 +807,36 @@ mod tests {
     }
 
     #[test]
+    fn volumes_of_the_image_are_mounted_writable_below_the_pods_mounts() {
+        let mount = |path: &str| Mount {
+            host_path: "/host".into(),
+            container_path: path.into(),
+            ..Default::default()
+        };
+        let security = SecurityContext {
+            readonly_rootfs: true,
+            ..Default::default()
+        };
+        let container = ContainerConfig {
+            mounts: vec![mount("/data/below"), mount("/x")],
+            security,
+            ..Default::default()
+        };
+        let spec = built(&container, IMAGE).unwrap();
+        let mounts = spec["mounts"].as_array().unwrap();
+        let at = |path: &str| {
+            mounts
+                .iter()
+                .position(|m| m["destination"] == path)
+                .unwrap()
+        };
+        assert!(at("/data") < at("/data/below"));
+        let volume = &mounts[at("/data")];
+        assert_eq!(volume["source"], "/c/volumes/0");
+        assert_eq!(volume["options"], json!(["rbind", "rprivate", "rw"]));
+    }
+
+    #[test]
     fn a_privileged_container_is_not_confined() {
         let security = SecurityContext {
             privileged: true,
@@ -789,5 +856,65 @@ mod tests {
             spec["linux"]["resources"]["devices"],
             json!([{ "allow": true, "access": "rwm" }])
         );
+    }
+
+    #[test]
+    fn host_devices_are_found_in_directories_and_links_are_none() {
+        use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+        let dir = tempfile::tempdir().unwrap();
+        let dev = dir.path();
+        for sub in [
+            "net",
+            "snd/by-path",
+            "pts",
+            "shm",
+            "fd",
+            "mqueue",
+            ".lxc",
+            ".lxd-mounts",
+            ".udev/x",
+        ] {
+            std::fs::create_dir_all(dev.join(sub)).unwrap();
+        }
+        let make = |name: &str, kind| {
+            let mode = Mode::from_bits_truncate(0o600);
+            mknod(&dev.join(name), kind, mode, makedev(1, 3)).unwrap();
+        };
+        for name in [
+            "net/tun",
+            "snd/timer",
+            "kmsg",
+            "null",
+            "tty",
+            "ptmx",
+            "console",
+            "snd/console",
+            "snd/null",
+            "pts/0",
+            "shm/d",
+            "fd/d",
+            "mqueue/d",
+            ".lxc/d",
+            ".lxd-mounts/d",
+            ".udev/x/d",
+        ] {
+            make(name, SFlag::S_IFCHR);
+        }
+        make("sda", SFlag::S_IFBLK);
+        make("initctl", SFlag::S_IFIFO);
+        std::fs::write(dev.join("file"), "").unwrap();
+        for (link, target) in [
+            ("stdin", "kmsg"),
+            ("snd/by-path/card", "../timer"),
+            ("loop", "."),
+        ] {
+            std::os::unix::fs::symlink(target, dev.join(link)).unwrap();
+        }
+        let found: Vec<_> = host_devices(dev)
+            .unwrap()
+            .iter()
+            .map(|path| path.strip_prefix(dev).unwrap().display().to_string())
+            .collect();
+        assert_eq!(found, ["kmsg", "net/tun", "sda", "snd/null", "snd/timer"]);
     }
 }

@@ -252,6 +252,9 @@ pub struct SecurityContext {
     pub unmasked_proc: bool,
     /// The seccomp profile.
     pub seccomp: SeccompProfile,
+    /// The AppArmor profile of the host that confines it; `None` for none.
+    #[serde(default)]
+    pub apparmor: Option<String>,
 }
 
 /// What a container is to be (CRI `ContainerConfig`).

@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use knarr_engine::types::{
-    ContainerConfig, ContainerState, LinuxResources, Mount, SandboxState, SecurityContext,
-    TerminalSize,
+    ContainerConfig, ContainerState, LinuxResources, Mount, PortMapping, Protocol, SandboxConfig,
+    SandboxState, SecurityContext, TerminalSize,
 };
 use knarr_engine::{EngineError, ExecRequest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::machine::{DEADLINE, chain, in_machine, shell};
+use super::machine::{DEADLINE, VOLUMES, chain, in_machine, shell};
 
 #[test]
 fn a_container_runs_in_its_pod_writes_its_log_and_ends_with_its_code() {
@@ -37,6 +37,67 @@ fn a_container_runs_in_its_pod_writes_its_log_and_ends_with_its_code() {
                 .state,
             SandboxState::NotReady
         );
+        machine.finish().await;
+    });
+}
+
+#[test]
+fn volumes_of_an_image_are_writable_directories_of_each_container() {
+    in_machine(|machine| async move {
+        machine.import_with_volumes();
+        let sandbox = machine
+            .engine()
+            .run_sandbox(machine.sandbox("volumes"))
+            .await
+            .unwrap();
+        let host = machine.dir.path().join("host");
+        std::fs::create_dir(&host).unwrap();
+        let config = |script: &str| ContainerConfig {
+            image_id: VOLUMES.into(),
+            image_ref: VOLUMES.into(),
+            security: SecurityContext {
+                readonly_rootfs: true,
+                ..Default::default()
+            },
+            ..shell(script)
+        };
+        let script = "ls -A /home /new /srv; stat -c '%a %u:%g' /home /new; echo x > /home/x && echo y > /new/y && touch /srv/z; \
+                      touch /etc/no 2>/dev/null || echo read-only";
+        // The second container sees nothing of the first.
+        for name in ["first", "second"] {
+            let container = ContainerConfig {
+                name: name.into(),
+                log_path: format!("{name}/0.log").into(),
+                mounts: vec![Mount {
+                    host_path: host.clone(),
+                    container_path: "/srv/".into(),
+                    ..Default::default()
+                }],
+                ..config(script)
+            };
+            let container = machine.start(&sandbox, container).await;
+            assert_eq!(machine.exited(&container).await.exit_code, 0);
+            let log = machine.log(&container).await;
+            let lines: Vec<_> = log
+                .lines()
+                .filter_map(|line| line.split(" F ").nth(1))
+                .collect();
+            let before = if name == "first" { vec![] } else { vec!["z"] };
+            let mut want = vec!["/home:", "of-the-image", "", "/new:", "", "/srv:"];
+            want.extend(before);
+            want.extend(["2750 7:8", "755 0:0", "read-only"]);
+            assert_eq!(lines, want, "{log}");
+            let volumes = machine
+                .dir
+                .path()
+                .join("data/containers")
+                .join(&container.0)
+                .join("volumes");
+            assert_eq!(std::fs::read_dir(&volumes).unwrap().count(), 2);
+            machine.engine().remove_container(&container).await.unwrap();
+            assert!(!volumes.exists());
+        }
+        assert!(host.join("z").exists());
         machine.finish().await;
     });
 }
@@ -316,6 +377,78 @@ fn too_much_memory_is_an_oom_kill() {
             (status.exit_code, status.reason.as_str()),
             (137, "OOMKilled")
         );
+        machine.finish().await;
+    });
+}
+
+/// The process that waits for a container's first one: its shim.
+fn parent(pid: i32) -> nix::unistd::Pid {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let after_name = stat.rsplit(')').next().unwrap();
+    let parent = after_name.split_whitespace().nth(1).unwrap();
+    nix::unistd::Pid::from_raw(parent.parse().unwrap())
+}
+
+#[test]
+fn stopping_a_container_whose_process_has_just_ended_is_no_error() {
+    use nix::sys::signal::{Signal, kill};
+    in_machine(|machine| async move {
+        let (_, container) = machine.run("ended", "exec sleep 1000").await;
+        let status = machine.engine().container_status(&container).await.unwrap();
+        let pid = status.pid.unwrap();
+        let shim = parent(pid);
+        // The shim finds the call first, and then that the process has ended.
+        kill(shim, Signal::SIGSTOP).unwrap();
+        let stop = machine
+            .engine()
+            .stop_container(&container, Duration::from_secs(20));
+        let end = async {
+            kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+            let path = format!("/proc/{pid}/stat");
+            let start = Instant::now();
+            while !std::fs::read_to_string(&path).unwrap().contains(") Z ") {
+                assert!(start.elapsed() < DEADLINE, "the process does not end");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            kill(shim, Signal::SIGCONT).unwrap();
+        };
+        let (stopped, ()) = tokio::join!(stop, end);
+        stopped.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        assert_eq!(machine.exited(&container).await.exit_code, 137);
+        machine.finish().await;
+    });
+}
+
+#[test]
+fn a_stopped_sandbox_gives_its_ports_to_the_next_one_of_its_pod_and_goes_without_it() {
+    use nix::sys::signal::{Signal, kill};
+    in_machine(|machine| async move {
+        let config = |attempt| SandboxConfig {
+            attempt,
+            port_mappings: vec![PortMapping {
+                protocol: Protocol::Tcp,
+                container_port: 80,
+                host_port: 8080,
+                host_ip: None,
+            }],
+            ..machine.sandbox("ports")
+        };
+        let engine = machine.engine();
+        let first = engine.run_sandbox(config(0)).await.unwrap();
+        let lost = machine.start(&first, shell("exec sleep 1000")).await;
+        let pid = engine.container_status(&lost).await.unwrap().pid.unwrap();
+        kill(parent(pid), Signal::SIGKILL).unwrap();
+        machine.exited(&lost).await;
+        let taken = engine.run_sandbox(config(1)).await.unwrap_err();
+        assert!(chain(&taken).contains("8080"), "{}", chain(&taken));
+        engine.stop_sandbox(&first).await.unwrap();
+        let second = engine.run_sandbox(config(1)).await.unwrap();
+        let runs = machine.start(&second, shell("exec sleep 1000")).await;
+        engine.remove_sandbox(&first).await.unwrap();
+        let status = engine.container_status(&runs).await.unwrap();
+        assert_eq!(status.state, ContainerState::Running);
+        let sandbox = engine.sandbox_status(&second).await.unwrap();
+        assert_eq!(sandbox.state, SandboxState::Ready);
         machine.finish().await;
     });
 }

@@ -14,6 +14,8 @@ use nix::sched::{CloneFlags, unshare};
 
 pub const DEADLINE: Duration = Duration::from_secs(30);
 pub const IMAGE: &str = "knarr.local/busybox:1";
+/// See [`Machine::import_with_volumes`].
+pub const VOLUMES: &str = "knarr.local/volumes:1";
 
 /// Runs a test on a thread in namespaces of its own, with an engine that has the image.
 pub fn in_machine<F: Future<Output = ()>>(test: impl FnOnce(Machine) -> F + Send + 'static) {
@@ -49,6 +51,8 @@ pub struct Machine {
     pub dir: tempfile::TempDir,
     pub group: String,
     pub engine: Option<Engine>,
+    /// How long shims may take to answer, from the next [`reopen`](Self::reopen) on.
+    pub patience: Duration,
 }
 
 impl Machine {
@@ -63,7 +67,8 @@ impl Machine {
                 .to_string_lossy()
                 .trim_start_matches('.')
         );
-        let engine = open(dir.path()).await;
+        let patience = DEADLINE;
+        let engine = open(dir.path(), patience).await;
         let archive = dir.path().join("busybox.tar");
         let script = concat!(
             env!("CARGO_MANIFEST_DIR"),
@@ -81,6 +86,7 @@ impl Machine {
             dir,
             group,
             engine: Some(engine),
+            patience,
         }
     }
 
@@ -90,11 +96,35 @@ impl Machine {
             .expect("taken only while it is replaced")
     }
 
+    /// Imports the same image with three volumes, of which `/home` has a file in it.
+    pub fn import_with_volumes(&self) {
+        let script = r#"
+            set -eu; cd "$1"; mkdir volumes; tar -C volumes -xf busybox.tar; cd volumes
+            mkdir -p root/home; touch root/home/of-the-image; chown 7:8 root/home; chmod 2750 root/home
+            tar -C root --numeric-owner -cf volumes.tar home
+            layer=$(sha256sum volumes.tar | cut -d' ' -f1)
+            volumes='"config":{"Volumes":{"/home":{},"/srv":{},"new/":{}},'
+            sed -i "s|\"config\":{|$volumes|; s|\"]}}$|\",\"sha256:$layer\"]}}|" [0-9a-f]*.json
+            sed -i 's|busybox:1|volumes:1|; s|"layer.tar"|"layer.tar","volumes.tar"|' manifest.json
+            tar -cf ../volumes.tar manifest.json [0-9a-f]*.json layer.tar volumes.tar
+        "#;
+        let status = Command::new("sh")
+            .args(["-c", script, "sh"])
+            .arg(self.dir.path())
+            .status();
+        assert!(status.unwrap().success());
+        let archive = self.dir.path().join("volumes.tar");
+        self.engine()
+            .image_store()
+            .import_path(&archive, None)
+            .unwrap();
+    }
+
     /// As after a crash of the program: another engine takes over.
     pub async fn reopen(&mut self) {
         // Like a program that ended: nothing of the first one is left when the second one starts.
         drop(self.engine.take());
-        self.engine = Some(open(self.dir.path()).await);
+        self.engine = Some(open(self.dir.path(), self.patience).await);
     }
 
     pub fn sandbox(&self, name: &str) -> SandboxConfig {
@@ -143,6 +173,19 @@ impl Machine {
     pub async fn log(&self, id: &ContainerId) -> String {
         let status = self.engine().container_status(id).await.unwrap();
         std::fs::read_to_string(status.log_path).unwrap()
+    }
+
+    /// The process that looks after a running container: its parent.
+    pub async fn shim_of(&self, id: &ContainerId) -> i32 {
+        let status = self.engine().container_status(id).await.unwrap();
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", status.pid.unwrap())).unwrap();
+        let behind_name = stat.rsplit(')').next().unwrap();
+        behind_name
+            .split_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse()
+            .unwrap()
     }
 
     /// Removes all sandboxes and checks that nothing is left.
@@ -242,8 +285,9 @@ fn remove_group(group: &Path) -> std::io::Result<()> {
     std::fs::remove_dir(group)
 }
 
-pub async fn open(dir: &Path) -> Engine {
-    let config = EngineConfig::new(dir.join("data"), dir.join("run"), shim());
+pub async fn open(dir: &Path, patience: Duration) -> Engine {
+    let mut config = EngineConfig::new(dir.join("data"), dir.join("run"), shim());
+    config.patience = patience;
     let engine = Engine::open(config)
         .await
         .unwrap_or_else(|error| panic!("{}", chain(&error)));

@@ -3,4 +3,6 @@
 mod containers;
 mod machine;
 mod namespaces;
+mod streams;
+mod stuck;
 mod survival;

@@ -38,23 +38,7 @@ fn another_engine_takes_up_what_runs_and_hears_of_what_ended() {
 fn a_shim_that_dies_takes_its_containers_along_and_leaves_nothing() {
     in_machine(|machine| async move {
         let (sandbox, container) = machine.run("shim", "exec sleep 1000").await;
-        let pid = machine
-            .engine()
-            .container_status(&container)
-            .await
-            .unwrap()
-            .pid
-            .unwrap();
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        let shim: i32 = stat
-            .rsplit(')')
-            .next()
-            .unwrap()
-            .split_whitespace()
-            .nth(1)
-            .unwrap()
-            .parse()
-            .unwrap();
+        let shim = machine.shim_of(&container).await;
         nix::sys::signal::kill(
             nix::unistd::Pid::from_raw(shim),
             nix::sys::signal::Signal::SIGKILL,
