@@ -1,15 +1,18 @@
 //! The store in one file: redb, with group commit.
 
+use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
-use parking_lot::{Mutex, RwLock, RwLockReadGuard};
-use redb::{Database, ReadableDatabase, ReadableTable as _, TableDefinition};
-use tokio::sync::{mpsc, oneshot};
+use parking_lot::Mutex;
+use redb::backends::FileBackend;
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, StorageBackend, TableDefinition};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::history::History;
+use crate::space::Space;
 use crate::writer::{self, Request};
 use crate::{
     Compare, Durability, Event, KeyValue, Op, Range, Revision, Store, StoreError, TxnOutcome,
@@ -31,47 +34,7 @@ const CACHE_BYTES: usize = 4 << 20;
 /// How many transactions may wait for the writer before callers wait too.
 const QUEUE: usize = 1024;
 
-/// The open file; it is closed and opened again after a failed write, which is why it stands behind a lock.
-pub(crate) struct File(RwLock<Option<Database>>);
-
-impl File {
-    pub(crate) fn open(path: &Path) -> Result<Self, redb::Error> {
-        Ok(Self(RwLock::new(Some(open_database(path)?))))
-    }
-
-    /// The database; while it could not be reopened, an empty option that every caller reports.
-    pub(crate) fn read(&self) -> DatabaseGuard<'_> {
-        DatabaseGuard(self.0.read())
-    }
-
-    pub(crate) fn reopen(&self, path: &Path) -> Result<(), redb::Error> {
-        let mut slot = self.0.write();
-        // The old handle holds the file's lock: it must go first.
-        *slot = None;
-        *slot = Some(open_database(path)?);
-        Ok(())
-    }
-}
-
-pub(crate) struct DatabaseGuard<'a>(RwLockReadGuard<'a, Option<Database>>);
-
-impl DatabaseGuard<'_> {
-    fn database(&self) -> Result<&Database, redb::TransactionError> {
-        self.0.as_ref().ok_or(redb::TransactionError::Storage(
-            redb::StorageError::DatabaseClosed,
-        ))
-    }
-
-    pub(crate) fn begin_write(&self) -> Result<redb::WriteTransaction, redb::TransactionError> {
-        self.database()?.begin_write()
-    }
-
-    pub(crate) fn begin_read(&self) -> Result<redb::ReadTransaction, redb::TransactionError> {
-        self.database()?.begin_read()
-    }
-}
-
-fn open_database(path: &Path) -> Result<Database, redb::Error> {
+fn open_database(backend: impl StorageBackend) -> Result<Database, redb::Error> {
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE_BYTES);
     builder.set_repair_callback(|session| {
@@ -80,7 +43,7 @@ fn open_database(path: &Path) -> Result<Database, redb::Error> {
             "repairing the store after a crash"
         );
     });
-    let database = builder.create(path)?;
+    let database = builder.create_with_backend(backend)?;
     // Make both tables, so that readers never meet a file without them.
     let txn = database.begin_write()?;
     txn.open_table(KV)?;
@@ -90,11 +53,43 @@ fn open_database(path: &Path) -> Result<Database, redb::Error> {
     Ok(database)
 }
 
+/// Why the store takes no writes any more.
+#[derive(Clone, Debug)]
+pub(crate) struct Failed {
+    pub(crate) what: String,
+    pub(crate) cause: String,
+}
+
+impl Failed {
+    /// For those who wait for a transaction that was not tried.
+    pub(crate) fn error(&self) -> StoreError {
+        StoreError::Failed {
+            what: self.what.clone(),
+            source: self.cause.clone().into(),
+        }
+    }
+
+    /// For those whose transaction was in the commit that failed.
+    pub(crate) fn unknown(&self) -> StoreError {
+        StoreError::Unknown {
+            what: self.what.clone(),
+            source: self.cause.clone().into(),
+        }
+    }
+}
+
 pub(crate) struct Shared {
-    pub(crate) database: File,
+    pub(crate) database: Database,
     pub(crate) history: Mutex<History>,
     /// A copy of the history's revision, to be read without its lock.
     pub(crate) revision: AtomicU64,
+    pub(crate) failed: watch::Sender<Option<Failed>>,
+}
+
+impl Shared {
+    fn failed(&self) -> Option<StoreError> {
+        self.failed.borrow().as_ref().map(Failed::error)
+    }
 }
 
 /// A store in one redb file. It is closed when its last clone is dropped and the writer has come to rest.
@@ -113,12 +108,33 @@ impl RedbStore {
     /// `Backend` if the file cannot be opened, is no store, or another process has it open.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let failed = |source: redb::Error| backend(format!("open {}", path.display()), source);
-        let database = File::open(path).map_err(failed)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(|error| failed(error.into()))?;
+        let handle = file.try_clone().map_err(|error| failed(error.into()))?;
+        let file = FileBackend::new(file).map_err(|error| failed(error.into()))?;
+        let space = Space::open(path, handle);
+        Self::on(path, file, Some(space))
+    }
+
+    /// Opens what a back end of redb's holds; `path` is its name in messages.
+    pub(crate) fn on(
+        path: &Path,
+        file: impl StorageBackend,
+        space: Option<Space>,
+    ) -> Result<Self, StoreError> {
+        let failed = |source: redb::Error| backend(format!("open {}", path.display()), source);
+        let database = open_database(file).map_err(failed)?;
         let revision = begin_life(&database).map_err(failed)?;
         let shared = Arc::new(Shared {
             database,
             history: Mutex::new(History::new(revision)),
             revision: AtomicU64::new(revision),
+            failed: watch::Sender::new(None),
         });
         let (sender, receiver) = mpsc::channel(QUEUE);
         let writer = std::thread::Builder::new()
@@ -126,7 +142,7 @@ impl RedbStore {
             .spawn({
                 let shared = shared.clone();
                 let path = path.to_owned();
-                move || writer::run(shared, path, receiver)
+                move || writer::run(shared, path, space, receiver)
             })
             .map_err(|source| StoreError::Backend {
                 what: "start the store's thread".to_owned(),
@@ -138,6 +154,23 @@ impl RedbStore {
             requests: Some(sender),
             writer: Some(writer),
         })
+    }
+
+    /// Waits until a commit has failed, and tells why. From then on the store takes no writes; its process must end, so that
+    /// the next one reads what the file really holds.
+    pub fn failure(&self) -> impl Future<Output = StoreError> + Send + 'static {
+        let mut failed = self.shared.failed.subscribe();
+        async move {
+            let failed = match failed.wait_for(Option::is_some).await {
+                Ok(failed) => failed.as_ref().map(Failed::error),
+                Err(_) => None,
+            };
+            match failed {
+                Some(failed) => failed,
+                // Closed in peace: nothing fails any more.
+                None => std::future::pending().await,
+            }
+        }
     }
 
     fn failed(&self, what: &str, source: redb::Error) -> StoreError {
@@ -159,8 +192,8 @@ impl Drop for RedbStore {
 /// The revision that this life of the store starts with.
 ///
 /// A reservation that is still there tells that the last life ended in a crash: what it gave out and did not write is skipped.
-fn begin_life(file: &File) -> Result<Revision, redb::Error> {
-    let txn = file.read().begin_write()?;
+fn begin_life(database: &Database) -> Result<Revision, redb::Error> {
+    let txn = database.begin_write()?;
     let start = {
         let mut meta = txn.open_table(META)?;
         // Revisions start at 1, as in etcd: 0 means "any" to Kubernetes' clients.
@@ -195,7 +228,7 @@ fn backend(what: String, source: redb::Error) -> StoreError {
     }
 }
 
-fn corrupt(key: &str) -> redb::Error {
+pub(crate) fn corrupt(key: &str) -> redb::Error {
     redb::Error::Corrupted(format!("the record of {key} is too short"))
 }
 
@@ -207,7 +240,7 @@ impl Store for RedbStore {
 
     async fn get(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
         let read = || -> Result<Option<KeyValue>, redb::Error> {
-            let txn = self.shared.database.read().begin_read()?;
+            let txn = self.shared.database.begin_read()?;
             let table = txn.open_table(KV)?;
             match table.get(key)? {
                 Some(guard) => record::decode(key, guard.value())
@@ -221,7 +254,7 @@ impl Store for RedbStore {
 
     async fn range(&self, start: &str, end: &str, limit: usize) -> Result<Range, StoreError> {
         let read = || -> Result<Range, redb::Error> {
-            let txn = self.shared.database.read().begin_read()?;
+            let txn = self.shared.database.begin_read()?;
             // The revision comes from the same snapshot as the values.
             let revision = txn
                 .open_table(META)?
@@ -266,8 +299,10 @@ impl Store for RedbStore {
                 reply,
             })
             .await
-            .map_err(|_| StoreError::Closed)?;
-        answer.await.map_err(|_| StoreError::Closed)?
+            .map_err(|_| self.shared.failed().unwrap_or(StoreError::Closed))?;
+        answer
+            .await
+            .map_err(|_| self.shared.failed().unwrap_or(StoreError::Closed))?
     }
 
     async fn watch(
@@ -280,7 +315,7 @@ impl Store for RedbStore {
 
     async fn none_removed_since(&self, prefix: &str) -> Result<Revision, StoreError> {
         let read = || -> Result<Revision, redb::Error> {
-            let txn = self.shared.database.read().begin_read()?;
+            let txn = self.shared.database.begin_read()?;
             let removed = txn.open_table(REMOVED)?;
             let of = |kind: &str| -> Result<Revision, redb::Error> {
                 Ok(removed.get(kind)?.map_or(0, |guard| guard.value()))
@@ -291,6 +326,13 @@ impl Store for RedbStore {
         read()
             .map(|since| since.min(self.revision()))
             .map_err(|source| self.failed(&format!("read what was removed of {prefix}"), source))
+    }
+
+    async fn check(&self) -> Result<(), StoreError> {
+        match self.shared.failed() {
+            Some(error) => Err(error),
+            None => self.none_removed_since(EVERY_KIND).await.map(drop),
+        }
     }
 
     async fn compact(&self, revision: Revision) -> Result<(), StoreError> {

@@ -15,11 +15,22 @@
 //! it. After a crash the store starts one behind the reservation: every revision that the earlier life gave out is either in
 //! the file or never given again, and a watch from a lost one is told that it is compacted. A store that is closed in peace
 //! first makes everything durable, drops the reservation, and goes on counting where it was.
+//!
+//! # What a failing disk may do
+//!
+//! A full disk refuses what makes the store grow, and takes deletions, renewals and small changes ([`StoreError::NoSpace`]).
+//! Any other failure to write ends this life of the store: whether the commit reached the disk can only be told by reading
+//! the file again, so those who wait get [`StoreError::Unknown`], nothing is given a revision any more, and whoever owns the
+//! store ends its process ([`RedbStore::failure`]). What was acknowledged before is there afterwards.
 
 mod embedded;
 mod history;
 mod record;
+mod space;
 mod writer;
+
+#[cfg(test)]
+mod faults;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -41,6 +52,24 @@ pub struct KeyValue {
     pub create_revision: Revision,
     /// The revision in which the value was written last.
     pub mod_revision: Revision,
+}
+
+impl Compare {
+    /// The key that is looked at.
+    pub fn key(&self) -> &str {
+        match self {
+            Compare::Absent(key) | Compare::ModRevision(key, _) => key,
+        }
+    }
+}
+
+impl Op {
+    /// The key that changes.
+    pub fn key(&self) -> &str {
+        match self {
+            Op::Put(key, _) | Op::Delete(key) => key,
+        }
+    }
 }
 
 /// What a transaction asks of one key before it changes anything.
@@ -138,6 +167,23 @@ pub enum StoreError {
         /// The system's error.
         source: std::io::Error,
     },
+    /// The commit that held this transaction failed: whether its changes were made is not known before the store is opened
+    /// again (HTTP 500).
+    #[error("the store failed while it wrote, whether the change was made is not known: {what}")]
+    Unknown {
+        /// What was tried, on what.
+        what: String,
+        /// Why it failed.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// An earlier commit failed, and the store takes nothing more until it is opened again (HTTP 503).
+    #[error("the store has failed: {what}")]
+    Failed {
+        /// What was tried, on what.
+        what: String,
+        /// Why it failed.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The back end failed.
     #[error("{what}")]
     Backend {
@@ -189,6 +235,13 @@ pub trait Store: Send + Sync + 'static {
     /// that state may go on from there, although this life of the store has not seen how it came about. A store that does
     /// not know answers with its newest revision.
     async fn none_removed_since(&self, prefix: &str) -> Result<Revision, StoreError>;
+
+    /// Whether the store answers reads and takes writes.
+    ///
+    /// # Errors
+    ///
+    /// Why it does not.
+    async fn check(&self) -> Result<(), StoreError>;
 
     /// Forgets history before `revision`; the present stays whole.
     async fn compact(&self, revision: Revision) -> Result<(), StoreError>;

@@ -169,7 +169,7 @@ async fn of_many_writers_that_create_one_key_one_wins() {
 }
 
 #[test]
-fn a_full_disk_refuses_writes_serves_reads_and_recovers() {
+fn a_full_disk_refuses_growth_takes_deletions_and_renewals_serves_reads_and_recovers() {
     // A thread of its own, so that the small file system is seen by nobody else and dies with it.
     std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS).unwrap();
@@ -197,6 +197,15 @@ fn a_full_disk_refuses_writes_serves_reads_and_recovers() {
             std::fs::write(dir.path().join("ballast"), vec![0; 12 << 20]).unwrap();
             let store = open(dir.path());
             let value = "x".repeat(1 << 20);
+            commit(&store, vec![], vec![put("/status", &"x".repeat(500))]).await;
+            for n in 0..40 {
+                commit(
+                    &store,
+                    vec![],
+                    vec![put(&format!("/lease/{n}"), &"x".repeat(500))],
+                )
+                .await;
+            }
             let mut written = 0;
             let refused = loop {
                 match store
@@ -225,14 +234,40 @@ fn a_full_disk_refuses_writes_serves_reads_and_recovers() {
                     value.len()
                 );
             }
-            // Somebody else's file takes the rest: even the write of one byte is refused.
+            // Somebody else's file takes the rest: nothing that grows goes in, whatever is beside it in its group.
+            commit(&store, vec![], vec![]).await;
             std::fs::write(dir.path().join("rest"), vec![0; 64 << 20]).unwrap_err();
-            let refused = store
-                .txn(vec![], vec![put("/small", "1")], Durability::Immediate)
-                .await
-                .unwrap_err();
-            assert!(matches!(refused, StoreError::NoSpace { .. }), "{refused:?}");
+            for n in 1..40 {
+                let (create, delete, change) = tokio::join!(
+                    store.txn(vec![], vec![put("/small", "1")], Durability::Immediate),
+                    store.txn(
+                        vec![],
+                        vec![Op::Delete(format!("/lease/{n}"))],
+                        Durability::Immediate
+                    ),
+                    store.txn(
+                        vec![],
+                        vec![put("/status", &format!("{n:500}"))],
+                        Durability::Immediate
+                    ),
+                );
+                let refused = create.unwrap_err();
+                assert!(matches!(refused, StoreError::NoSpace { .. }), "{refused:?}");
+                delete.unwrap();
+                change.unwrap();
+                renew(&store, "/lease/0", &format!("{n:500}")).await;
+            }
+            // Others keep taking what they can get.
+            let _ = std::fs::write(dir.path().join("more"), vec![0; 64 << 20]);
+            commit(&store, vec![], vec![Op::Delete("/0".to_owned())]).await;
             assert_eq!(store.get("/small").await.unwrap(), None);
+            drop(store);
+            let store = open(dir.path());
+            assert_eq!(store.get("/0").await.unwrap(), None);
+            assert_eq!(store.get("/lease/1").await.unwrap(), None);
+            renew(&store, "/lease/0", &"x".repeat(500)).await;
+            commit(&store, vec![], vec![Op::Delete("/1".to_owned())]).await;
+            std::fs::remove_file(dir.path().join("more")).unwrap();
             std::fs::remove_file(dir.path().join("rest")).unwrap();
             std::fs::remove_file(dir.path().join("ballast")).unwrap();
             let room = commit(&store, vec![], vec![put("/again", &value)]).await;
