@@ -43,7 +43,7 @@ pub fn define(generator: &mut SchemaGenerator) -> KindOf {
         api::coordination::v1 { Lease }
         api::discovery::v1 { EndpointSlice }
         api::events::v1 { Event }
-        api::networking::v1 { Ingress, IngressClass, NetworkPolicy }
+        api::networking::v1 { IPAddress, Ingress, IngressClass, NetworkPolicy }
         api::node::v1 { RuntimeClass }
         api::policy::v1 { Eviction, PodDisruptionBudget }
         api::rbac::v1 { ClusterRole, ClusterRoleBinding, Role, RoleBinding }

@@ -7,7 +7,7 @@ use crate::resource::Subresource::{
     Proxy, Resize, Scale, Status, Token,
 };
 use crate::resource::{GroupVersionKind, Resource, Scope, Subresource, Verb};
-use crate::strategy::{self, Strategy};
+use crate::strategy::{self, Review, Strategy};
 
 /// Every verb of a stored resource, in discovery's order.
 const ALL: &[Verb] = &[
@@ -65,10 +65,16 @@ fn row(
     }
 }
 
-fn request(api: &'static str, kind: &'static str, plural: &'static str, scope: Scope) -> Row {
+fn request(
+    api: &'static str,
+    kind: &'static str,
+    plural: &'static str,
+    scope: Scope,
+    review: Review,
+) -> Row {
     Row {
         verbs: REQUEST,
-        ..row(api, kind, plural, "", scope, &[], strategy::Plain)
+        ..row(api, kind, plural, "", scope, &[], strategy::Request(review))
     }
 }
 
@@ -199,30 +205,35 @@ fn rows() -> Vec<Row> {
             "SelfSubjectReview",
             "selfsubjectreviews",
             CLUSTER,
+            Review::SelfSubject,
         ),
         request(
             "authentication.k8s.io/v1",
             "TokenReview",
             "tokenreviews",
             CLUSTER,
+            Review::Token,
         ),
         request(
             "authorization.k8s.io/v1",
             "LocalSubjectAccessReview",
             "localsubjectaccessreviews",
             NAMESPACED,
+            Review::SubjectAccess,
         ),
         request(
             "authorization.k8s.io/v1",
             "SelfSubjectAccessReview",
             "selfsubjectaccessreviews",
             CLUSTER,
+            Review::SelfSubjectAccess,
         ),
         request(
             "authorization.k8s.io/v1",
             "SubjectAccessReview",
             "subjectaccessreviews",
             CLUSTER,
+            Review::SubjectAccess,
         ),
         row(
             "certificates.k8s.io/v1",
@@ -259,6 +270,15 @@ fn rows() -> Vec<Row> {
             NAMESPACED,
             &[],
             strategy::Event::new(),
+        ),
+        row(
+            "networking.k8s.io/v1",
+            "IPAddress",
+            "ipaddresses",
+            "ip",
+            CLUSTER,
+            &[],
+            strategy::IpAddress,
         ),
     ]
 }
@@ -338,12 +358,7 @@ mod tests {
             let mut object = serde_json::json!({ "metadata": { "name": "x" } });
             Schemas::builtin().apply_defaults(&resource.gvk, &mut object);
             resource.strategy.default(&mut object);
-            let ctx = crate::strategy::Context {
-                user: "u".into(),
-                groups: vec!["g".into()],
-                now: "2026-01-01T00:00:00Z".into(),
-                dry_run: false,
-            };
+            let ctx = crate::strategy::Context::component("u");
             resource.strategy.prepare_for_create(&ctx, &mut object);
             resource.strategy.validate(&object);
             let stored = object.clone();

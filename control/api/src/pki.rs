@@ -1,12 +1,16 @@
 //! The cluster's keys and certificates: one CA, what it has issued to the control plane, and kubeconfig files.
 //!
 //! Everything lies as PEM under `<data-dir>/server/tls`, under kubeadm's names; private keys have mode 0600. What is missing,
-//! about to expire or not valid for the server's present names is made anew at the start, so nothing has to be renewed by hand.
+//! about to expire or not valid for the server's present names is made anew, at the start and while the server runs
+//! ([`renewal`]), so nothing has to be renewed by hand but the CA itself, every ten years.
+
+pub mod renewal;
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -19,7 +23,7 @@ use time::{Duration, OffsetDateTime};
 const CA_VALIDITY: Duration = Duration::days(3650);
 /// How long an issued certificate is valid.
 const VALIDITY: Duration = Duration::days(365);
-/// A certificate with less time than this left is issued anew at the start.
+/// A certificate with less time than this left is issued anew.
 const RENEW_BEFORE: Duration = Duration::days(120);
 /// How far back certificates are valid, for clocks that run behind.
 const BACKDATE: Duration = Duration::minutes(5);
@@ -77,11 +81,19 @@ pub enum Purpose {
     },
 }
 
-/// The keys of one control plane.
-pub struct Pki {
+/// What tells the time: the system's clock, or that of a test.
+pub type Clock = Arc<dyn Fn() -> OffsetDateTime + Send + Sync>;
+
+/// The keys of one control plane. Clones are the same keys.
+#[derive(Clone)]
+pub struct Pki(Arc<Keys>);
+
+struct Keys {
     dir: PathBuf,
+    clock: Clock,
     ca: Issuer<'static, KeyPair>,
     ca_cert_pem: String,
+    ca_expires: OffsetDateTime,
     ca_key_pem: String,
     service_account_key_pem: String,
     service_account_public_pem: String,
@@ -94,6 +106,15 @@ impl Pki {
     ///
     /// If a file cannot be read or written, or is no key or certificate.
     pub fn open(dir: &Path) -> Result<Self, PkiError> {
+        Self::open_with_clock(dir, Arc::new(OffsetDateTime::now_utc))
+    }
+
+    /// The same, with another clock than the system's.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pki::open`].
+    pub fn open_with_clock(dir: &Path, clock: Clock) -> Result<Self, PkiError> {
         fs::create_dir_all(dir).map_err(file("create", dir))?;
         let key_path = dir.join("ca.key");
         let cert_path = dir.join("ca.crt");
@@ -102,7 +123,7 @@ impl Pki {
         let ca_cert_pem = match read_optional(&cert_path)? {
             Some(pem) => pem,
             None => {
-                let pem = ca_params()
+                let pem = ca_params(clock())
                     .self_signed(&key)
                     .map_err(certificate("the CA"))?
                     .pem();
@@ -111,42 +132,57 @@ impl Pki {
             }
         };
         let ca = Issuer::from_ca_cert_pem(&ca_cert_pem, key).map_err(certificate("the CA"))?;
+        let ca_expires = expiry(&ca_cert_pem).ok_or_else(|| PkiError::Certificate {
+            subject: "the CA".to_owned(),
+            source: rcgen::Error::CouldNotParseCertificate,
+        })?;
         let service_account = open_key(&dir.join("sa.key"), "service accounts")?;
         let service_account_public_pem = service_account.public_key_pem();
         write(&dir.join("sa.pub"), &service_account_public_pem, 0o644)?;
-        Ok(Self {
+        Ok(Self(Arc::new(Keys {
             dir: dir.to_owned(),
+            clock,
             ca,
             ca_cert_pem,
+            ca_expires,
             ca_key_pem,
             service_account_key_pem: service_account.serialize_pem(),
             service_account_public_pem,
-        })
+        })))
+    }
+
+    fn now(&self) -> OffsetDateTime {
+        (self.0.clock)()
+    }
+
+    /// How long the CA's certificate is still valid; negative once it is not.
+    pub fn ca_validity_left(&self) -> Duration {
+        self.0.ca_expires - self.now()
     }
 
     /// The CA's certificate, PEM.
     pub fn ca_cert_pem(&self) -> &str {
-        &self.ca_cert_pem
+        &self.0.ca_cert_pem
     }
 
     /// The CA's private key, PEM.
     pub fn ca_key_pem(&self) -> &str {
-        &self.ca_key_pem
+        &self.0.ca_key_pem
     }
 
     /// The private key that signs service account tokens: P-256 (ES256), PKCS #8 PEM.
     pub fn service_account_key_pem(&self) -> &str {
-        &self.service_account_key_pem
+        &self.0.service_account_key_pem
     }
 
     /// The public half of [`Pki::service_account_key_pem`], PEM.
     pub fn service_account_public_pem(&self) -> &str {
-        &self.service_account_public_pem
+        &self.0.service_account_public_pem
     }
 
     /// The SHA-256 of the CA certificate's DER, in hexadecimal: what a join token pins.
     pub fn ca_hash(&self) -> String {
-        ca_hash(&self.ca_cert_pem).unwrap_or_default()
+        ca_hash(&self.0.ca_cert_pem).unwrap_or_default()
     }
 
     /// The identity stored as `<name>.crt` and `<name>.key`; issued anew if it is missing, for another purpose, not from
@@ -156,8 +192,8 @@ impl Pki {
     ///
     /// If a file cannot be read or written.
     pub fn identity(&self, name: &str, purpose: &Purpose) -> Result<Identity, PkiError> {
-        let cert_path = self.dir.join(format!("{name}.crt"));
-        let key_path = self.dir.join(format!("{name}.key"));
+        let cert_path = self.0.dir.join(format!("{name}.crt"));
+        let key_path = self.0.dir.join(format!("{name}.key"));
         let key = open_key(&key_path, name)?;
         let key_pem = key.serialize_pem();
         if let Some(cert_pem) = read_optional(&cert_path)?
@@ -165,9 +201,10 @@ impl Pki {
         {
             return Ok(Identity { cert_pem, key_pem });
         }
-        let params = leaf_params(purpose).map_err(certificate(name))?;
+        let end = self.0.ca_expires;
+        let params = leaf_params(purpose, self.now(), end).map_err(certificate(name))?;
         let cert_pem = params
-            .signed_by(&key, &self.ca)
+            .signed_by(&key, &self.0.ca)
             .map_err(certificate(name))?
             .pem();
         write(&cert_path, &cert_pem, 0o644)?;
@@ -181,13 +218,13 @@ impl Pki {
         let Ok(cert) = pem.parse_x509() else {
             return false;
         };
-        let Ok((_, ca)) = x509_parser::pem::parse_x509_pem(self.ca_cert_pem.as_bytes()) else {
+        let Ok((_, ca)) = x509_parser::pem::parse_x509_pem(self.0.ca_cert_pem.as_bytes()) else {
             return false;
         };
         let Ok(ca) = ca.parse_x509() else {
             return false;
         };
-        let left = cert.validity().not_after.to_datetime() - OffsetDateTime::now_utc();
+        let left = cert.validity().not_after.to_datetime() - self.now();
         let (name, groups, hosts) = match purpose {
             Purpose::Client { user, groups } => (user, groups, &Vec::new()),
             Purpose::Server {
@@ -205,7 +242,8 @@ impl Pki {
             .iter_organization()
             .filter_map(|a| a.as_str().ok())
             .collect();
-        left > RENEW_BEFORE
+        // Near the CA's own end nothing can be issued that lasts longer.
+        left > RENEW_BEFORE.min(self.ca_validity_left() - Duration::DAY)
             && cert.issuer() == ca.subject()
             && cert.verify_signature(Some(ca.public_key())).is_ok()
             && cert.public_key().raw
@@ -323,11 +361,18 @@ fn address(octets: &[u8]) -> Option<String> {
         .map(|v6| std::net::Ipv6Addr::from(v6).to_string())
 }
 
-fn ca_params() -> CertificateParams {
+/// When a certificate ends; `None` if it is none.
+fn expiry(cert_pem: &str) -> Option<OffsetDateTime> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(cert_pem.as_bytes()).ok()?;
+    let certificate = pem.parse_x509().ok()?;
+    Some(certificate.validity().not_after.to_datetime())
+}
+
+fn ca_params(now: OffsetDateTime) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     // The time makes the CA of a recreated cluster another one to whoever kept the old certificate.
-    let name = format!("knarr-ca@{}", OffsetDateTime::now_utc().unix_timestamp());
+    let name = format!("knarr-ca@{}", now.unix_timestamp());
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![
@@ -335,11 +380,15 @@ fn ca_params() -> CertificateParams {
         KeyUsagePurpose::CrlSign,
         KeyUsagePurpose::DigitalSignature,
     ];
-    validity(&mut params, CA_VALIDITY);
+    validity(&mut params, now, now + CA_VALIDITY);
     params
 }
 
-fn leaf_params(purpose: &Purpose) -> Result<CertificateParams, rcgen::Error> {
+fn leaf_params(
+    purpose: &Purpose,
+    now: OffsetDateTime,
+    ca_expires: OffsetDateTime,
+) -> Result<CertificateParams, rcgen::Error> {
     let (name, groups, hosts, usage) = match purpose {
         Purpose::Client { user, groups } => (
             user,
@@ -374,14 +423,14 @@ fn leaf_params(purpose: &Purpose) -> Result<CertificateParams, rcgen::Error> {
     ];
     params.extended_key_usages = vec![usage];
     params.use_authority_key_identifier_extension = true;
-    validity(&mut params, VALIDITY);
+    // Nobody accepts it without the CA's.
+    validity(&mut params, now, (now + VALIDITY).min(ca_expires));
     Ok(params)
 }
 
-fn validity(params: &mut CertificateParams, length: Duration) {
-    let now = OffsetDateTime::now_utc();
+fn validity(params: &mut CertificateParams, now: OffsetDateTime, end: OffsetDateTime) {
     params.not_before = now - BACKDATE;
-    params.not_after = now + length;
+    params.not_after = end;
 }
 
 fn open_key(path: &Path, subject: &str) -> Result<KeyPair, PkiError> {

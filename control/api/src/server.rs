@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -12,14 +12,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::UserInfo;
 use crate::auth::authorize::{Authorizer, IdentityIsEnough};
+use crate::auth::secrets;
 use crate::auth::token::{KeyError, Tokens};
 use crate::http::local::LocalService;
+use crate::http::seat::Seats;
 use crate::http::serve::{self, TlsError};
 use crate::http::{Metrics, Nodes};
 use crate::kinds;
+use crate::openapi::cache::Documents;
+use crate::pki::renewal::{Renewal, Shown};
 use crate::pki::{Pki, PkiError, Purpose};
-use crate::registry::{Registry, expiry};
+use crate::registry::{Registry, defaults, expiry, services};
 use crate::status::ApiError;
+use crate::supervise::supervised;
 
 /// How the server is to be.
 #[derive(Clone, Debug)]
@@ -36,6 +41,16 @@ pub struct ApiServerConfig {
     pub node_ports: RangeInclusive<u16>,
     /// How long an event stays after its last change.
     pub event_ttl: Duration,
+    /// How many requests that read are carried out at once (`--max-requests-inflight`); 0 for any number.
+    pub max_reading: usize,
+    /// The same for those that change something (`--max-mutating-requests-inflight`).
+    pub max_changing: usize,
+    /// How many connections there may be; more wait to be accepted.
+    pub max_connections: usize,
+    /// How long a client may take for each of: the TLS handshake, its first request, the head of a request.
+    pub head_timeout: Duration,
+    /// What the program was built from.
+    pub build: crate::Build,
 }
 
 impl ApiServerConfig {
@@ -55,6 +70,11 @@ impl Default for ApiServerConfig {
             cluster_domain: "cluster.local".to_owned(),
             node_ports: 30000..=32767,
             event_ttl: Duration::from_secs(3600),
+            max_reading: 400,
+            max_changing: 200,
+            max_connections: 10_000,
+            head_timeout: Duration::from_secs(30),
+            build: crate::Build::default(),
         }
     }
 }
@@ -94,6 +114,9 @@ pub enum OpenError {
     },
 }
 
+/// Tells how other parts of the program do, by name.
+pub(crate) type Parts = Box<dyn Fn() -> Vec<(String, Result<(), String>)> + Send + Sync>;
+
 /// What every request may use.
 pub struct Inner {
     pub(crate) config: ApiServerConfig,
@@ -102,6 +125,10 @@ pub struct Inner {
     pub(crate) authorizer: Arc<dyn Authorizer>,
     pub(crate) nodes: Nodes,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) seats: Seats,
+    /// How the other parts of the program do, if somebody says so.
+    pub(crate) parts: OnceLock<Parts>,
+    pub(crate) documents: Documents,
     pub(crate) ca_cert_pem: String,
     /// Ends watches and upgraded connections.
     pub(crate) stop: CancellationToken,
@@ -112,6 +139,7 @@ pub struct Inner {
 pub struct ApiServer {
     inner: Arc<Inner>,
     tls: Arc<rustls::ServerConfig>,
+    renewal: Arc<Renewal>,
 }
 
 impl ApiServer {
@@ -133,27 +161,40 @@ impl ApiServer {
         )
         .await
         .map_err(|source| OpenError::Store { source })?;
-        let serving = pki
-            .identity(
-                "apiserver",
-                &serving(&config, registry.services.first_address()),
-            )
-            .map_err(|source| OpenError::Pki { source })?;
-        let client = Purpose::Client {
-            user: "kube-apiserver-kubelet-client".to_owned(),
-            groups: vec!["system:masters".to_owned()],
-        };
-        let client = pki
-            .identity("apiserver-kubelet-client", &client)
-            .map_err(|source| OpenError::Pki { source })?;
+        let (keys, renewal) = (pki, Renewal::new(pki.clone()));
         let tls = |source| OpenError::Tls { source };
+        let shown = |name: &str, purpose: Purpose| {
+            let pki = |source| OpenError::Pki { source };
+            let shown = Shown::new(&keys.identity(name, &purpose).map_err(pki)?);
+            let shown = shown.map_err(tls)?;
+            let later = shown.clone();
+            renewal
+                .keep(name, purpose, move |identity| Ok(later.replace(identity)?))
+                .map_err(pki)?;
+            Ok(shown)
+        };
+        let serving = shown(
+            "apiserver",
+            serving(&config, registry.services.first_address()),
+        )?;
+        let client = shown(
+            "apiserver-kubelet-client",
+            Purpose::Client {
+                user: "kube-apiserver-kubelet-client".to_owned(),
+                groups: vec!["system:masters".to_owned()],
+            },
+        )?;
+        let mut metrics = Metrics::default();
         let inner = Inner {
             tokens: Tokens::new(pki, &config.cluster_domain)
                 .map_err(|source| OpenError::Key { source })?,
-            nodes: Nodes::new(pki.ca_cert_pem(), &client).map_err(tls)?,
+            nodes: Nodes::new(pki.ca_cert_pem(), client).map_err(tls)?,
             registry: Arc::new(registry),
             authorizer: Arc::new(IdentityIsEnough),
-            metrics: Arc::default(),
+            seats: Seats::new(config.max_reading, config.max_changing, metrics.registry()),
+            parts: OnceLock::new(),
+            documents: Documents::default(),
+            metrics: Arc::new(metrics),
             ca_cert_pem: pki.ca_cert_pem().to_owned(),
             stop: CancellationToken::new(),
             config,
@@ -164,19 +205,33 @@ impl ApiServer {
             .ensure_defaults(advertise.ip(), advertise.port())
             .await
             .map_err(|source| OpenError::Defaults { source })?;
+        let (registry, stop) = (Arc::downgrade(&inner.registry), inner.stop.clone());
+        tokio::spawn(supervised("the cluster's own objects", move || {
+            let (address, port) = (advertise.ip(), advertise.port());
+            defaults::keep(registry.clone(), address, port, stop.clone())
+        }));
+        let (registry, stop) = (Arc::downgrade(&inner.registry), inner.stop.clone());
+        tokio::spawn(supervised("allocations of services", move || {
+            services::keep(registry.clone(), stop.clone())
+        }));
         if let Some(events) = inner.registry.collection("events") {
             let registry = Arc::downgrade(&inner.registry);
-            tokio::spawn(expiry::run(
-                registry,
-                events.clone(),
-                inner.config.event_ttl,
-                inner.stop.clone(),
-            ));
+            let (events, stop) = (events.clone(), inner.stop.clone());
+            let ttl = inner.config.event_ttl;
+            tokio::spawn(supervised("expiry of events", move || {
+                expiry::run(registry.clone(), events.clone(), ttl, stop.clone())
+            }));
         }
-        let tls = serve::tls(pki.ca_cert_pem(), &serving).map_err(tls)?;
+        let tls = serve::tls(pki.ca_cert_pem(), serving).map_err(tls)?;
+        let inner = Arc::new(inner);
+        let (server, stop) = (Arc::downgrade(&inner), inner.stop.clone());
+        tokio::spawn(supervised("tokens of secrets", move || {
+            secrets::run(server.clone(), stop.clone())
+        }));
         Ok(Self {
-            inner: Arc::new(inner),
+            inner,
             tls,
+            renewal: Arc::new(renewal),
         })
     }
 
@@ -192,6 +247,19 @@ impl ApiServer {
     ) -> Result<(), std::io::Error> {
         serve::run(self.inner.clone(), listener, self.tls.clone(), stop).await;
         Ok(())
+    }
+
+    /// Lets `/healthz` tell how other parts of the program do: a check for each, by name. The first call counts.
+    pub fn tell_of(
+        &self,
+        parts: impl Fn() -> Vec<(String, Result<(), String>)> + Send + Sync + 'static,
+    ) {
+        self.inner.parts.get_or_init(|| Box::new(parts));
+    }
+
+    /// The certificates that [`Renewal::run`] keeps valid: the server's own, and what is added.
+    pub fn certificates(&self) -> &Arc<Renewal> {
+        &self.renewal
     }
 
     /// The way in for a part of this process that acts as `user`: `kube::Client::new(service, "default")` works on it.

@@ -1,11 +1,14 @@
 //! Who may do what.
 //!
 //! Until RBAC is here, the rule is plain: whoever has an identity may do everything, except that the users of bootstrap
-//! tokens may only ask for certificates. Users without an identity see health, version and the CA's certificate.
+//! tokens may only ask for certificates, and that administrators alone may act as somebody else. Users without an identity see health, version and the CA's certificate.
 
 use super::UserInfo;
 use super::bootstrap::BOOTSTRAPPERS;
 use crate::status::ApiError;
+
+/// The verb of acting as somebody else, which is a right of its own.
+pub const IMPERSONATE: &str = "impersonate";
 
 /// What a request wants to do.
 #[derive(Clone, Copy, Debug, Default)]
@@ -81,6 +84,9 @@ impl Authorizer for IdentityIsEnough {
             } else {
                 Decision::deny()
             };
+        }
+        if attributes.verb == IMPERSONATE {
+            return Decision::deny();
         }
         if user.is_in(super::AUTHENTICATED) {
             return Decision::allow("every user with an identity may, until RBAC decides");
@@ -164,7 +170,16 @@ mod tests {
         let anonymous = UserInfo::anonymous();
         let joining = UserInfo::new("system:bootstrap:abcdef", [BOOTSTRAPPERS.to_owned()]);
         let node = UserInfo::new("system:node:a", ["system:nodes".to_owned()]);
+        let becoming = Attributes {
+            verb: IMPERSONATE,
+            resource: "groups",
+            name: "system:masters",
+            ..Attributes::default()
+        };
+        let admin = UserInfo::new("admin", ["system:masters".to_owned()]);
         let allowed = |user: &UserInfo, what| IdentityIsEnough.authorize(user, what).allowed;
+        assert!(allowed(&admin, &becoming));
+        assert!(!allowed(&node, &becoming) && !allowed(&joining, &becoming));
         assert!(
             allowed(&anonymous, &health)
                 && !allowed(&anonymous, &pods)

@@ -1,12 +1,19 @@
 //! Who asks, and whether they may.
 //!
-//! `token` signs and checks service account tokens, `bootstrap` knows the tokens with which nodes join, `authorize` decides.
+//! `token` signs and checks service account tokens, `secrets` keeps those that live in secrets, `bootstrap` knows the tokens
+//! with which nodes join, `impersonate` lets somebody act as somebody else, `authorize` decides.
 
 pub mod authorize;
 pub mod bootstrap;
+pub mod impersonate;
+pub mod secrets;
 pub mod token;
 
+mod cache;
+mod jwt;
+
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
@@ -109,14 +116,14 @@ impl UserInfo {
 pub fn authenticate(
     registry: &Registry,
     tokens: &token::Tokens,
-    certificate: Option<&UserInfo>,
+    certificate: Option<&Arc<UserInfo>>,
     headers: &HeaderMap,
-) -> Result<UserInfo, ApiError> {
+) -> Result<Arc<UserInfo>, ApiError> {
     if let Some(user) = certificate {
         return Ok(user.clone());
     }
     let Some(value) = headers.get(AUTHORIZATION) else {
-        return Ok(UserInfo::anonymous());
+        return Ok(Arc::new(UserInfo::anonymous()));
     };
     let bearer = value.to_str().ok().and_then(|value| {
         let (scheme, token) = value.split_once(' ')?;
@@ -125,9 +132,16 @@ pub fn authenticate(
     let Some(bearer) = bearer.filter(|token| !token.is_empty()) else {
         return Err(ApiError::unauthorized());
     };
-    by_token(registry, tokens, bearer, &[])
-        .map(|(user, _)| user)
-        .ok_or_else(ApiError::unauthorized)
+    let user = if is_jwt(bearer) {
+        tokens.user(registry, bearer)
+    } else {
+        bootstrap::user(registry, bearer).map(Arc::new)
+    };
+    user.ok_or_else(ApiError::unauthorized)
+}
+
+fn is_jwt(bearer: &str) -> bool {
+    bearer.bytes().filter(|byte| *byte == b'.').count() == 2
 }
 
 /// The user of a bearer token and the audiences for which it is good; `audiences` are those that are asked for, none for the API's.
@@ -136,9 +150,10 @@ pub fn by_token(
     tokens: &token::Tokens,
     bearer: &str,
     audiences: &[String],
-) -> Option<(UserInfo, Vec<String>)> {
-    if bearer.matches('.').count() == 2 {
+) -> Option<(Arc<UserInfo>, Vec<String>)> {
+    if is_jwt(bearer) {
         return tokens.verify(registry, bearer, audiences);
     }
-    bootstrap::user(registry, bearer).map(|user| (user, tokens.audiences_or_default(audiences)))
+    let user = bootstrap::user(registry, bearer)?;
+    Some((Arc::new(user), tokens.audiences_or_default(audiences)))
 }

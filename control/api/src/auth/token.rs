@@ -1,43 +1,128 @@
 //! Service account tokens: JWTs signed with ES256, as kube-apiserver makes them (`pkg/serviceaccount`).
+//!
+//! The signature of a token is checked once; what it is bound to is looked up with every request, so that a token ends at
+//! once with its account, pod, node or secret.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use knarr_store::Revision;
+use parking_lot::Mutex;
+use rustls_pki_types::PrivatePkcs8KeyDer;
+use rustls_pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
 
 use super::UserInfo;
+use super::cache::{self, Cache};
+use super::jwt::SigningKey;
 use crate::pki::Pki;
 use crate::registry::Registry;
+use crate::registry::entry::Entry;
 use crate::status::ApiError;
 
-/// An uncompressed point of P-256: a tag and two coordinates.
-const POINT: usize = 65;
+/// How many tokens are remembered whose signature was right: every pod of a large cluster has one or two.
+const REMEMBERED: usize = 16_384;
+/// How many are remembered that are none …
+const REMEMBERED_BAD: usize = 1024;
+/// … and for how long.
+const BAD_FOR: Duration = Duration::from_secs(10);
+/// How far clocks may be apart, in seconds.
+const LEEWAY: i64 = 10;
+/// How long an object that is being deleted still stands for its tokens, in seconds (kube-apiserver, `validator.Validate`).
+const DELETED_FOR: i64 = 60;
 
 /// Why the key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// It cannot be parsed.
+    /// The private key cannot be parsed.
     #[error("the service accounts' key")]
     Parse {
         /// Why.
-        source: jsonwebtoken::errors::Error,
+        source: rustls_pki_types::pem::Error,
+    },
+    /// The public key cannot be parsed.
+    #[error("the service accounts' public key")]
+    Public {
+        /// Why.
+        source: rustls_pki_types::pem::Error,
     },
     /// It is not a P-256 key.
-    #[error("the service accounts' public key is no P-256 key")]
-    Kind,
+    #[error("the service accounts' key is no P-256 key: {reason}")]
+    Kind {
+        /// What is wrong with it.
+        reason: ring::error::KeyRejected,
+    },
 }
 
 /// Signs and checks tokens.
 pub struct Tokens {
-    encoding: EncodingKey,
-    decoding: DecodingKey,
+    key: SigningKey,
     key_id: String,
-    point: [u8; POINT],
     issuer: String,
+    verified: Cache<Verified>,
+    bad: Cache<Instant>,
+}
+
+/// A token whose signature and issuer are right.
+struct Verified {
+    user: Arc<UserInfo>,
+    audiences: Vec<String>,
+    not_before: i64,
+    expires: i64,
+    bound: Vec<Bound>,
+}
+
+/// An object that a token is bound to.
+struct Bound {
+    /// Its collection.
+    prefix: &'static str,
+    /// Its key there.
+    key: String,
+    uid: String,
+    /// The revision of the object that was looked at last, and when the token ends because that is being deleted.
+    seen: Mutex<(Revision, i64)>,
+}
+
+impl Bound {
+    fn new(prefix: &'static str, namespace: &str, reference: &Reference) -> Self {
+        let key = crate::registry::write::key(namespace, &reference.name);
+        Self {
+            prefix,
+            key,
+            uid: reference.uid.clone(),
+            seen: Mutex::new((0, i64::MAX)),
+        }
+    }
+
+    /// Whether the object is still there, and still the same.
+    fn stands(&self, registry: &Registry, now: i64) -> bool {
+        let entry = registry
+            .collection(self.prefix)
+            .and_then(|collection| collection.get(&self.key));
+        let Some(entry) = entry.filter(|entry| *entry.uid == *self.uid) else {
+            return false;
+        };
+        let mut seen = self.seen.lock();
+        if seen.0 != entry.revision {
+            *seen = (entry.revision, end(&entry));
+        }
+        let (_, ends) = *seen;
+        now <= ends
+    }
+}
+
+/// When the tokens that are bound to an object end: a minute after its deletion was asked for.
+fn end(entry: &Entry) -> i64 {
+    let object = entry.parse();
+    let deleted = object["metadata"]["deletionTimestamp"].as_str();
+    let deleted = deleted.and_then(|time| time.parse::<jiff::Timestamp>().ok());
+    deleted.map_or(i64::MAX, |time| time.as_second() + DELETED_FOR)
 }
 
 /// An object that a token names.
@@ -90,6 +175,8 @@ pub struct Grant {
     pub pod: Option<(Reference, Option<Reference>)>,
     /// The secret it is bound to.
     pub secret: Option<Reference>,
+    /// The node it is bound to, without a pod.
+    pub node: Option<Reference>,
 }
 
 impl Tokens {
@@ -99,28 +186,21 @@ impl Tokens {
     ///
     /// If they are not a P-256 key pair.
     pub fn new(pki: &Pki, cluster_domain: &str) -> Result<Self, KeyError> {
-        let parse = |source| KeyError::Parse { source };
-        let public = pki.service_account_public_pem();
-        let encoding =
-            EncodingKey::from_ec_pem(pki.service_account_key_pem().as_bytes()).map_err(parse)?;
-        let decoding = DecodingKey::from_ec_pem(public.as_bytes()).map_err(parse)?;
-        let (_, pem) =
-            x509_parser::pem::parse_x509_pem(public.as_bytes()).map_err(|_| KeyError::Kind)?;
-        let point = pem
-            .contents
-            .len()
-            .checked_sub(POINT)
-            .and_then(|at| pem.contents[at..].try_into().ok())
-            .filter(|point: &[u8; POINT]| point[0] == 4)
-            .ok_or(KeyError::Kind)?;
-        let key_id = URL_SAFE_NO_PAD.encode(Sha256::digest(&pem.contents));
+        let private = PrivatePkcs8KeyDer::from_pem_slice(pki.service_account_key_pem().as_bytes())
+            .map_err(|source| KeyError::Parse { source })?;
+        let public = pki.service_account_public_pem().as_bytes();
+        let public = rustls_pki_types::SubjectPublicKeyInfoDer::from_pem_slice(public)
+            .map_err(|source| KeyError::Public { source })?;
+        let key_id = URL_SAFE_NO_PAD.encode(Sha256::digest(&public));
+        let key = SigningKey::new(private.secret_pkcs8_der(), &key_id)
+            .map_err(|reason| KeyError::Kind { reason })?;
         let issuer = format!("https://kubernetes.default.svc.{cluster_domain}");
         Ok(Self {
-            encoding,
-            decoding,
+            key,
             key_id,
-            point,
             issuer,
+            verified: Cache::new(REMEMBERED),
+            bad: Cache::new(REMEMBERED_BAD),
         })
     }
 
@@ -153,17 +233,16 @@ impl Tokens {
             ),
             private: Private {
                 namespace: grant.namespace.clone(),
-                node: grant.pod.as_ref().and_then(|(_, node)| node.clone()),
+                node: match &grant.pod {
+                    Some((_, node)) => node.clone(),
+                    None => grant.node.clone(),
+                },
                 pod: grant.pod.as_ref().map(|(pod, _)| pod.clone()),
                 secret: grant.secret.clone(),
                 serviceaccount: grant.account.clone(),
             },
         };
-        let mut header = Header::new(Algorithm::ES256);
-        header.kid = Some(self.key_id.clone());
-        header.typ = None;
-        let token = jsonwebtoken::encode(&header, &claims, &self.encoding)
-            .map_err(|error| ApiError::internal(&error))?;
+        let token = (self.key.sign(&claims)).map_err(|error| ApiError::internal(&error))?;
         let expires =
             jiff::Timestamp::from_second(claims.exp).map_err(|error| ApiError::internal(&error))?;
         Ok((token, expires))
@@ -176,39 +255,69 @@ impl Tokens {
         registry: &Registry,
         token: &str,
         audiences: &[String],
-    ) -> Option<(UserInfo, Vec<String>)> {
-        let mut validation = Validation::new(Algorithm::ES256);
-        validation.set_issuer(&[&self.issuer]);
-        validation.validate_nbf = true;
-        validation.validate_aud = false;
-        validation.leeway = 10;
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.decoding, &validation)
-            .ok()?
-            .claims;
+    ) -> Option<(Arc<UserInfo>, Vec<String>)> {
+        let verified = self.valid(registry, token)?;
         let wanted = self.audiences_or_default(audiences);
         let good: Vec<String> = wanted
             .into_iter()
-            .filter(|audience| claims.aud.contains(audience))
+            .filter(|audience| verified.audiences.contains(audience))
             .collect();
-        if good.is_empty() {
+        (!good.is_empty()).then(|| (verified.user.clone(), good))
+    }
+
+    /// The user of a token that is good for the API: [`Tokens::verify`] for each request.
+    pub fn user(&self, registry: &Registry, token: &str) -> Option<Arc<UserInfo>> {
+        let verified = self.valid(registry, token)?;
+        let ours = verified.audiences.contains(&self.issuer);
+        ours.then(|| verified.user.clone())
+    }
+
+    fn valid(&self, registry: &Registry, token: &str) -> Option<Arc<Verified>> {
+        let digest = cache::of(token);
+        let verified = match self.verified.get(&digest) {
+            Some(verified) => verified,
+            None => {
+                let bad_until = self.bad.get(&digest);
+                if bad_until.is_some_and(|until| Instant::now() < *until) {
+                    return None;
+                }
+                let Some(verified) = self.signed(token) else {
+                    let until = Instant::now() + BAD_FOR;
+                    self.bad.insert(digest, Arc::new(until));
+                    return None;
+                };
+                let verified = Arc::new(verified);
+                self.verified.insert(digest, verified.clone());
+                verified
+            }
+        };
+        let now = jiff::Timestamp::now().as_second();
+        if now > verified.expires + LEEWAY {
+            self.verified.remove(&digest);
+            return None;
+        }
+        let stands = |bound: &Bound| bound.stands(registry, now);
+        (now + LEEWAY >= verified.not_before && verified.bound.iter().all(stands))
+            .then_some(verified)
+    }
+
+    /// A token that we have signed.
+    fn signed(&self, token: &str) -> Option<Verified> {
+        let claims: Claims = self.key.verify(token)?;
+        if claims.iss != self.issuer {
             return None;
         }
         let private = claims.private;
         let namespace = &*private.namespace;
-        let exists = |prefix: &str, reference: &Reference| {
-            let entry = registry
-                .collection(prefix)
-                .and_then(|c| c.get(&format!("{namespace}/{}", reference.name)));
-            entry.is_some_and(|entry| *entry.uid == *reference.uid)
-        };
-        let bound = exists("serviceaccounts", &private.serviceaccount)
-            && private.pod.as_ref().is_none_or(|pod| exists("pods", pod))
-            && private
-                .secret
-                .as_ref()
-                .is_none_or(|secret| exists("secrets", secret));
-        if !bound {
-            return None;
+        let account = &private.serviceaccount;
+        let mut bound = vec![Bound::new("serviceaccounts", namespace, account)];
+        bound
+            .extend((private.secret.iter()).map(|secret| Bound::new("secrets", namespace, secret)));
+        match (&private.pod, &private.node) {
+            // The pod's node is only told.
+            (Some(pod), _) => bound.push(Bound::new("pods", namespace, pod)),
+            (None, Some(node)) => bound.push(Bound::new("minions", "", node)),
+            (None, None) => {}
         }
         let groups = [
             "system:serviceaccounts".to_owned(),
@@ -230,19 +339,26 @@ impl Tokens {
             add("node-uid", node.uid);
         }
         user.extra = extra;
-        Some((user, good))
+        Some(Verified {
+            user: Arc::new(user),
+            audiences: claims.aud,
+            not_before: claims.nbf,
+            expires: claims.exp,
+            bound,
+        })
     }
 
     /// `/openid/v1/jwks`: the key that checks the tokens.
     pub fn jwks(&self) -> Value {
+        let (x, y) = self.key.coordinates();
         json!({ "keys": [{
             "use": "sig",
             "kty": "EC",
             "kid": self.key_id,
             "crv": "P-256",
             "alg": "ES256",
-            "x": URL_SAFE_NO_PAD.encode(&self.point[1..33]),
-            "y": URL_SAFE_NO_PAD.encode(&self.point[33..]),
+            "x": URL_SAFE_NO_PAD.encode(x),
+            "y": URL_SAFE_NO_PAD.encode(y),
         }] })
     }
 

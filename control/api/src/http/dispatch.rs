@@ -1,4 +1,4 @@
-//! The way of a request: identity, permission, then the handler of what it names.
+//! The way of a request: identity, whom it acts as, a seat, permission, then the handler of what it names.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use super::query::Query;
 use super::respond::{self, Answer};
 use super::{objects, other, reviews, subresources};
 use crate::auth::authorize::{self, Attributes};
+use crate::auth::impersonate::impersonate;
 use crate::auth::{self, UserInfo};
 use crate::registry::meta;
 use crate::registry::write::Target;
@@ -27,9 +28,9 @@ use crate::strategy::Context;
 #[derive(Clone, Debug)]
 pub enum Origin {
     /// Another part of this process, which acts as this user.
-    Local(UserInfo),
+    Local(Arc<UserInfo>),
     /// A connection, and the user of its client certificate, if it showed one.
-    Connection(Option<UserInfo>),
+    Connection(Option<Arc<UserInfo>>),
 }
 
 /// A request on its way.
@@ -37,7 +38,7 @@ pub struct Call {
     /// The server.
     pub server: Arc<Inner>,
     /// Who asks.
-    pub user: UserInfo,
+    pub user: Arc<UserInfo>,
     /// Method, path and headers.
     pub parts: Parts,
     /// The query.
@@ -64,8 +65,7 @@ impl Call {
             }
         };
         Ok(Context {
-            user: self.user.name.clone(),
-            groups: self.user.groups.clone(),
+            user: self.user.clone(),
             now: meta::now(),
             dry_run,
         })
@@ -85,25 +85,30 @@ pub async fn handle(server: Arc<Inner>, request: Request<RequestBody>, origin: O
     let path = parts.uri.path().to_owned();
     let work = route_request(server, parts, query, route, body, origin);
     let answer = if matches!(method, Method::GET | Method::HEAD) {
-        AssertUnwindSafe(work).catch_unwind().await.ok()
+        let compressed = async {
+            let answer = work.await.unwrap_or_else(|error| respond::error(&error));
+            match method {
+                Method::GET => respond::compress(answer, &headers),
+                _ => answer,
+            }
+        };
+        AssertUnwindSafe(compressed).catch_unwind().await.ok()
     } else {
         // A write goes on to its end when the client goes away in the middle: what the store has committed must also be
         // accounted for here.
-        tokio::spawn(work).await.ok()
+        let answer = tokio::spawn(work).await.ok();
+        answer.map(|answer| answer.unwrap_or_else(|error| respond::error(&error)))
     };
-    let mut answer = match answer {
-        Some(Ok(answer)) => answer,
-        Some(Err(error)) => respond::error(&error),
-        None => respond::error(&ApiError::new(
+    let mut answer = answer.unwrap_or_else(|| {
+        // Message and place were logged by the panic's hook; here is what it was about.
+        tracing::error!(%method, path, "a request caused a panic");
+        respond::error(&ApiError::new(
             500,
             "InternalError",
             "This request caused apiserver to panic. Look in the logs for details.",
-        )),
-    };
+        ))
+    });
     tracing::debug!(%method, path, code = answer.status().as_u16(), took = ?started.elapsed(), "request");
-    if method == Method::GET {
-        answer = respond::compress(answer, &headers).await;
-    }
     let audit = headers.get("audit-id").cloned().unwrap_or_else(|| {
         HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).expect("a uuid is plain ASCII")
     });
@@ -118,12 +123,13 @@ pub async fn handle(server: Arc<Inner>, request: Request<RequestBody>, origin: O
 
 async fn route_request(
     server: Arc<Inner>,
-    parts: Parts,
+    mut parts: Parts,
     query: Query,
     route: Route,
     body: RequestBody,
     origin: Origin,
 ) -> Result<Answer, ApiError> {
+    let local = matches!(origin, Origin::Local(_));
     let user = match origin {
         Origin::Local(user) => user,
         Origin::Connection(certificate) => auth::authenticate(
@@ -132,6 +138,16 @@ async fn route_request(
             certificate.as_ref(),
             &parts.headers,
         )?,
+    };
+    let user = impersonate(&*server.authorizer, user, &mut parts.headers)?;
+    // Those of this process are few, and what they do keeps the cluster alive.
+    let seat = match local {
+        true => Ok(None),
+        false => server.seats.take(&user, &parts.method, &route, &query),
+    };
+    let _seat = match seat {
+        Ok(seat) => seat,
+        Err(none) => return Ok(none.answer()),
     };
     permit(&server, &user, &parts, &query, &route)?;
     let call = Call {
@@ -142,7 +158,7 @@ async fn route_request(
     };
     match route {
         Route::Resource(path) => resource(call, path, body).await,
-        Route::Other => other::answer(&call),
+        Route::Other => other::answer(&call).await,
     }
 }
 
@@ -189,31 +205,40 @@ async fn resource(call: Call, path: ResourcePath, body: RequestBody) -> Result<A
     let Some((resource, collection)) = found else {
         return Err(ApiError::no_such_path());
     };
-    let is_namespaces = resource.plural == "namespaces" && resource.gvk.group.is_empty();
-    if resource.scope == Scope::Cluster && !path.namespace.is_empty() && !is_namespaces {
+    if resource.scope == Scope::Cluster && path.inside {
         return Err(ApiError::no_such_path());
     }
     let Some(collection) = collection else {
         return reviews::answer(&call, &resource, &path, body).boxed().await;
     };
-    let namespace = if is_namespaces {
-        String::new()
-    } else {
-        path.namespace.clone()
+    let namespace = match resource.scope {
+        Scope::Cluster => String::new(),
+        Scope::Namespaced if path.namespace.is_empty() && !path.name.is_empty() => {
+            return Err(ApiError::no_such_path());
+        }
+        Scope::Namespaced => path.namespace.clone(),
     };
-    if resource.scope == Scope::Namespaced && namespace.is_empty() && !path.name.is_empty() {
-        return Err(ApiError::no_such_path());
-    }
     let target = Target {
         resource,
         collection,
         namespace,
         name: path.name.clone(),
     };
+    let deprecation = target.resource.strategy.deprecation().map(str::to_owned);
+    let mut answer = stored(call, target, &path, body).await?;
+    respond::warn(&mut answer, deprecation.as_slice());
+    Ok(answer)
+}
+
+/// Answers a request for a resource whose objects are stored.
+async fn stored(
+    call: Call,
+    target: Target,
+    path: &ResourcePath,
+    body: RequestBody,
+) -> Result<Answer, ApiError> {
     if !path.subresource.is_empty() {
-        return subresources::answer(call, target, &path, body)
-            .boxed()
-            .await;
+        return subresources::answer(call, target, path, body).boxed().await;
     }
     let verb = match path.verb(&call.parts.method, &call.query) {
         "create" if path.name.is_empty() => Verb::Create,

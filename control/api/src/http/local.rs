@@ -19,12 +19,15 @@ use crate::server::Inner;
 #[derive(Clone)]
 pub struct LocalService {
     server: Arc<Inner>,
-    user: UserInfo,
+    user: Arc<UserInfo>,
 }
 
 impl LocalService {
     pub(crate) fn new(server: Arc<Inner>, user: UserInfo) -> Self {
-        Self { server, user }
+        Self {
+            server,
+            user: Arc::new(user),
+        }
     }
 }
 

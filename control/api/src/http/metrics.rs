@@ -85,12 +85,8 @@ pub fn labels(method: &Method, route: &Route, query: &Query) -> Labels {
         Route::Other => <_>::default(),
     };
     let verb = if verb.is_empty() { "GET" } else { verb };
-    let streams = matches!(
-        &*subresource,
-        "log" | "exec" | "attach" | "portforward" | "proxy"
-    );
     Labels {
-        long_running: verb == "WATCH" || streams,
+        long_running: matches!(route, Route::Resource(path) if path.waits(method, query)),
         timed: Timed {
             verb,
             group,
@@ -148,6 +144,11 @@ impl Drop for LongRunning {
 }
 
 impl Metrics {
+    /// Where others register theirs.
+    pub fn registry(&mut self) -> &mut Metrics_ {
+        &mut self.registry
+    }
+
     /// Counts a request. Requests for resources that do not exist are counted together, so that nobody can fill the memory.
     pub fn observe(&self, labels: Labels, code: StatusCode, took: Duration) {
         let mut timed = labels.timed;

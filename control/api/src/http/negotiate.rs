@@ -44,12 +44,25 @@ impl Output {
     ///
     /// 406 if there is none.
     pub fn negotiate(headers: &HeaderMap) -> Result<Self, ApiError> {
+        Self::pick(headers, |_| true)
+    }
+
+    /// The same for what exists only as a request, and so has no table.
+    ///
+    /// # Errors
+    ///
+    /// 406 if there is none.
+    pub fn negotiate_unstored(headers: &HeaderMap) -> Result<Self, ApiError> {
+        Self::pick(headers, |output| output.shape != OutputShape::Table)
+    }
+
+    fn pick(headers: &HeaderMap, serves: impl Fn(&Self) -> bool) -> Result<Self, ApiError> {
         let mut asked = false;
         for value in headers.get_all(ACCEPT) {
             let Ok(value) = value.to_str() else { continue };
             for part in value.split(',') {
                 asked |= !part.trim().is_empty();
-                if let Some(output) = accept(part) {
+                if let Some(output) = accept(part).filter(&serves) {
                     return Ok(output);
                 }
             }
@@ -181,6 +194,14 @@ mod tests {
             406
         );
         assert_eq!(negotiate("*/*").unwrap(), Output::JSON);
+        let unstored = |accept: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, accept.parse().unwrap());
+            Output::negotiate_unstored(&headers)
+        };
+        assert_eq!(unstored(table).unwrap(), Output::JSON);
+        let only = "application/json;as=Table;v=v1;g=meta.k8s.io";
+        assert_eq!(unstored(only).unwrap_err().code, 406);
     }
 
     #[test]

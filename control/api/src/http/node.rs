@@ -1,4 +1,4 @@
-//! What the node answers: logs, exec, attach, port-forward, and proxies to pods, services and nodes.
+//! What the node answers: logs, exec, attach, port-forward. And how requests go on to others, which `proxy` does too.
 //!
 //! The kubelet is called over TLS with this server's own client certificate. An upgraded connection (WebSocket or SPDY) is
 //! passed through byte by byte: the streams inside are between the client and the kubelet.
@@ -18,58 +18,104 @@ use tokio_rustls::TlsConnector;
 
 use super::body::{BoxError, RequestBody, ResponseBody};
 use super::dispatch::Call;
-use super::path::ResourcePath;
 use super::query::{Query, encode};
 use super::quirks::loses_websocket_output;
 use super::respond::Answer;
-use super::serve::{TlsError, certificates, private_key, trust};
-use crate::pki::Identity;
+use super::serve::{TlsError, trust};
+use super::websocket;
+use crate::pki::renewal::Shown;
 use crate::registry::write::Target;
 use crate::status::{ApiError, FieldError};
 
 const DIAL_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 const KUBELET_PORT: u64 = 10250;
 
-/// How nodes are called.
+/// How nodes, and the pods on them, are called.
 pub struct Nodes {
+    /// With our certificate, to who shows one of the CA.
     connector: TlsConnector,
+    /// Without one, to whoever answers.
+    unverified: TlsConnector,
 }
 
 impl Nodes {
     /// With the API server's own client certificate; nodes must show one of the CA.
-    pub fn new(ca_pem: &str, identity: &Identity) -> Result<Self, TlsError> {
+    pub fn new(ca_pem: &str, identity: Shown) -> Result<Self, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut config = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|source| TlsError::Rustls { source })?
             .with_root_certificates(trust(ca_pem)?)
-            .with_client_auth_cert(
-                certificates(&identity.cert_pem)?,
-                private_key(&identity.key_pem)?,
-            )
-            .map_err(|source| TlsError::Rustls { source })?;
+            .with_client_cert_resolver(Arc::new(identity));
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self {
             connector: TlsConnector::from(Arc::new(config)),
+            unverified: super::unverified::connector()?,
         })
     }
 }
 
+/// Who is spoken to, and how their failures are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Peer {
+    /// A kubelet, over TLS with certificates on both sides.
+    Kubelet,
+    /// A pod, or what else a proxy leads to.
+    Proxied {
+        /// Over TLS, with any certificate.
+        tls: bool,
+    },
+}
+
 /// Where a request goes on to.
-struct Backend {
-    host: String,
-    port: u16,
-    tls: bool,
-    path_and_query: String,
+pub(super) struct Backend {
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) peer: Peer,
+    pub(super) path_and_query: String,
 }
 
 impl Backend {
     fn unreachable(&self, error: &dyn std::fmt::Display) -> ApiError {
-        let message = format!(
-            "error dialing backend: dial tcp {}:{}: {error}",
-            self.host, self.port
-        );
-        ApiError::new(500, "InternalError", message)
+        let address = match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
+        };
+        let dial = format!("dial tcp {address}: {error}");
+        match self.peer {
+            Peer::Kubelet => ApiError::new(
+                500,
+                "InternalError",
+                format!("error dialing backend: {dial}"),
+            ),
+            Peer::Proxied { .. } => {
+                ApiError::new(503, "ServiceUnavailable", format!("{UNREACHABLE}: {dial}"))
+            }
+        }
+    }
+
+    /// A failure after the connection was there.
+    fn broken(&self, error: &dyn std::fmt::Display) -> ApiError {
+        match self.peer {
+            Peer::Kubelet => self.unreachable(error),
+            Peer::Proxied { .. } => {
+                ApiError::new(503, "ServiceUnavailable", format!("{UNREACHABLE}: {error}"))
+            }
+        }
+    }
+}
+
+/// What a proxy says of a backend that cannot be reached (apimachinery, `util/proxy/transport.go`).
+pub(super) const UNREACHABLE: &str = "error trying to reach service";
+
+/// Why a connection could not be made, in the words of Go's net package, which people and programs know.
+fn in_go_words(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
+        std::io::ErrorKind::HostUnreachable => "connect: no route to host".to_owned(),
+        std::io::ErrorKind::NetworkUnreachable => "connect: network is unreachable".to_owned(),
+        std::io::ErrorKind::TimedOut => "connect: connection timed out".to_owned(),
+        _ => error.to_string(),
     }
 }
 
@@ -80,7 +126,7 @@ async fn dial(nodes: &Nodes, backend: &Backend) -> Result<Box<dyn Stream>, ApiEr
     let connect = TcpStream::connect((&*backend.host, backend.port));
     let stream = match tokio::time::timeout(DIAL_TIMEOUT, connect).await {
         Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return Err(backend.unreachable(&error)),
+        Ok(Err(error)) => return Err(backend.unreachable(&in_go_words(&error))),
         Err(_) => return Err(backend.unreachable(&"i/o timeout")),
     };
     // Small pieces of a terminal's traffic must not wait for each other.
@@ -88,15 +134,17 @@ async fn dial(nodes: &Nodes, backend: &Backend) -> Result<Box<dyn Stream>, ApiEr
         // Slower, not wrong: small answers wait for more to send along.
         tracing::debug!(%error, "set TCP_NODELAY");
     }
-    if !backend.tls {
-        return Ok(Box::new(stream));
-    }
+    let connector = match backend.peer {
+        Peer::Kubelet => &nodes.connector,
+        Peer::Proxied { tls: true } => &nodes.unverified,
+        Peer::Proxied { tls: false } => return Ok(Box::new(stream)),
+    };
     let name = match backend.host.parse::<IpAddr>() {
         Ok(address) => ServerName::IpAddress(address.into()),
         Err(_) => ServerName::try_from(backend.host.clone())
             .map_err(|error| backend.unreachable(&error))?,
     };
-    match tokio::time::timeout(DIAL_TIMEOUT, nodes.connector.connect(name, stream)).await {
+    match tokio::time::timeout(DIAL_TIMEOUT, connector.connect(name, stream)).await {
         Ok(Ok(stream)) => Ok(Box::new(stream)),
         Ok(Err(error)) => Err(backend.unreachable(&error)),
         Err(_) => Err(backend.unreachable(&"TLS handshake timeout")),
@@ -104,13 +152,17 @@ async fn dial(nodes: &Nodes, backend: &Backend) -> Result<Box<dyn Stream>, ApiEr
 }
 
 /// Passes a request on, and its answer back; an upgrade is passed through.
-async fn forward(mut call: Call, backend: Backend, body: RequestBody) -> Result<Answer, ApiError> {
+pub(super) async fn forward(
+    mut call: Call,
+    backend: Backend,
+    body: RequestBody,
+) -> Result<Answer, ApiError> {
     let stream = dial(&call.server.nodes, &backend).await?;
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .preserve_header_case(true)
         .handshake::<_, RequestBody>(TokioIo::new(stream))
         .await
-        .map_err(|error| backend.unreachable(&error))?;
+        .map_err(|error| backend.broken(&error))?;
     tokio::spawn(connection.with_upgrades());
     let upgrade = call.parts.headers.contains_key(header::UPGRADE);
     let client = call.parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
@@ -129,7 +181,7 @@ async fn forward(mut call: Call, backend: Backend, body: RequestBody) -> Result<
     let mut answer = sender
         .send_request(request)
         .await
-        .map_err(|error| backend.unreachable(&error))?;
+        .map_err(|error| backend.broken(&error))?;
     if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
         let Some(client) = client else {
             return Err(ApiError::bad_request("Upgrade request required"));
@@ -190,7 +242,11 @@ fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
 }
 
 /// The kubelet of a node.
-fn kubelet(call: &Call, node: &str, path_and_query: String) -> Result<Backend, ApiError> {
+pub(super) fn kubelet(
+    call: &Call,
+    node: &str,
+    path_and_query: String,
+) -> Result<Backend, ApiError> {
     let nodes = call.server.registry.collection("minions");
     let entry = nodes
         .and_then(|nodes| nodes.get(node))
@@ -218,12 +274,12 @@ fn kubelet(call: &Call, node: &str, path_and_query: String) -> Result<Backend, A
     Ok(Backend {
         host: host.to_owned(),
         port: u16::try_from(port).unwrap_or(KUBELET_PORT as u16),
-        tls: true,
+        peer: Peer::Kubelet,
         path_and_query,
     })
 }
 
-fn pod(target: &Target) -> Result<Value, ApiError> {
+pub(super) fn pod(target: &Target) -> Result<Value, ApiError> {
     let entry = target
         .collection
         .get(&target.key())
@@ -249,9 +305,7 @@ fn container(target: &Target, pod: &Value, asked: &str) -> Result<String, ApiErr
     };
     let (containers, init) = (names("containers"), names("initContainers"));
     if asked.is_empty() {
-        if let [only] = &containers[..]
-            && init.is_empty()
-        {
+        if let [only] = &containers[..] {
             return Ok(only.clone());
         }
         let mut message = format!(
@@ -286,15 +340,20 @@ fn no_body() -> RequestBody {
 }
 
 /// `GET pods/<name>/log`.
-pub async fn log(call: Call, target: Target) -> Result<Answer, ApiError> {
-    let query = &call.query;
-    check_log_options(query)?;
+pub async fn log(mut call: Call, target: Target) -> Result<Answer, ApiError> {
+    check_log_options(&call.query)?;
     let pod = pod(&target)?;
-    let container = container(&target, &pod, query.text("container"))?;
+    let container = container(&target, &pod, call.query.text("container"))?;
+    let socket = websocket::asked(&mut call.parts)?;
+    let server = call.server.clone();
     // Nothing has run yet, so nothing was said.
     let Ok(node) = node_of(&target, &pod) else {
-        return Ok(super::respond::text(StatusCode::OK, ""));
+        return Ok(match socket {
+            Some(socket) => socket.stream(&server, no_body()),
+            None => super::respond::text(StatusCode::OK, ""),
+        });
     };
+    let query = &call.query;
     let mut passed = Vec::new();
     for name in ["follow", "previous", "timestamps"] {
         if query.flag(name) {
@@ -322,6 +381,9 @@ pub async fn log(call: Call, target: Target) -> Result<Answer, ApiError> {
     let mut answer = forward(call, backend, no_body()).await?;
     if !answer.status().is_success() {
         return Err(from_kubelet(answer).await);
+    }
+    if let Some(socket) = socket {
+        return Ok(socket.stream(&server, answer.into_body()));
     }
     answer
         .headers_mut()
@@ -385,15 +447,6 @@ pub async fn exec(call: Call, target: Target, what: &str) -> Result<Answer, ApiE
     let query = &call.query;
     let container = container(&target, &pod, query.text("container"))?;
     let node = node_of(&target, &pod)?;
-    if matches!(
-        pod["status"]["phase"].as_str(),
-        Some("Succeeded" | "Failed")
-    ) {
-        return Err(ApiError::bad_request(format!(
-            "cannot exec into a container in a completed pod; current phase is {}",
-            pod["status"]["phase"].as_str().unwrap_or_default()
-        )));
-    }
     if what == "exec" && query.all("command").next().is_none() {
         return Err(ApiError::bad_request(
             "you must specify at least 1 command for the container",
@@ -422,7 +475,21 @@ pub async fn exec(call: Call, target: Target, what: &str) -> Result<Answer, ApiE
         passed.join("&")
     );
     let backend = kubelet(&call, node, path)?;
+    upgraded(&call)?;
     forward(call, backend, no_body()).await
+}
+
+/// Refuses a request that asks for no other protocol.
+fn upgraded(call: &Call) -> Result<(), ApiError> {
+    let headers = &call.parts.headers;
+    let connection = headers.get_all(header::CONNECTION).iter();
+    let asks = connection
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| value.to_ascii_lowercase().contains("upgrade"));
+    if asks && headers.contains_key(header::UPGRADE) {
+        return Ok(());
+    }
+    Err(ApiError::bad_request("Upgrade request required"))
 }
 
 /// `pods/<name>/portforward`.
@@ -441,147 +508,6 @@ pub async fn port_forward(call: Call, target: Target) -> Result<Answer, ApiError
         ports.join("&")
     );
     let backend = kubelet(&call, node, path)?;
+    upgraded(&call)?;
     forward(call, backend, no_body()).await
-}
-
-/// `proxy` of nodes, pods and services. The name may be `[<scheme>:]<name>[:<port>]`.
-pub async fn proxy(
-    call: Call,
-    target: Target,
-    path: &ResourcePath,
-    body: RequestBody,
-) -> Result<Answer, ApiError> {
-    let parts: Vec<&str> = target.name.split(':').collect();
-    let (scheme, name, port) = match parts[..] {
-        [name] => ("", name, ""),
-        [name, port] => ("", name, port),
-        [scheme, name, port] => (scheme, name, port),
-        _ => {
-            return Err(ApiError::bad_request(format!(
-                "invalid {} request {:?}",
-                target.resource.singular, target.name
-            )));
-        }
-    };
-    let mut path_and_query = if path.rest.is_empty() {
-        "/".to_owned()
-    } else {
-        path.rest.clone()
-    };
-    if let Some(query) = call.parts.uri.query() {
-        path_and_query.push('?');
-        path_and_query.push_str(query);
-    }
-    let target = Target {
-        name: name.to_owned(),
-        ..target
-    };
-    let tls = scheme == "https";
-    let (host, port) = match &*target.resource.plural {
-        "nodes" => {
-            let backend = kubelet(&call, name, path_and_query)?;
-            return forward(call, backend, body).await;
-        }
-        "pods" => pod_address(&pod(&target)?, &target, port)?,
-        _ => service_address(&call, &target, port)?,
-    };
-    forward(
-        call,
-        Backend {
-            host,
-            port,
-            tls,
-            path_and_query,
-        },
-        body,
-    )
-    .await
-}
-
-fn pod_address(pod: &Value, target: &Target, port: &str) -> Result<(String, u16), ApiError> {
-    let host = pod["status"]["podIP"]
-        .as_str()
-        .filter(|ip| !ip.is_empty())
-        .ok_or_else(|| ApiError::bad_request("address not allowed"))?;
-    let ports = pod["spec"]["containers"].as_array().into_iter().flatten();
-    let first = ports
-        .flat_map(|c| c["ports"].as_array().into_iter().flatten())
-        .find_map(|p| p["containerPort"].as_u64());
-    let number = if port.is_empty() {
-        first
-    } else {
-        port.parse().ok()
-    };
-    let number = number
-        .and_then(|number| u16::try_from(number).ok())
-        .ok_or_else(|| ApiError::bad_request(format!("invalid pod request {:?}", target.name)))?;
-    Ok((host.to_owned(), number))
-}
-
-/// A ready endpoint of a service's port, which is named or numbered.
-fn service_address(call: &Call, target: &Target, port: &str) -> Result<(String, u16), ApiError> {
-    let unavailable = |detail: String| ApiError::new(503, "ServiceUnavailable", detail);
-    let entry = target
-        .collection
-        .get(&target.key())
-        .ok_or_else(|| target.not_found())?;
-    let service = entry.parse();
-    let ports = service["spec"]["ports"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
-    let wanted = match port {
-        "" if ports.len() == 1 => ports.first(),
-        "" => None,
-        port => ports.iter().find(|p| {
-            p["name"] == port || p["port"].as_u64().is_some_and(|n| n.to_string() == port)
-        }),
-    };
-    let name = wanted
-        .map(|port| port["name"].as_str().unwrap_or_default())
-        .ok_or_else(|| {
-            unavailable(format!(
-                "no service port {port:?} found for service {:?}",
-                target.name
-            ))
-        })?;
-    let slices = call
-        .server
-        .registry
-        .collection("endpointslices")
-        .map(|c| c.snapshot(&format!("{}/", target.namespace), ""));
-    for slice in slices.into_iter().flat_map(|snapshot| snapshot.entries) {
-        let own = slice
-            .labels
-            .iter()
-            .any(|(key, value)| &**key == "kubernetes.io/service-name" && **value == *target.name);
-        if !own {
-            continue;
-        }
-        let slice = slice.parse();
-        let number = slice["ports"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find_map(|port| {
-                (port["name"].as_str().unwrap_or_default() == name)
-                    .then(|| port["port"].as_u64())?
-            });
-        let address = slice["endpoints"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find_map(|endpoint| {
-                (endpoint["conditions"]["ready"] != false)
-                    .then(|| endpoint["addresses"][0].as_str().map(str::to_owned))?
-            });
-        if let (Some(address), Some(number)) = (address, number.and_then(|n| u16::try_from(n).ok()))
-        {
-            return Ok((address, number));
-        }
-    }
-    Err(unavailable(format!(
-        "no endpoints available for service {:?}",
-        target.name
-    )))
 }

@@ -14,13 +14,13 @@ use super::negotiate::{self, Output, OutputShape};
 use super::respond::{self, Answer};
 use crate::registry::delete::{self, DeleteRequest};
 use crate::registry::entry::ChangeType;
-use crate::registry::list::{At, ListRequest};
+use crate::registry::list::{At, ListRequest, parse_revision};
 use crate::registry::meta;
 use crate::registry::selector::Selector;
-use crate::registry::watch::{Frames, WatchRequest, Watcher};
+use crate::registry::watch::{Frames, Start, WatchRequest, Watcher};
 use crate::registry::write::Target;
 use crate::resource::{GroupVersionKind, Resource, Subresource, Verb};
-use crate::schema::{Decoded, FieldValidation, Format, Schemas, protobuf};
+use crate::schema::{Decoded, FieldValidation, Format, Schemas, protobuf, yaml};
 use crate::status::{ApiError, FieldError};
 use crate::table;
 
@@ -32,9 +32,9 @@ pub async fn answer(
     body: RequestBody,
 ) -> Result<Answer, ApiError> {
     match verb {
-        Verb::Get => get(&call, &target),
+        Verb::Get => get(&call, &target).await,
         Verb::List => list(&call, &target).await,
-        Verb::Watch => watch(&call, target),
+        Verb::Watch => watch(&call, target).await,
         Verb::Create => create(&call, target, body).await,
         Verb::Update => update(&call, &target, None, body).await,
         Verb::Patch => patch(&call, &target, None, body).await,
@@ -50,9 +50,21 @@ pub fn output(call: &Call) -> Result<Output, ApiError> {
     Ok(output)
 }
 
-/// GET of one object.
-pub fn get(call: &Call, target: &Target) -> Result<Answer, ApiError> {
+/// The same, for what is not stored.
+pub fn unstored_output(call: &Call) -> Result<Output, ApiError> {
+    let mut output = Output::negotiate_unstored(&call.parts.headers)?;
+    output.pretty = call.query.flag("pretty");
+    Ok(output)
+}
+
+/// GET of one object, as it is or as it was at some time since the revision that the client has seen.
+pub async fn get(call: &Call, target: &Target) -> Result<Answer, ApiError> {
     let output = output(call)?;
+    let version = call.query.text("resourceVersion");
+    if !version.is_empty() {
+        let revision = parse_revision(version)?;
+        call.server.registry.wait_for(revision).await?;
+    }
     let entry = target
         .collection
         .get(&target.key())
@@ -78,12 +90,13 @@ async fn list(call: &Call, target: &Target) -> Result<Answer, ApiError> {
     let output = output(call)?;
     let query = &call.query;
     let token = query.text("continue");
+    let limit = query.number("limit")?.unwrap_or(0);
     let at = At::parse(
         query.text("resourceVersion"),
         query.text("resourceVersionMatch"),
+        limit > 0,
         !token.is_empty(),
     )?;
-    let limit = query.number("limit")?.unwrap_or(0);
     let request = ListRequest {
         namespace: &target.namespace,
         selector: selector(call, &target.resource)?,
@@ -99,11 +112,11 @@ async fn list(call: &Call, target: &Target) -> Result<Answer, ApiError> {
     respond::list(&target.resource, page, output, query)
 }
 
-fn watch(call: &Call, target: Target) -> Result<Answer, ApiError> {
+async fn watch(call: &Call, target: Target) -> Result<Answer, ApiError> {
     let output = output(call)?;
     let query = &call.query;
     let bookmarks = query.flag("allowWatchBookmarks");
-    let (from, initial_events) = WatchRequest::start(
+    let start = WatchRequest::start(
         query.text("resourceVersion"),
         query.text("resourceVersionMatch"),
         query.optional_flag("sendInitialEvents"),
@@ -130,9 +143,8 @@ fn watch(call: &Call, target: Target) -> Result<Answer, ApiError> {
         namespace,
         name,
         selector,
-        from,
+        start,
         bookmarks,
-        initial_events,
         timeout,
     };
     let resource = target.resource;
@@ -146,27 +158,37 @@ fn watch(call: &Call, target: Target) -> Result<Answer, ApiError> {
     }
     let registry = call.server.registry.clone();
     let stop = call.server.stop.clone();
-    let started = Watcher::new(
-        registry,
-        resource,
-        target.collection,
-        request,
-        Box::new(frames),
-        stop,
-    );
+    let reached = match start {
+        Start::Present {
+            not_older_than: revision,
+            ..
+        } => registry.wait_for(revision).await,
+        Start::After(_) => Ok(()),
+    };
+    let started = reached.and_then(|()| {
+        Watcher::new(
+            registry,
+            resource,
+            target.collection,
+            request,
+            Box::new(frames),
+            stop,
+        )
+    });
     let body = match started {
         Ok(watcher) => {
             let guard = call.server.metrics.long_running();
-            body::stream(futures::stream::unfold(
-                (watcher, guard),
-                |(mut watcher, guard)| async move {
+            let chunks =
+                futures::stream::unfold((watcher, guard), |(mut watcher, guard)| async move {
                     let chunk = watcher.next().await?;
                     Some((Ok(chunk), (watcher, guard)))
-                },
-            ))
+                });
+            body::while_taken(body::stream(chunks), body::UNREAD)
         }
         // A watch that cannot start from there says so in the stream, as kube-apiserver does.
-        Err(error) if error.code == 410 => body::full(frame("ERROR", &error.to_status())),
+        Err(error) if matches!(error.code, 410 | 504) => {
+            body::full(frame("ERROR", &error.to_status()))
+        }
         Err(error) => return Err(error),
     };
     let mut response = Response::new(body);
@@ -480,9 +502,14 @@ pub async fn delete_options(
                     "couldn't get version/kind; json parse error: {error}"
                 ))
             })?,
-            Format::Yaml => serde_saphyr::from_slice(&bytes).map_err(|error| {
-                ApiError::bad_request(format!("error converting YAML to JSON: {error}"))
-            })?,
+            Format::Yaml => {
+                let text = std::str::from_utf8(&bytes)
+                    .map_err(|error| ApiError::bad_request(error.to_string()))?;
+                let parsed = yaml::parse(text).map_err(|error| {
+                    ApiError::bad_request(format!("error converting YAML to JSON: yaml: {error}"))
+                })?;
+                parsed.0
+            }
         };
         if let Some(kind) = options["kind"]
             .as_str()
@@ -518,8 +545,7 @@ async fn delete(call: &Call, target: &Target, body: RequestBody) -> Result<Answe
     let deleted = call.server.registry.delete(target, &request, &ctx).await?;
     if deleted.gone {
         let status = delete::success(target, &deleted);
-        // A pod that is removed at once is shown as it was last, as kube-apiserver does.
-        if target.resource.gvk.kind != "Pod" {
+        if !target.resource.strategy.returns_deleted() {
             let output = Output {
                 shape: OutputShape::Object,
                 ..output

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::dispatch::Call;
 use super::negotiate::{self, Output};
-use super::objects;
 use super::respond::{self, Answer};
+use super::{health, objects};
 use crate::status::ApiError;
 use crate::{VERSION, discovery, openapi};
 
@@ -28,7 +28,7 @@ const PATHS: &[&str] = &[
 ];
 
 /// Answers a request for a path that is no resource.
-pub fn answer(call: &Call) -> Result<Answer, ApiError> {
+pub async fn answer(call: &Call) -> Result<Answer, ApiError> {
     let path = call.parts.uri.path();
     if !matches!(call.parts.method, Method::GET | Method::HEAD) {
         return Err(ApiError::method_not_allowed());
@@ -41,6 +41,7 @@ pub fn answer(call: &Call) -> Result<Answer, ApiError> {
         [] => {
             let groups = resources.iter().filter(|r| !r.gvk.group.is_empty());
             let mut paths: Vec<String> = PATHS.iter().map(|path| (*path).to_owned()).collect();
+            paths.extend(health::paths());
             for resource in groups {
                 paths.push(format!("/apis/{}", resource.gvk.group));
                 paths.push(format!("/apis/{}", resource.gvk.api_version()));
@@ -80,8 +81,10 @@ pub fn answer(call: &Call) -> Result<Answer, ApiError> {
         ["apis", group, version] => {
             found(call, discovery::api_resources(resources, group, version))
         }
-        ["version"] => json(&version()),
-        ["healthz" | "livez" | "readyz", ..] => health(call, &parts),
+        ["version"] => json(&version(&server.config.build)),
+        [endpoint @ ("healthz" | "livez" | "readyz"), ref check @ ..] => {
+            health::answer(call, endpoint, check).await
+        }
         ["metrics"] => Ok(metrics(call)),
         ["cacerts"] => Ok(respond::bytes(
             StatusCode::OK,
@@ -99,47 +102,59 @@ pub fn answer(call: &Call) -> Result<Answer, ApiError> {
         [".well-known", "openid-configuration"] => {
             json(&server.tokens.discovery(&server.config.advertised()))
         }
-        ["openapi", ref name @ ..] => openapi(call, name),
+        ["openapi", ref name @ ..] => openapi(call, name).await,
         _ => Err(ApiError::no_such_path()),
     }
 }
 
-/// `/openapi/v2`, `/openapi/v3` and what is below. The documents are made when they are asked for: they are large, and clients
-/// keep them by their entity tags.
-fn openapi(call: &Call, name: &[&str]) -> Result<Answer, ApiError> {
-    let resources = call.server.registry.resources();
-    let accepted = call
-        .parts
-        .headers
+/// `/openapi/v2`, `/openapi/v3` and what is below.
+async fn openapi(call: &Call, name: &[&str]) -> Result<Answer, ApiError> {
+    let server = &call.server;
+    let resources = server.registry.resources();
+    let headers = &call.parts.headers;
+    let accepted = headers
         .get(ACCEPT)
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
     let json = "application/json";
-    let (content_type, document) = match name {
-        ["v2"] if accepted.contains(openapi::V2_PROTOBUF_ACCEPT) => (
-            openapi::V2_PROTOBUF_CONTENT_TYPE,
-            openapi::v2_protobuf(resources),
-        ),
-        ["v2"] => (json, openapi::v2(resources)),
-        ["v3"] => (json, openapi::v3_index(resources)),
-        ["v3", name @ ..] => (
-            json,
-            openapi::v3(resources, &name.join("/")).ok_or_else(ApiError::no_such_path)?,
-        ),
+    // Held by whoever makes the document, however long the request waits for it.
+    let registry = server.registry.clone();
+    let (content_type, made) = match name {
+        ["v2"] if accepted.contains(openapi::V2_PROTOBUF_ACCEPT) => {
+            let make = move || Some(openapi::v2_protobuf(registry.resources()));
+            let made = server.documents.get("v2 in protobuf", make).await;
+            (openapi::V2_PROTOBUF_CONTENT_TYPE, made)
+        }
+        ["v2"] => {
+            let make = move || Some(openapi::v2(registry.resources()));
+            (json, server.documents.get("v2", make).await)
+        }
+        ["v3"] => {
+            let make = move || Some(openapi::v3_index(registry.resources()));
+            (json, server.documents.get("v3", make).await)
+        }
+        ["v3", name @ ..] if openapi::has_v3(resources, &name.join("/")) => {
+            let name = name.join("/");
+            let key = format!("v3/{name}");
+            let make = move || openapi::v3(registry.resources(), &name);
+            (json, server.documents.get(&key, make).await)
+        }
         _ => return Err(ApiError::no_such_path()),
     };
-    let tag = openapi::etag(&document);
-    let same = call
-        .parts
-        .headers
+    let document = made.document().ok_or_else(ApiError::no_such_path)?;
+    let same = headers
         .get(IF_NONE_MATCH)
-        .is_some_and(|value| value == tag.as_str());
+        .is_some_and(|value| value == document.tag.as_str());
     let mut answer = if same {
         respond::bytes(StatusCode::NOT_MODIFIED, content_type, "")
+    } else if respond::takes_gzip(headers) {
+        let mut answer = respond::bytes(StatusCode::OK, content_type, document.gzip());
+        respond::packed(answer.headers_mut());
+        answer
     } else {
-        respond::bytes(StatusCode::OK, content_type, document)
+        respond::bytes(StatusCode::OK, content_type, document.plain())
     };
-    if let Ok(value) = tag.parse() {
+    if let Ok(value) = document.tag.parse() {
         answer.headers_mut().insert(ETAG, value);
     }
     Ok(answer)
@@ -154,68 +169,26 @@ fn found(call: &Call, value: Option<Value>) -> Result<Answer, ApiError> {
     ))
 }
 
-/// `GET /version`.
-fn version() -> Value {
+/// `GET /version` (apimachinery, `version.Info`): what this is, and the versions of the API that it speaks and works with.
+fn version(build: &crate::Build) -> Value {
     let mut parts = VERSION.trim_start_matches('v').split('.');
+    let (major, minor) = (parts.next().unwrap_or("1"), parts.next().unwrap_or("0"));
+    let before = minor.parse::<u32>().unwrap_or(1).saturating_sub(1);
     json!({
-        "major": parts.next(),
-        "minor": parts.next(),
+        "major": major,
+        "minor": minor,
+        "emulationMajor": major,
+        "emulationMinor": minor,
+        "minCompatibilityMajor": major,
+        "minCompatibilityMinor": before.to_string(),
         "gitVersion": VERSION,
-        "gitCommit": "",
-        "gitTreeState": "clean",
-        "buildDate": "1970-01-01T00:00:00Z",
-        "goVersion": "",
+        "gitCommit": build.commit,
+        "gitTreeState": build.tree_state,
+        "buildDate": build.date,
+        "goVersion": build.compiler,
         "compiler": "rustc",
         "platform": format!("linux/{}", if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }),
     })
-}
-
-/// `/healthz`, `/livez`, `/readyz`, whole or one check (apiserver, `server/healthz`).
-fn health(call: &Call, parts: &[&str]) -> Result<Answer, ApiError> {
-    let server = &call.server;
-    let mut checks = vec![("ping", true), ("log", true), ("etcd", true)];
-    if parts[0] != "livez" {
-        checks.push(("informer-sync", true));
-    }
-    checks.push(("poststarthook/bootstrap-controller", true));
-    if parts[0] == "readyz" {
-        checks.push(("shutdown", !server.stop.is_cancelled()));
-    }
-    if parts.len() > 1 {
-        let asked = parts[1..].join("/");
-        let check = checks
-            .iter()
-            .find(|(name, _)| *name == asked)
-            .ok_or_else(ApiError::no_such_path)?;
-        return Ok(match check.1 {
-            true => respond::text(StatusCode::OK, "ok"),
-            false => respond::text(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "internal server error: failed\n",
-            ),
-        });
-    }
-    let excluded: Vec<&str> = call.query.all("exclude").collect();
-    checks.retain(|(name, _)| !excluded.contains(name));
-    let good = checks.iter().all(|(_, good)| *good);
-    if good && !call.query.flag("verbose") {
-        return Ok(respond::text(StatusCode::OK, "ok"));
-    }
-    let mut text: String = checks
-        .iter()
-        .map(|(name, good)| match good {
-            true => format!("[+]{name} ok\n"),
-            false => format!("[-]{name} failed: reason withheld\n"),
-        })
-        .collect();
-    let outcome = if good { "passed" } else { "failed" };
-    text.push_str(&format!("{} check {outcome}\n", parts[0]));
-    let code = if good {
-        StatusCode::OK
-    } else {
-        StatusCode::INTERNAL_SERVER_ERROR
-    };
-    Ok(respond::text(code, text))
 }
 
 fn metrics(call: &Call) -> Answer {

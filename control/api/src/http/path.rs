@@ -20,8 +20,10 @@ pub struct ResourcePath {
     pub group: String,
     /// The version.
     pub version: String,
-    /// The namespace; empty for all, or for objects of the cluster.
+    /// The namespace; empty for all, or for objects of the cluster. Of a namespace itself its name, by which access to it is granted.
     pub namespace: String,
+    /// Whether the path leads through a namespace.
+    pub inside: bool,
     /// The plural name.
     pub resource: String,
     /// The object's name; empty for the collection.
@@ -58,6 +60,7 @@ pub fn parse(path: &str) -> Route {
     // `namespaces/<ns>/<resource>` is in a namespace; `namespaces/<name>[/status|finalize]` is the namespace itself.
     if rest.len() >= 3 && rest[0] == "namespaces" && !matches!(&*rest[2], "status" | "finalize") {
         found.namespace = rest.remove(1);
+        found.inside = true;
         rest.remove(0);
     }
     let mut rest = rest.into_iter();
@@ -70,7 +73,7 @@ pub fn parse(path: &str) -> Route {
     let tail: Vec<String> = rest.collect();
     if found.subresource == "proxy" {
         // Kept as the client wrote it, so that escapes reach the backend unchanged.
-        found.rest = raw_tail(path, "/proxy").to_owned();
+        found.rest = raw_tail(path, tail.len()).to_owned();
     } else if !tail.is_empty() {
         found.rest = format!("/{}", tail.join("/"));
     }
@@ -80,12 +83,23 @@ pub fn parse(path: &str) -> Route {
     Route::Resource(found)
 }
 
-fn raw_tail<'a>(path: &'a str, behind: &str) -> &'a str {
-    path.find(behind)
-        .map_or("", |at| &path[at + behind.len()..])
+/// The end of a path from the slash before its last `parts` parts on, empty parts between and behind them included.
+fn raw_tail(path: &str, parts: usize) -> &str {
+    let mut left = path.trim_end_matches('/');
+    for _ in 0..parts {
+        let (before, _) = left.rsplit_once('/').unwrap_or_default();
+        left = before.trim_end_matches('/');
+    }
+    &path[left.len()..]
 }
 
 impl ResourcePath {
+    /// Whether a request for it waits for something to happen: a watch, a log that may be followed, a session, a proxy.
+    pub fn waits(&self, method: &Method, query: &Query) -> bool {
+        let streams = ["log", "exec", "attach", "portforward", "proxy"];
+        self.verb(method, query) == "watch" || streams.contains(&&*self.subresource)
+    }
+
     /// The verb of authorization.
     pub fn verb(&self, method: &Method, query: &Query) -> &'static str {
         let watch = self.watch || query.flag("watch");
@@ -141,6 +155,17 @@ mod tests {
         );
         let proxy = resource("/api/v1/nodes/n/proxy/a%2Fb/c");
         assert_eq!((&*proxy.subresource, &*proxy.rest), ("proxy", "/a%2Fb/c"));
+        for (path, rest) in [
+            (
+                "/api/v1/namespaces/proxy-1/pods/proxy/proxy/x/proxy",
+                "/x/proxy",
+            ),
+            ("/api/v1/namespaces/proxy-1/pods/p/proxy", ""),
+            ("/api/v1/namespaces/a/pods/p/proxy/", "/"),
+            ("/api/v1/namespaces/a/pods/p/proxy//x//y/", "//x//y/"),
+        ] {
+            assert_eq!(resource(path).rest, rest, "{path}");
+        }
         assert!(resource("/api/v1/watch/pods").watch);
         for other in [
             "/",

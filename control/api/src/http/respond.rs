@@ -4,7 +4,11 @@ use std::io::Write as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, VARY, WARNING};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http::header::{
+    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, VARY, WARNING,
+};
 use http::{HeaderMap, Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -54,6 +58,14 @@ pub fn value(code: StatusCode, value: &Value, output: Output) -> Answer {
             Ok(yaml) => bytes(code, "application/yaml", yaml),
             Err(failed) => error(&ApiError::internal(&failed)),
         },
+    }
+}
+
+/// An object that is not stored, or of which only the metadata was asked for.
+pub fn unstored(code: StatusCode, object: &Value, output: Output) -> Answer {
+    match output.shape {
+        OutputShape::Partial => value(code, &table::partial_metadata(object), output),
+        OutputShape::Object | OutputShape::Table => value(code, object, output),
     }
 }
 
@@ -153,7 +165,13 @@ pub fn list(
             resource.gvk.api_version()
         );
         use http_body_util::BodyExt as _;
-        let mut response = Response::new(ListBody::new(head.into(), page.entries).boxed_unsync());
+        let list = ListBody::new(head.into(), page.entries);
+        let small = body::is_sent_at_once(&list);
+        let list = list.boxed_unsync();
+        let mut response = Response::new(match small {
+            true => list,
+            false => body::within(list, body::TIMEOUT),
+        });
         response
             .headers_mut()
             .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -204,47 +222,98 @@ pub fn warn(answer: &mut Answer, warnings: &[String]) {
     }
 }
 
-/// Compresses a large answer, if the client takes gzip.
-pub async fn compress(answer: Answer, request: &HeaderMap) -> Answer {
+/// Compresses a large answer while it is sent, if the client takes gzip.
+///
+/// An answer that already states its length comes from a kubelet or a proxied server: it passes as it is, since the length is of
+/// these bytes and no others.
+pub fn compress(answer: Answer, request: &HeaderMap) -> Answer {
     use http_body::Body as _;
-    let accepts = request
-        .get(ACCEPT_ENCODING)
-        .and_then(|value| value.to_str().ok())
-        .is_some_and(|value| {
-            value
-                .split(',')
-                .any(|word| word.trim().split(';').next() == Some("gzip"))
-        });
-    let large = answer
-        .body()
-        .size_hint()
-        .exact()
-        .is_some_and(|size| size >= COMPRESS_FROM as u64);
-    if !accepts || !large || answer.headers().contains_key(CONTENT_ENCODING) {
+    let size = answer.body().size_hint().exact();
+    let large = size.is_some_and(|size| size >= COMPRESS_FROM as u64);
+    let headers = answer.headers();
+    let settled = headers.contains_key(CONTENT_ENCODING) || headers.contains_key(CONTENT_LENGTH);
+    if !takes_gzip(request) || !large || settled {
         return answer;
     }
     let (mut parts, body) = answer.into_parts();
-    let packed = async {
-        use http_body_util::BodyExt as _;
-        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(1));
-        let mut body = body;
-        while let Some(frame) = body.frame().await {
-            if let Ok(data) = frame?.into_data() {
-                encoder.write_all(&data)?;
+    packed(&mut parts.headers);
+    Response::from_parts(parts, gzip(body))
+}
+
+/// Whether a client takes gzip. A weight of zero refuses it (RFC 9110, 12.4.2).
+pub fn takes_gzip(request: &HeaderMap) -> bool {
+    let accepted = request.get(ACCEPT_ENCODING);
+    let accepted = accepted.and_then(|value| value.to_str().ok());
+    accepted.is_some_and(|value| {
+        value.split(',').any(|choice| {
+            let (coding, weight) = choice.split_once(';').unwrap_or((choice, ""));
+            let weight = weight.trim().strip_prefix("q=");
+            let refused = weight.is_some_and(|weight| weight.trim().parse() == Ok(0.0));
+            coding.trim() == "gzip" && !refused
+        })
+    })
+}
+
+/// Says that an answer is in gzip's format.
+pub fn packed(headers: &mut HeaderMap) {
+    headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
+}
+
+/// The body in gzip's format, made piece by piece as it is sent, off the threads that serve others.
+fn gzip(body: ResponseBody) -> ResponseBody {
+    use http_body_util::BodyExt as _;
+    let packer = GzEncoder::new(Vec::new(), Compression::new(1));
+    let pieces = futures::stream::unfold(Some((body, packer)), |state| async move {
+        let (mut body, mut packer) = state?;
+        loop {
+            let data = match body.frame().await {
+                Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+                Some(Err(error)) => return Some((Err(error), None)),
+                None => {
+                    let last = packer.finish().map(Bytes::from);
+                    return Some((last.map_err(body::BoxError::from), None));
+                }
+            };
+            let work = tokio::task::spawn_blocking(move || {
+                packer.write_all(&data)?;
+                let piece = std::mem::take(packer.get_mut());
+                Ok::<_, std::io::Error>((packer, piece))
+            });
+            let piece: Vec<u8>;
+            (packer, piece) = match work.await.map_err(body::BoxError::from) {
+                Ok(Ok(done)) => done,
+                Ok(Err(error)) => return Some((Err(error.into()), None)),
+                Err(error) => return Some((Err(error), None)),
+            };
+            if !piece.is_empty() {
+                return Some((Ok(piece.into()), Some((body, packer))));
             }
         }
-        Ok::<_, body::BoxError>(encoder.finish()?)
-    };
-    match packed.await {
-        Ok(packed) => {
-            parts
-                .headers
-                .insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-            parts
-                .headers
-                .insert(VARY, HeaderValue::from_static("Accept-Encoding"));
-            Response::from_parts(parts, body::full(packed))
+    });
+    body::stream(pieces)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_weight_of_zero_refuses_gzip() {
+        #[rustfmt::skip] // A table.
+        let rows = [
+            ("gzip",                true),
+            ("deflate, gzip",       true),
+            ("gzip;q=0.5",          true),
+            ("gzip; q=1",           true),
+            ("gzip;q=0",            false),
+            ("br, gzip; q=0.000",   false),
+            ("identity",            false),
+        ];
+        for (accepted, expected) in rows {
+            let value = HeaderValue::from_static(accepted);
+            let headers = HeaderMap::from_iter([(ACCEPT_ENCODING, value)]);
+            assert_eq!(takes_gzip(&headers), expected, "{accepted}");
         }
-        Err(failed) => error(&ApiError::internal(&*failed)),
     }
 }

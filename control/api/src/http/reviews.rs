@@ -1,5 +1,7 @@
 //! Resources that exist only as requests: who somebody is, and what they may do.
 
+use std::sync::Arc;
+
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -11,34 +13,49 @@ use super::respond::{self, Answer};
 use super::tokens::strings;
 use crate::auth::authorize::Attributes;
 use crate::auth::{self, UserInfo};
+use crate::registry::operation::{Action, Operation};
 use crate::resource::Resource;
 use crate::status::{ApiError, FieldError};
+use crate::strategy::Review;
 
 /// Answers a review.
 pub async fn answer(
     call: &Call,
-    resource: &Resource,
+    resource: &Arc<Resource>,
     path: &ResourcePath,
     body: RequestBody,
 ) -> Result<Answer, ApiError> {
     if call.parts.method != Method::POST || !path.name.is_empty() {
         return Err(ApiError::method_not_allowed());
     }
-    let output = objects::output(call)?;
+    let output = objects::unstored_output(call)?;
+    let asked = resource.strategy.review();
+    let asked = asked.ok_or_else(ApiError::method_not_allowed)?;
     let mut review = objects::decode(call, &resource.gvk, body).await?.object;
     if !review["metadata"].is_object() {
         review["metadata"] = json!({});
     }
-    review["status"] = match &*resource.gvk.kind {
-        "TokenReview" => token(call, &review["spec"])?,
-        "SelfSubjectReview" => json!({ "userInfo": call.user.to_json() }),
-        "SelfSubjectAccessReview" => access(call, &call.user, &review["spec"]),
-        "SubjectAccessReview" | "LocalSubjectAccessReview" => {
-            access(call, &subject(&review["spec"])?, &review["spec"])
-        }
-        _ => return Err(ApiError::method_not_allowed()),
+    let mut operation = Operation {
+        context: call.context()?,
+        action: Action::Create,
+        resource: resource.clone(),
+        subresource: None,
+        namespace: path.namespace.clone(),
+        name: String::new(),
+        kind: resource.gvk.clone(),
+        old: None,
+        new: Some(review),
+        warnings: Vec::new(),
     };
-    Ok(respond::value(StatusCode::CREATED, &review, output))
+    call.server.registry.admit(&mut operation).await?;
+    let mut review = operation.new.unwrap_or_default();
+    review["status"] = match asked {
+        Review::Token => token(call, &review["spec"])?,
+        Review::SelfSubject => json!({ "userInfo": call.user.to_json() }),
+        Review::SelfSubjectAccess => access(call, &call.user, &review["spec"]),
+        Review::SubjectAccess => access(call, &subject(&review["spec"])?, &review["spec"]),
+    };
+    Ok(respond::unstored(StatusCode::CREATED, &review, output))
 }
 
 fn token(call: &Call, spec: &Value) -> Result<Value, ApiError> {

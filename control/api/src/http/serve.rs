@@ -1,8 +1,10 @@
 //! Sockets: TLS, HTTP/1.1 and HTTP/2, one task per connection.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use http::Request;
 use http_body_util::BodyExt as _;
@@ -14,17 +16,18 @@ use hyper_util::server::graceful::GracefulShutdown;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::body::BoxError;
 use super::dispatch::{Origin, handle};
 use crate::auth::UserInfo;
-use crate::pki::Identity;
+use crate::pki::renewal::Shown;
 use crate::server::Inner;
 
-/// How long a client may take for the TLS handshake and for the head of a request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// While connections wait for a place, the log repeats it no more often than this.
+const WARN_EVERY: Duration = Duration::from_secs(60);
 /// How long running requests have after the end was announced.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -83,7 +86,7 @@ pub fn trust(ca_pem: &str) -> Result<rustls::RootCertStore, TlsError> {
 }
 
 /// TLS as a server; clients may show a certificate of the CA.
-pub fn tls(ca_pem: &str, identity: &Identity) -> Result<Arc<rustls::ServerConfig>, TlsError> {
+pub fn tls(ca_pem: &str, identity: Shown) -> Result<Arc<rustls::ServerConfig>, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(
         Arc::new(trust(ca_pem)?),
@@ -96,11 +99,7 @@ pub fn tls(ca_pem: &str, identity: &Identity) -> Result<Arc<rustls::ServerConfig
         .with_safe_default_protocol_versions()
         .map_err(|source| TlsError::Rustls { source })?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(
-            certificates(&identity.cert_pem)?,
-            private_key(&identity.key_pem)?,
-        )
-        .map_err(|source| TlsError::Rustls { source })?;
+        .with_cert_resolver(Arc::new(identity));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
@@ -114,16 +113,35 @@ pub async fn run(
 ) {
     let acceptor = TlsAcceptor::from(tls);
     let graceful = GracefulShutdown::new();
+    let most = server.config.max_connections;
+    let places = Arc::new(Semaphore::new(most));
+    let mut warned: Option<Instant> = None;
     loop {
+        let silent = warned.is_none_or(|warned| warned.elapsed() >= WARN_EVERY);
+        if places.available_permits() == 0 && silent {
+            warned = Some(Instant::now());
+            tracing::warn!(
+                most,
+                "as many connections as there may be: the next one waits"
+            );
+        }
+        let accept = async {
+            let place = places.clone().acquire_owned().await;
+            let place = place.expect("the semaphore is never closed");
+            (listener.accept().await, place)
+        };
         // A connection is either accepted or still waits in the kernel's queue.
-        let accepted = tokio::select! {
+        let (accepted, place) = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
+            accepted = accept => accepted,
         };
         match accepted {
             Ok((stream, _)) => {
                 let task = connection(server.clone(), acceptor.clone(), stream, graceful.watcher());
-                tokio::spawn(task);
+                tokio::spawn(async move {
+                    let _place = place;
+                    task.await;
+                });
             }
             Err(error) => pause_after(&error).await,
         }
@@ -155,7 +173,8 @@ async fn connection(
         // Slower, not wrong: small answers wait for more to send along.
         tracing::debug!(%error, "set TCP_NODELAY");
     }
-    let stream = match tokio::time::timeout(HEAD_TIMEOUT, acceptor.accept(stream)).await {
+    let patience = server.config.head_timeout;
+    let stream = match tokio::time::timeout(patience, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake"),
         Err(_) => return,
@@ -163,8 +182,12 @@ async fn connection(
     let certificates = stream.get_ref().1.peer_certificates();
     let user = certificates
         .and_then(|chain| chain.first())
-        .and_then(UserInfo::from_certificate);
+        .and_then(UserInfo::from_certificate)
+        .map(Arc::new);
+    let asked = Arc::new(AtomicBool::new(false));
+    let asks = asked.clone();
     let service = service_fn(move |request: Request<Incoming>| {
+        asks.store(true, Ordering::Relaxed);
         let server = server.clone();
         let origin = Origin::Connection(user.clone());
         async move {
@@ -179,7 +202,7 @@ async fn connection(
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(patience)
         .half_close(true);
     builder
         .http2()
@@ -188,7 +211,15 @@ async fn connection(
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .max_send_buf_size(1 << 20);
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-    if let Err(error) = watcher.watch(connection.into_owned()).await {
+    let mut connection = pin!(watcher.watch(connection.into_owned()));
+    // hyper has no deadline for the first bytes, nor for HTTP/2's preface: without one, who never asks for anything, and need not
+    // even say who they are, would hold a place for ever.
+    let ended = match tokio::time::timeout(patience, &mut connection).await {
+        Ok(ended) => ended,
+        Err(_) if asked.load(Ordering::Relaxed) => connection.await,
+        Err(_) => return tracing::debug!("a connection without a request"),
+    };
+    if let Err(error) = ended {
         tracing::debug!(error = &*error as &dyn std::error::Error, "connection");
     }
 }

@@ -9,14 +9,20 @@ use super::negotiate::Output;
 use super::objects::{self, Patch};
 use super::path::ResourcePath;
 use super::respond::{self, Answer};
-use super::{node, tokens};
+use super::{node, proxy, tokens};
 use crate::kinds;
 use crate::registry::delete::DeleteRequest;
 use crate::registry::meta;
+use crate::registry::operation::{Action, Operation};
+use crate::registry::views::View;
 use crate::registry::write::{Change, Target};
 use crate::resource::Subresource;
 use crate::schema::Schemas;
 use crate::status::ApiError;
+use crate::strategy::Proxied;
+
+/// What is asked for of a container's streams.
+const STREAMS: &[&str] = &["container", "stdin", "stdout", "stderr", "tty"];
 
 fn by_name(name: &str) -> Option<Subresource> {
     Some(match name {
@@ -52,14 +58,43 @@ pub async fn answer(
     match (subresource, method) {
         (Subresource::Scale, method) => scale(&call, &target, method, body).await,
         (Subresource::Log, Method::GET) => node::log(call, target).await,
-        (Subresource::Exec, Method::GET | Method::POST) => node::exec(call, target, "exec").await,
+        (Subresource::Exec, Method::GET | Method::POST) => {
+            connect(
+                &call,
+                &target,
+                subresource,
+                "PodExecOptions",
+                &[STREAMS, &["command"]].concat(),
+            )
+            .await?;
+            node::exec(call, target, "exec").await
+        }
         (Subresource::Attach, Method::GET | Method::POST) => {
+            connect(&call, &target, subresource, "PodAttachOptions", STREAMS).await?;
             node::exec(call, target, "attach").await
         }
         (Subresource::PortForward, Method::GET | Method::POST) => {
+            connect(
+                &call,
+                &target,
+                subresource,
+                "PodPortForwardOptions",
+                &["ports"],
+            )
+            .await?;
             node::port_forward(call, target).await
         }
-        (Subresource::Proxy, _) => node::proxy(call, target, path, body).await,
+        (Subresource::Proxy, _) => {
+            let proxied = target.resource.strategy.proxied();
+            let proxied = proxied.ok_or_else(ApiError::no_such_path)?;
+            let kind = match proxied {
+                Proxied::Node => "NodeProxyOptions",
+                Proxied::Pod => "PodProxyOptions",
+                Proxied::Service => "ServiceProxyOptions",
+            };
+            connect(&call, &target, subresource, kind, &[]).await?;
+            proxy::answer(call, target, proxied, path, body).await
+        }
         (Subresource::Binding, Method::POST) => binding(&call, &target, body).await,
         (Subresource::Eviction, Method::POST) => eviction(&call, &target, body).await,
         (Subresource::Token, Method::POST) => tokens::request(&call, &target, body).await,
@@ -73,7 +108,7 @@ pub async fn answer(
             | Subresource::Resize,
             method,
         ) => match method {
-            Method::GET => objects::get(&call, &target),
+            Method::GET => objects::get(&call, &target).await,
             Method::PUT => objects::update(&call, &target, Some(subresource), body).await,
             Method::PATCH => objects::patch(&call, &target, Some(subresource), body).await,
             _ => Err(ApiError::method_not_allowed()),
@@ -88,6 +123,7 @@ fn done(code: StatusCode) -> Answer {
     respond::value(code, &status, Output::JSON)
 }
 
+/// GET, PUT and PATCH of a Scale.
 async fn scale(
     call: &Call,
     target: &Target,
@@ -95,14 +131,17 @@ async fn scale(
     body: RequestBody,
 ) -> Result<Answer, ApiError> {
     let output = objects::output(call)?;
-    let strategy = target.resource.strategy.clone();
-    let gvk = kinds::gvk("autoscaling/v1", "Scale");
-    let scale_of = |object: &Value| strategy.scale(object).ok_or_else(ApiError::no_such_path);
-    let entry = target
-        .collection
-        .get(&target.key())
-        .ok_or_else(|| target.not_found())?;
+    let (view, resource) = (View::Scale, &target.resource);
+    let kind = view.kind(resource);
+    let scale_of = |object: &Value| {
+        let shown = view.shown(resource, object)?;
+        shown.ok_or_else(ApiError::no_such_path)
+    };
     if method == Method::GET {
+        let entry = target
+            .collection
+            .get(&target.key())
+            .ok_or_else(|| target.not_found())?;
         return Ok(respond::value(
             StatusCode::OK,
             &scale_of(&entry.parse())?,
@@ -112,121 +151,43 @@ async fn scale(
     let ctx = call.context()?;
     let change: Box<Change<'_>> = match method {
         Method::PUT => {
-            let wanted = objects::decode(call, &gvk, body).await?.object;
+            let wanted = objects::decode(call, &kind, body).await?.object;
             Box::new(move |_| Ok(wanted.clone()))
         }
         Method::PATCH => {
             let patch = Patch::read(call, body).await?;
             let mode = objects::field_validation(call)?;
-            let gvk = gvk.clone();
             Box::new(move |scale| {
                 Ok(Schemas::builtin()
-                    .check(&gvk, patch.apply(&gvk, scale)?, mode)?
+                    .check(&kind, patch.apply(&kind, scale)?, mode)?
                     .object)
             })
         }
         _ => return Err(ApiError::method_not_allowed()),
     };
-    let scaled = |old: &Value| {
-        let mut wanted = change(&scale_of(old)?)?;
+    let named = |scale: &Value| {
+        let mut wanted = change(scale)?;
         objects::named_as_in_the_path(target, &mut wanted)?;
-        let mut object = old.clone();
-        strategy.set_scale(&mut object, &wanted)?;
-        let version = meta::text(&wanted, "resourceVersion").to_owned();
-        meta::metadata(&mut object).insert("resourceVersion".to_owned(), version.into());
-        Ok(object)
+        Ok(wanted)
     };
     let written = call
         .server
         .registry
-        .update(target, Some(Subresource::Scale), &scaled, &ctx)
+        .update(target, Some(Subresource::Scale), &named, &ctx)
         .await?;
     let object: Value =
         serde_json::from_slice(&written.object).map_err(|error| ApiError::internal(&error))?;
-    Ok(respond::value(StatusCode::OK, &scale_of(&object)?, output))
+    let mut answer = respond::value(StatusCode::OK, &scale_of(&object)?, output);
+    respond::warn(&mut answer, &written.warnings);
+    Ok(answer)
 }
 
-/// Gives a pod to a node (kube-apiserver, `registry/core/pod/storage`).
+/// Gives a pod to a node.
 async fn binding(call: &Call, target: &Target, body: RequestBody) -> Result<Answer, ApiError> {
     let ctx = call.context()?;
-    let binding = objects::decode(call, &kinds::gvk("v1", "Binding"), body)
-        .await?
-        .object;
-    let node = binding["target"]["name"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned();
-    let kind = binding["target"]["kind"].as_str().unwrap_or_default();
-    let invalid = |error| ApiError::invalid("", "Binding", &target.name, &[error]);
-    if !matches!(kind, "" | "Node") {
-        let error = crate::status::FieldError::not_supported(
-            "target.kind",
-            &kind.into(),
-            &["Node", "<empty>"],
-        );
-        return Err(invalid(error));
-    }
-    if node.is_empty() {
-        return Err(invalid(crate::status::FieldError::required(
-            "target.name",
-            "",
-        )));
-    }
-    let uid = meta::text(&binding, "uid").to_owned();
-    let change = |pod: &Value| {
-        let conflict =
-            |detail: String| ApiError::conflict("", "pods/binding", &target.name, &detail);
-        if !uid.is_empty() && uid != meta::text(pod, "uid") {
-            return Err(target.conflict(&format!(
-                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-                meta::text(pod, "uid")
-            )));
-        }
-        if meta::is_terminating(pod) {
-            return Err(conflict(format!(
-                "pod {} is being deleted, cannot be assigned to a host",
-                target.name
-            )));
-        }
-        let present = pod["spec"]["nodeName"].as_str().unwrap_or_default();
-        if !present.is_empty() {
-            return Err(conflict(format!(
-                "pod {} is already assigned to node {present:?}",
-                target.name
-            )));
-        }
-        if pod["spec"]["schedulingGates"]
-            .as_array()
-            .is_some_and(|gates| !gates.is_empty())
-        {
-            return Err(conflict(format!(
-                "pod {} has non-empty .spec.schedulingGates",
-                target.name
-            )));
-        }
-        let mut pod = pod.clone();
-        // The object's own resourceVersion is no precondition of the binding.
-        meta::metadata(&mut pod).remove("resourceVersion");
-        pod["spec"]["nodeName"] = (&*node).into();
-        if let Some(annotations) = binding["metadata"]["annotations"].as_object() {
-            for (key, value) in annotations {
-                pod["metadata"]["annotations"][key] = value.clone();
-            }
-        }
-        let mut conditions = pod["status"]["conditions"]
-            .as_array()
-            .cloned()
-            .unwrap_or_default();
-        conditions.retain(|condition| condition["type"] != "PodScheduled");
-        conditions.push(json!({ "type": "PodScheduled", "status": "True",
-            "lastProbeTime": null, "lastTransitionTime": ctx.now }));
-        pod["status"]["conditions"] = conditions.into();
-        // Wherever room was made for it: it has its node now (KEP-5278).
-        if let Some(status) = pod["status"].as_object_mut() {
-            status.remove("nominatedNodeName");
-        }
-        Ok(pod)
-    };
+    let kind = View::Binding.kind(&target.resource);
+    let binding = objects::decode(call, &kind, body).await?.object;
+    let change = |_: &Value| Ok(binding.clone());
     call.server
         .registry
         .update(target, Some(Subresource::Binding), &change, &ctx)
@@ -237,20 +198,53 @@ async fn binding(call: &Call, target: &Target, body: RequestBody) -> Result<Answ
 /// Evicts a pod: deletes it. Disruption budgets will have their say here.
 async fn eviction(call: &Call, target: &Target, body: RequestBody) -> Result<Answer, ApiError> {
     let mut ctx = call.context()?;
-    let eviction = objects::decode(call, &kinds::gvk("policy/v1", "Eviction"), body)
-        .await?
-        .object;
+    let kind = kinds::gvk("policy/v1", "Eviction");
+    let eviction = objects::decode(call, &kind, body).await?.object;
     let name = meta::text(&eviction, "name");
     if !name.is_empty() && name != target.name {
         return Err(ApiError::bad_request(
             "name in URL does not match name in Eviction object",
         ));
     }
+    let registry = &call.server.registry;
+    let mut operation =
+        Operation::new(Action::Create, target, &ctx).on(Subresource::Eviction, kind, eviction);
+    registry.admit(&mut operation).await?;
+    let eviction = operation.new.unwrap_or_default();
     let options = &eviction["deleteOptions"];
     ctx.dry_run |= options["dryRun"]
         .as_array()
         .is_some_and(|list| list.iter().any(|word| word == "All"));
     let request = DeleteRequest::parse(options)?;
-    call.server.registry.delete(target, &request, &ctx).await?;
+    registry.delete(target, &request, &ctx).await?;
     Ok(done(StatusCode::CREATED))
+}
+
+/// Lets admission look at a connection before it is opened; its options are what the query says.
+async fn connect(
+    call: &Call,
+    target: &Target,
+    subresource: Subresource,
+    kind: &str,
+    fields: &[&str],
+) -> Result<(), ApiError> {
+    let kind = kinds::gvk("v1", kind);
+    let mut options = json!({ "kind": kind.kind, "apiVersion": kind.api_version() });
+    for field in fields {
+        let given: Vec<&str> = call.query.all(field).collect();
+        match (*field, &given[..]) {
+            (_, []) => {}
+            ("command", words) => options[*field] = json!(words),
+            ("ports", _) => {
+                let numbers = given.iter().flat_map(|list| list.split(','));
+                let numbers: Vec<u16> = numbers.filter_map(|text| text.parse().ok()).collect();
+                options[*field] = json!(numbers);
+            }
+            ("container", [text, ..]) => options[*field] = (*text).into(),
+            _ => options[*field] = call.query.flag(field).into(),
+        }
+    }
+    let mut operation =
+        Operation::new(Action::Connect, target, &call.context()?).on(subresource, kind, options);
+    call.server.registry.admit(&mut operation).await
 }

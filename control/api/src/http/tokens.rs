@@ -10,7 +10,9 @@ use super::respond::{self, Answer};
 use crate::auth::token::{Grant, Reference};
 use crate::kinds;
 use crate::registry::meta;
-use crate::registry::write::Target;
+use crate::registry::operation::{Action, Operation};
+use crate::registry::write::{Target, key};
+use crate::resource::{Scope, Subresource};
 use crate::status::{ApiError, FieldError};
 
 /// The shortest life of a token, in seconds.
@@ -22,9 +24,9 @@ const MAX_SECONDS: i64 = 365 * 24 * 3600;
 
 /// Answers a TokenRequest.
 pub async fn request(call: &Call, target: &Target, body: RequestBody) -> Result<Answer, ApiError> {
-    let output = objects::output(call)?;
+    let output = objects::unstored_output(call)?;
     let gvk = kinds::gvk("authentication.k8s.io/v1", "TokenRequest");
-    let mut request = objects::decode(call, &gvk, body).await?.object;
+    let request = objects::decode(call, &gvk, body).await?.object;
     let account = target
         .collection
         .get(&target.key())
@@ -33,6 +35,13 @@ pub async fn request(call: &Call, target: &Target, body: RequestBody) -> Result<
         name: account.name().to_owned(),
         uid: account.uid.to_string(),
     };
+    let mut operation = Operation::new(Action::Create, target, &call.context()?).on(
+        Subresource::Token,
+        gvk,
+        request,
+    );
+    call.server.registry.admit(&mut operation).await?;
+    let mut request = operation.new.unwrap_or_default();
     let seconds = request["spec"]["expirationSeconds"]
         .as_i64()
         .unwrap_or(DEFAULT_SECONDS);
@@ -57,6 +66,7 @@ pub async fn request(call: &Call, target: &Target, body: RequestBody) -> Result<
         seconds: seconds.min(MAX_SECONDS),
         pod: None,
         secret: None,
+        node: None,
     };
     bind(call, target, &request["spec"]["boundObjectRef"], &mut grant)?;
     let (token, expires) = call.server.tokens.sign(&grant)?;
@@ -65,7 +75,7 @@ pub async fn request(call: &Call, target: &Target, body: RequestBody) -> Result<
     request["spec"]["audiences"] = json!(audiences);
     request["spec"]["expirationSeconds"] = grant.seconds.into();
     request["status"] = json!({ "token": token, "expirationTimestamp": meta::timestamp(expires) });
-    Ok(respond::value(StatusCode::CREATED, &request, output))
+    Ok(respond::unstored(StatusCode::CREATED, &request, output))
 }
 
 /// Binds the token to the object that the request names, which must exist and use the account.
@@ -83,6 +93,7 @@ fn bind(
     let plural = match (&*text("apiVersion"), &*kind) {
         ("v1", "Pod") => "pods",
         ("v1", "Secret") => "secrets",
+        ("v1", "Node") => "nodes",
         (version, _) => {
             return Err(ApiError::bad_request(format!(
                 "cannot bind token for serviceaccount {:?} to {version}, Kind={kind}",
@@ -93,8 +104,14 @@ fn bind(
     let entry = call
         .server
         .registry
-        .collection(plural)
-        .and_then(|collection| collection.get(&format!("{}/{name}", target.namespace)))
+        .find("", "v1", plural)
+        .and_then(|(resource, collection)| {
+            let namespace = match resource.scope {
+                Scope::Namespaced => &*target.namespace,
+                Scope::Cluster => "",
+            };
+            collection?.get(&key(namespace, &name))
+        })
         .ok_or_else(|| ApiError::not_found("", plural, &name))?;
     if !uid.is_empty() && *uid != *entry.uid {
         return Err(ApiError::conflict(
@@ -112,6 +129,10 @@ fn bind(
     };
     if kind == "Secret" {
         grant.secret = Some(bound);
+        return Ok(());
+    }
+    if kind == "Node" {
+        grant.node = Some(bound);
         return Ok(());
     }
     let pod = entry.parse();

@@ -1,9 +1,10 @@
 //! OpenAPI documents: version 3 per group and version, version 2 of everything, in JSON and in gnostic's protobuf.
 //!
-//! Made from the definitions that build.rs packed, when somebody asks, and not kept: they are large, and asked for rarely.
+//! Made from the definitions that build.rs packed, when somebody asks, once for a table of resources (`cache`).
 //! kubectl reads from them the fields of a kind (`explain`), how lists merge (`apply`, `edit`), and whether the server
 //! validates fields (`create --validate`, by a query parameter of `PATCH`).
 
+pub mod cache;
 mod gnostic;
 mod paths;
 
@@ -57,6 +58,11 @@ pub fn v3(resources: &[Arc<Resource>], name: &str) -> Option<Vec<u8>> {
         .into_iter()
         .find(|(found, _, _)| found == name)?;
     Some(Definitions::unpack().v3(resources, &group, &version))
+}
+
+/// Whether there is a document of version 3 of this name.
+pub fn has_v3(resources: &[Arc<Resource>], name: &str) -> bool {
+    documents(resources).iter().any(|(found, ..)| found == name)
 }
 
 /// The entity tag of a document.

@@ -140,12 +140,26 @@ impl<'a> Merge<'a> {
                 original.remove(name);
                 return Ok(());
             }
-            _ => None,
+            Some(other) => {
+                return Err(bad(format!(
+                    "the order of {name:?} is given, but {other} is no list"
+                )));
+            }
+            None => None,
         };
+        if let Some(new) = new {
+            matches_order(new, order, key)?;
+        }
         let merged = match (&old, new) {
             (None, None) => return Ok(()),
             (Some(old), None) => old.clone(),
-            (old, Some(new)) => self.list(old.clone().unwrap_or_default(), new, field)?,
+            // A new list is taken as it is: two items of one key (a port in two protocols) both stay.
+            (None, Some(new)) => new
+                .iter()
+                .filter(|item| !is_marked(item))
+                .map(clean)
+                .collect(),
+            (Some(old), Some(new)) => self.list(old.clone(), new, field)?,
         };
         let sorted = normalize(merged, order, &old.unwrap_or_default(), key);
         original.insert(name.to_owned(), Value::Array(sorted));
@@ -224,8 +238,73 @@ impl<'a> Merge<'a> {
 
 fn no_key(value: &Value, key: &str) -> ApiError {
     bad(format!(
-        "map: {value} does not contain declared merge key: {key}"
+        "map: {} does not contain declared merge key: {key}",
+        go_text(value)
     ))
+}
+
+/// Whether an item of a patch is no element, but says what becomes of elements.
+fn is_marked(item: &Value) -> bool {
+    item.get(DIRECTIVE).is_some()
+}
+
+/// Refuses a patch whose elements do not stand, in their order, in the order that it dictates.
+///
+/// Elements are found by their merge key alone, so that of two that share it one would overwrite the other. Deletions and
+/// other directives are no elements, and an empty list agrees with every order. The answer is 500 without a reason, as
+/// kube-apiserver's. Source: apimachinery `util/strategicpatch`, `validatePatchWithSetOrderList`.
+fn matches_order(patch: &[Value], order: &[Value], key: Key<'_>) -> Result<(), ApiError> {
+    if patch.is_empty() || order.is_empty() {
+        return Ok(());
+    }
+    let same = |left: &Value, right: &Value| -> Result<bool, ApiError> {
+        if key.is_empty() {
+            return Ok(left == right);
+        }
+        let of = |item: &'_ Value| item.get(key).cloned().ok_or_else(|| no_key(item, key));
+        Ok(of(left)? == of(right)?)
+    };
+    let mut places = order.iter();
+    for element in patch.iter().filter(|item| !is_marked(item)) {
+        loop {
+            let Some(place) = places.next() else {
+                let message = format!(
+                    "The order in patch list:\n{}\n doesn't match {} list:\n{}\n",
+                    go_list(patch),
+                    SET_ORDER.trim_end_matches('/'),
+                    go_list(order)
+                );
+                return Err(ApiError::new(500, "", message));
+            };
+            if same(element, place)? {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn go_list(items: &[Value]) -> String {
+    let items: Vec<String> = items.iter().map(go_text).collect();
+    format!("[{}]", items.join(" "))
+}
+
+/// A value as Go's `%v` prints it, which the API's messages about patches do.
+fn go_text(value: &Value) -> String {
+    match value {
+        Value::Null => "<nil>".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => go_list(items),
+        Value::Object(fields) => {
+            let sorted: std::collections::BTreeMap<_, _> = fields.iter().collect();
+            let fields: Vec<String> = sorted
+                .into_iter()
+                .map(|(name, value)| format!("{name}:{}", go_text(value)))
+                .collect();
+            format!("map[{}]", fields.join(" "))
+        }
+        other => other.to_string(),
+    }
 }
 
 fn as_list<'v>(value: &'v Value, directive: &str) -> Result<&'v [Value], ApiError> {
@@ -426,6 +505,79 @@ mod tests {
             merged,
             json!({ "metadata": { "finalizers": ["c", "b"], "labels": {} } })
         );
+    }
+
+    #[test]
+    fn a_patch_that_does_not_keep_its_own_order_is_refused() {
+        let ports = |patch: Value, order: Value| {
+            Schemas::builtin().strategic_merge(
+                &pod(),
+                &json!({ "spec": { "containers": [{ "name": "c", "ports": [
+                    { "containerPort": 1, "protocol": "TCP" }, { "containerPort": 2, "name": "t", "protocol": "TCP" }] }] } }),
+                &json!({ "spec": { "containers": [{ "name": "c", "$setElementOrder/ports": order, "ports": patch }] } }),
+            )
+        };
+        let order = json!([{ "containerPort": 1 }, { "containerPort": 2 }, { "containerPort": 3 }, { "containerPort": 2 }]);
+        let patch = json!([{ "containerPort": 2, "protocol": "TCP" }, { "containerPort": 2, "protocol": "UDP" },
+                           { "containerPort": 1 }, { "containerPort": 3 }]);
+        let error = ports(patch, order.clone()).expect_err("two elements would become one");
+        assert_eq!(
+            error.message,
+            "The order in patch list:\n[map[containerPort:2 protocol:TCP] map[containerPort:2 protocol:UDP] \
+             map[containerPort:1] map[containerPort:3]]\n doesn't match $setElementOrder list:\n[map[containerPort:1] \
+             map[containerPort:2] map[containerPort:3] map[containerPort:2]]\n"
+        );
+        #[rustfmt::skip] // One patch a line.
+        let cases = [
+            (json!([{ "containerPort": 3 }]), true),
+            (json!([{ "containerPort": 2, "name": "u" }, { "containerPort": 3 }]), true),
+            (json!([{ "containerPort": 3 }, { "containerPort": 1 }]), false),
+            (json!([{ "containerPort": 4 }]), false),
+            (json!([{ "containerPort": 4, "$patch": "delete" }, { "containerPort": 3 }]), true),
+            (json!([]), true),
+            (json!([{ "name": "x" }]), false),
+            (json!("none"), false),
+        ];
+        for (patch, good) in cases {
+            let result = ports(patch.clone(), order.clone());
+            assert_eq!(result.is_ok(), good, "{patch}: {result:?}");
+        }
+        assert!(
+            ports(json!([{ "containerPort": 9 }]), json!([])).is_ok(),
+            "no order is no order"
+        );
+    }
+
+    #[test]
+    fn a_primitive_list_must_keep_its_order_too() {
+        let finalizers = |patch: Value| {
+            Schemas::builtin().strategic_merge(
+                &pod(),
+                &json!({ "metadata": { "finalizers": ["a", "b"] } }),
+                &json!({ "metadata": { "$setElementOrder/finalizers": ["b", "a", "c"], "finalizers": patch } }),
+            )
+        };
+        assert_eq!(
+            finalizers(json!(["c"])).expect("in order")["metadata"]["finalizers"],
+            json!(["b", "a", "c"])
+        );
+        assert_eq!(
+            finalizers(json!(["c", "a"]))
+                .expect_err("out of order")
+                .message,
+            "The order in patch list:\n[c a]\n doesn't match $setElementOrder list:\n[b a c]\n"
+        );
+    }
+
+    #[test]
+    fn a_new_list_keeps_two_items_of_one_key() {
+        let ports = json!([{ "containerPort": 53, "protocol": "TCP" }, { "containerPort": 53, "protocol": "UDP" }]);
+        let merged = spec(
+            json!({ "containers": [{ "name": "c" }] }),
+            json!({ "containers": [{ "name": "c", "ports": ports,
+                "$setElementOrder/ports": [{ "containerPort": 53 }, { "containerPort": 53 }] }] }),
+        );
+        assert_eq!(merged["containers"][0]["ports"], ports);
     }
 
     #[test]

@@ -8,8 +8,11 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use imbl::OrdMap;
 use knarr_store::{Event, KeyValue, Revision};
 use parking_lot::RwLock;
 use tokio::sync::watch;
@@ -24,6 +27,13 @@ const WINDOW_MIN: usize = 256;
 const WINDOW_MAX: usize = 16_384;
 /// … and, above the minimum, at most this many bytes.
 const WINDOW_BYTES: usize = 8 << 20;
+
+/// How long the next page of a list may be asked for, as with kube-apiserver, where the store is compacted then …
+const KEPT: Duration = Duration::from_secs(300);
+/// … for how many lists of a collection at most, the oldest of which go first …
+const KEPT_MAX: usize = 16;
+/// … and as long as no more than this was written meanwhile, in bytes: a kept state holds what has changed since.
+const KEPT_BYTES: u64 = 16 << 20;
 
 /// One change of one object.
 #[derive(Debug)]
@@ -67,13 +77,54 @@ impl Change {
     }
 }
 
-type Entries = BTreeMap<Box<str>, Arc<Entry>>;
+/// The objects by their keys, in parts that several states of them share: a copy costs nothing.
+type Entries = OrdMap<Box<str>, Arc<Entry>>;
+/// Those with one value of the indexed field.
+type OfField = BTreeMap<Box<str>, Arc<Entry>>;
+
+/// All objects as of one revision. Whoever goes through them holds nobody up.
+#[derive(Clone, Debug, Default)]
+pub struct Frozen {
+    entries: Entries,
+    /// The collection's newest change at that time.
+    pub newest: Revision,
+}
+
+impl Frozen {
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Those whose keys start with `scope`, from `start` on, in the order of their keys.
+    pub fn range<'a>(
+        &'a self,
+        scope: &'a str,
+        start: &'a str,
+    ) -> impl Iterator<Item = &'a Arc<Entry>> {
+        range(&self.entries, scope, start).map(|(_, entry)| entry)
+    }
+}
+
+/// A state that somebody reads in pages.
+#[derive(Debug)]
+struct Kept {
+    revision: Revision,
+    since: Instant,
+    /// How much had been written then.
+    written: u64,
+    frozen: Frozen,
+}
 
 #[derive(Debug, Default)]
 struct State {
     entries: Entries,
     /// The objects by the value of the kind's indexed field, where it has one.
-    by_field: HashMap<Box<str>, Entries>,
+    by_field: HashMap<Box<str>, OfField>,
+    /// The states whose next pages may be asked for, oldest first.
+    kept: VecDeque<Kept>,
+    /// How many bytes all changes had.
+    written: u64,
     lanes: Lanes,
     window: VecDeque<Arc<Change>>,
     window_bytes: usize,
@@ -111,6 +162,8 @@ pub struct Collection {
     indexed: Option<&'static str>,
     /// The number of the next change.
     next: watch::Sender<u64>,
+    /// Whether it shows what the store held at some time.
+    filled: AtomicBool,
 }
 
 impl Collection {
@@ -122,6 +175,7 @@ impl Collection {
             strategy,
             state: RwLock::default(),
             next: watch::Sender::new(0),
+            filled: AtomicBool::new(false),
         }
     }
 
@@ -160,7 +214,13 @@ impl Collection {
         state.newest = revision;
         let next = state.first;
         drop(state);
+        self.filled.store(true, Ordering::Release);
         self.next.send_replace(next);
+    }
+
+    /// Whether it shows what the store held at some time.
+    pub fn is_filled(&self) -> bool {
+        self.filled.load(Ordering::Acquire)
     }
 
     fn relative<'a>(&self, key: &'a str) -> Option<&'a str> {
@@ -214,6 +274,7 @@ impl Collection {
                 continue;
             }
             state.window_bytes += frame.len();
+            state.written += frame.len() as u64;
             let change = Arc::new(Change {
                 revision,
                 current,
@@ -234,6 +295,9 @@ impl Collection {
             state.first += 1;
             state.floor = oldest.revision;
         }
+        let gone = state.let_go();
+        drop(state);
+        drop(gone);
     }
 
     /// Wakes the watchers, after one or many calls of `apply`.
@@ -264,6 +328,50 @@ impl Collection {
         self.indexed
     }
 
+    /// All objects as of now.
+    pub fn freeze(&self) -> Frozen {
+        let state = self.state.read();
+        Frozen {
+            entries: state.entries.clone(),
+            newest: state.newest,
+        }
+    }
+
+    /// All objects as of an earlier revision, if that is the present still, or was kept.
+    pub fn frozen_at(&self, at: Revision) -> Option<Frozen> {
+        let state = self.state.read();
+        let kept = state.kept.iter().rev().find(|kept| kept.revision == at);
+        if let Some(kept) = kept {
+            return Some(kept.frozen.clone());
+        }
+        (at >= state.newest).then(|| Frozen {
+            entries: state.entries.clone(),
+            newest: state.newest,
+        })
+    }
+
+    /// Keeps a state for a while, from now on, for those who will ask for its next page by this revision.
+    pub fn keep(&self, revision: Revision, frozen: &Frozen) {
+        let mut state = self.state.write();
+        state.kept.retain(|kept| kept.revision != revision);
+        let written = state.written;
+        state.kept.push_back(Kept {
+            revision,
+            since: Instant::now(),
+            written,
+            frozen: frozen.clone(),
+        });
+        let gone = state.let_go();
+        drop(state);
+        drop(gone);
+    }
+
+    /// Lets go of the states whose time is over, for a collection in which nothing happens any more.
+    pub(super) fn sweep(&self) {
+        let gone = self.state.write().let_go();
+        drop(gone);
+    }
+
     /// The objects whose keys start with `scope`, from `start` on, as of now.
     pub fn snapshot(&self, scope: &str, start: &str) -> Snapshot {
         self.snapshot_of(&View::Whole, scope, start)
@@ -271,7 +379,17 @@ impl Collection {
 
     /// The same, of what is in view.
     pub fn snapshot_of(&self, view: &View, scope: &str, start: &str) -> Snapshot {
-        self.state.read().snapshot(view, scope, start)
+        match view {
+            // Copied outside of the lock.
+            View::Whole => {
+                let all = self.freeze();
+                Snapshot {
+                    entries: all.range(scope, start).cloned().collect(),
+                    newest: all.newest,
+                }
+            }
+            view => self.state.read().snapshot(view, scope, start),
+        }
     }
 
     /// The same as of an earlier revision: the present, with the changes since taken back.
@@ -388,6 +506,20 @@ impl Collection {
 }
 
 impl State {
+    /// Forgets the states that are kept too long or cost too much; they are large, and dropped once nobody waits for the lock.
+    #[must_use]
+    fn let_go(&mut self) -> Vec<Kept> {
+        let mut gone = Vec::new();
+        while let Some(oldest) = self.kept.front()
+            && (self.kept.len() > KEPT_MAX
+                || self.written - oldest.written > KEPT_BYTES
+                || oldest.since.elapsed() > KEPT)
+        {
+            gone.extend(self.kept.pop_front());
+        }
+        gone
+    }
+
     fn snapshot(&self, view: &View, scope: &str, start: &str) -> Snapshot {
         let mut entries = Vec::new();
         match view {
@@ -403,8 +535,8 @@ impl State {
                 let of_value = self.by_field.get(value).into_iter();
                 entries.extend(
                     of_value
-                        .flat_map(|entries| range(entries, scope, start))
-                        .map(|(_, entry)| entry.clone()),
+                        .flat_map(|entries| range_of_field(entries, scope, start))
+                        .cloned(),
                 );
             }
         }
@@ -446,7 +578,7 @@ impl State {
 }
 
 /// Objects without a value are many or few, but nobody asks for them often: they are found by looking at all.
-fn index(by_field: &mut HashMap<Box<str>, Entries>, value: &str, entry: &Arc<Entry>) {
+fn index(by_field: &mut HashMap<Box<str>, OfField>, value: &str, entry: &Arc<Entry>) {
     if value.is_empty() {
         return;
     }
@@ -483,12 +615,24 @@ impl Cursor {
 }
 
 fn range<'a>(
-    entries: &'a BTreeMap<Box<str>, Arc<Entry>>,
+    entries: &'a Entries,
     scope: &'a str,
     start: &'a str,
 ) -> impl Iterator<Item = (&'a Box<str>, &'a Arc<Entry>)> {
     let from = if start > scope { start } else { scope };
     entries
+        .range::<_, str>((Bound::Included(from), Bound::Unbounded))
+        .take_while(move |(key, _)| key.starts_with(scope))
+}
+
+fn range_of_field<'a>(
+    entries: &'a OfField,
+    scope: &'a str,
+    start: &'a str,
+) -> impl Iterator<Item = &'a Arc<Entry>> {
+    let from = if start > scope { start } else { scope };
+    entries
         .range::<str, _>((Bound::Included(from), Bound::Unbounded))
         .take_while(move |(key, _)| key.starts_with(scope))
+        .map(|(_, entry)| entry)
 }

@@ -7,12 +7,13 @@ use knarr_store::{Compare, Op, TxnOutcome};
 use serde_json::{Value, json};
 
 use super::entry::{self, Entry};
-use super::write::Target;
+use super::operation::{Action, Operation};
+use super::services::Allocation;
+use super::write::{RETRIES, Target, Tried};
 use super::{Registry, meta};
 use crate::status::{ApiError, FieldError};
 use crate::strategy::Context;
 
-const RETRIES: usize = 64;
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
 
@@ -87,7 +88,10 @@ impl DeleteRequest {
         };
         let text = |value: &Value| value.as_str().map(str::to_owned);
         Ok(Self {
-            grace: options["gracePeriodSeconds"].as_i64(),
+            // None is too short to be one: kube-apiserver takes less than nothing as a second.
+            grace: options["gracePeriodSeconds"]
+                .as_i64()
+                .map(|seconds| if seconds < 0 { 1 } else { seconds }),
             propagation,
             uid: text(&options["preconditions"]["uid"]),
             version: text(&options["preconditions"]["resourceVersion"]),
@@ -122,50 +126,58 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// 404, 409 for a precondition that does not hold or a namespace that is being emptied.
+    /// 404, 409 for a precondition that does not hold.
     pub async fn delete(
         &self,
         target: &Target,
         request: &DeleteRequest,
         ctx: &Context,
     ) -> Result<Deleted, ApiError> {
-        let key = target.key();
+        let mut operation = Operation::new(Action::Delete, target, ctx);
+        let mut present = target.collection.get(&target.key());
         for _ in 0..RETRIES {
-            let present = target
-                .collection
-                .get(&key)
-                .ok_or_else(|| target.not_found())?;
-            if let Some(deleted) = self.delete_from(target, request, &present, ctx).await? {
-                return Ok(deleted);
+            let entry = present.ok_or_else(|| target.not_found())?;
+            operation.old = Some(entry.parse());
+            match self
+                .delete_from(target, request, &entry, &mut operation)
+                .await?
+            {
+                Tried::Done(deleted) => return Ok(deleted),
+                Tried::Beaten(by) => present = by,
             }
         }
-        Err(target.conflict("the object has been modified; please apply your changes to the latest version and try again"))
+        Err(target.modified())
     }
 
-    /// One try; `None` if another write came first.
     async fn delete_from(
         &self,
         target: &Target,
         request: &DeleteRequest,
         present: &Arc<Entry>,
-        ctx: &Context,
-    ) -> Result<Option<Deleted>, ApiError> {
+        operation: &mut Operation,
+    ) -> Result<Tried<Deleted>, ApiError> {
+        self.mutate(operation).await?;
         check(target, request, present)?;
-        let old = present.parse();
-        self.admit_deletion(target)?;
+        self.judge(operation).await?;
+        let ctx = &operation.context;
+        let old = operation.old.take().unwrap_or_else(|| present.parse());
         let step = step(target, request, &old, ctx)?;
         let uid = present.uid.to_string();
         let store_key = target.collection.store_key(&present.key);
-        let compares = vec![Compare::ModRevision(store_key.clone(), present.revision)];
+        let compare = Compare::ModRevision(store_key.clone(), present.revision);
+        let mut allocation = Allocation::default();
         let (op, value, gone) = match step {
             Step::Nothing => {
-                return Ok(Some(Deleted {
+                return Ok(Tried::Done(Deleted {
                     object: present.object.clone(),
                     uid,
                     gone: false,
                 }));
             }
-            Step::Remove => (Op::Delete(store_key), None, true),
+            Step::Remove => {
+                allocation = self.services.release(target, &old);
+                (Op::Delete(store_key), None, true)
+            }
             Step::Mark(object) => {
                 let value: Bytes = entry::encode(&object).into();
                 (Op::Put(store_key, value.clone()), Some(value), false)
@@ -176,22 +188,17 @@ impl Registry {
                 || present.object.clone(),
                 |value| entry::splice(&value, present.revision),
             );
-            return Ok(Some(Deleted { object, uid, gone }));
+            return Ok(Tried::Done(Deleted { object, uid, gone }));
         }
-        match self.commit(compares, vec![op]).await? {
-            TxnOutcome::Conflict(_) => {
-                self.caught_up().await;
-                Ok(None)
-            }
+        let (compares, ops) = allocation.with(compare, op);
+        match self.commit(compares.clone(), ops).await? {
+            TxnOutcome::Conflict(now) => self.beaten(target, present, &compares, now).await,
             TxnOutcome::Committed(revision) => {
-                if gone {
-                    self.services.release(target, &old);
-                }
                 let object = value.map_or_else(
                     || present.object.clone(),
                     |value| entry::splice(&value, revision),
                 );
-                Ok(Some(Deleted { object, uid, gone }))
+                Ok(Tried::Done(Deleted { object, uid, gone }))
             }
         }
     }
@@ -226,10 +233,19 @@ fn step(
 ) -> Result<Step, ApiError> {
     let mut object = old.clone();
     meta::metadata(&mut object).remove("resourceVersion");
-    if target.resource.gvk.kind == "Namespace" && target.resource.gvk.group.is_empty() {
-        return namespace_step(target, object, ctx);
-    }
     let finalizers = wanted_finalizers(old, request.propagation);
+    let strategy = &target.resource.strategy;
+    if strategy.is_emptied_first() {
+        if !meta::is_terminating(old) {
+            meta::set_finalizers(&mut object, &finalizers);
+            object["metadata"]["deletionTimestamp"] = (&*ctx.now).into();
+            object["status"]["phase"] = "Terminating".into();
+            return Ok(Step::Mark(object));
+        }
+        if strategy.holds(old) {
+            return Ok(Step::Nothing);
+        }
+    }
     let changed = finalizers
         .iter()
         .map(String::as_str)
@@ -282,27 +298,6 @@ fn step(
         object["metadata"]["deletionGracePeriodSeconds"] = 0.into();
     }
     Ok(Step::Mark(object))
-}
-
-fn namespace_step(target: &Target, mut object: Value, ctx: &Context) -> Result<Step, ApiError> {
-    let holds = |object: &Value| {
-        object["spec"]["finalizers"]
-            .as_array()
-            .is_some_and(|list| !list.is_empty())
-            || !meta::finalizers(object).is_empty()
-    };
-    if !meta::is_terminating(&object) {
-        object["metadata"]["deletionTimestamp"] = (&*ctx.now).into();
-        object["status"]["phase"] = "Terminating".into();
-        return Ok(Step::Mark(object));
-    }
-    if holds(&object) {
-        return Err(target.conflict(
-            "The system is ensuring all content is removed from this namespace.  Upon completion, this namespace will \
-             automatically be purged by the system.",
-        ));
-    }
-    Ok(Step::Remove)
 }
 
 fn deletion_begun(old: &Value, grace: i64) -> Option<jiff::Timestamp> {

@@ -4,8 +4,12 @@
 //! collection shows it. Writes are acknowledged only then, so whoever has seen an answer finds it in every later read.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
+use futures::FutureExt as _;
 use knarr_store::{Event, Revision, Store, StoreError};
 use parking_lot::RwLock;
 use tokio::sync::{mpsc, watch};
@@ -15,6 +19,10 @@ use super::collection::Collection;
 /// Revisions taken in one go, before those who wait are woken.
 const BATCH: usize = 256;
 
+/// The pause before the store is read anew after a failure: doubled each time, up to half a minute.
+const PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
 type Batch = (Revision, Vec<Event>);
 
 /// The collections by storage prefix, and how far they are.
@@ -22,6 +30,8 @@ pub struct Feed {
     store: Arc<dyn Store>,
     collections: RwLock<HashMap<String, Arc<Collection>>>,
     revision: watch::Sender<Revision>,
+    /// Whether every collection follows the store.
+    following: AtomicBool,
 }
 
 impl Feed {
@@ -42,15 +52,21 @@ impl Feed {
             store,
             collections: RwLock::new(collections),
             revision: watch::Sender::new(0),
+            following: AtomicBool::new(false),
         });
         let changes = feed.load().await?;
-        tokio::spawn(follow(Arc::downgrade(&feed), changes));
+        tokio::spawn(keep_following(Arc::downgrade(&feed), changes));
         Ok(feed)
     }
 
     /// The revision that every collection shows.
     pub fn revision(&self) -> Revision {
         *self.revision.borrow()
+    }
+
+    /// Whether every collection follows the store; not while it is read anew after a failure.
+    pub fn is_following(&self) -> bool {
+        self.following.load(Ordering::Acquire)
     }
 
     /// Waits until every collection shows `revision`.
@@ -83,6 +99,7 @@ impl Feed {
             collection.load(&range.kvs, unchanged_since, revision);
         }
         self.revision.send_replace(revision);
+        self.following.store(true, Ordering::Release);
         Ok(changes)
     }
 
@@ -119,26 +136,58 @@ fn find<'a>(
     collections.get(&rest[..second])
 }
 
-async fn follow(feed: std::sync::Weak<Feed>, mut changes: mpsc::Receiver<Batch>) {
+/// Follows the store until the feed is dropped or the store is closed.
+///
+/// A panic may leave a collection half changed, so they are all read anew, as after a watch that was lost: watchers start
+/// over, and those who wait for their write to show go on waiting until it does.
+async fn keep_following(feed: Weak<Feed>, changes: mpsc::Receiver<Batch>) {
+    let mut changes = Some(changes);
+    let mut pause = PAUSE;
+    loop {
+        if let Some(changes) = changes.take() {
+            let followed = AssertUnwindSafe(follow(&feed, changes))
+                .catch_unwind()
+                .await;
+            let Some(feed) = feed.upgrade() else { return };
+            feed.following.store(false, Ordering::Release);
+            match followed {
+                Ok(()) => tracing::info!("the watch of the store ended; its objects are read anew"),
+                Err(_) => tracing::error!("the feed panicked; the store's objects are read anew"),
+            }
+        }
+        let Some(upgraded) = feed.upgrade() else {
+            return;
+        };
+        let loaded = AssertUnwindSafe(upgraded.load()).catch_unwind().await;
+        drop(upgraded);
+        match loaded {
+            Ok(Ok(anew)) => {
+                changes = Some(anew);
+                pause = PAUSE;
+                continue;
+            }
+            Ok(Err(StoreError::Closed)) => return,
+            Ok(Err(error)) => tracing::error!(
+                error = &error as &dyn std::error::Error,
+                ?pause,
+                "cannot read the store; it is tried again"
+            ),
+            Err(_) => tracing::error!(?pause, "reading the store panicked; it is tried again"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (2 * pause).min(LONGEST_PAUSE);
+    }
+}
+
+/// Returns when the watch ends: we fell behind, or the store is closed. Or when the feed is dropped.
+async fn follow(feed: &Weak<Feed>, mut changes: mpsc::Receiver<Batch>) {
     let mut batches = Vec::with_capacity(BATCH);
     let mut touched = Vec::new();
     loop {
         let taken = changes.recv_many(&mut batches, BATCH).await;
         let Some(feed) = feed.upgrade() else { return };
         if taken == 0 {
-            // We fell behind, or the store is closed.
-            match feed.load().await {
-                Ok(anew) => changes = anew,
-                Err(StoreError::Closed) => return,
-                Err(error) => {
-                    tracing::error!(
-                        error = &error as &dyn std::error::Error,
-                        "cannot follow the store"
-                    );
-                    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-                }
-            }
-            continue;
+            return;
         }
         let newest = batches.last().map_or(0, |(revision, _)| *revision);
         for (revision, events) in batches.drain(..) {
@@ -152,5 +201,62 @@ async fn follow(feed: std::sync::Weak<Feed>, mut changes: mpsc::Receiver<Batch>)
         touched
             .drain(..)
             .for_each(|collection| collection.announce());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use knarr_store::{Durability, Op, RedbStore};
+    use serde_json::Value;
+
+    use super::*;
+    use crate::strategy::Strategy;
+
+    /// Blows when it looks at an object, once.
+    struct Fuse(AtomicBool);
+
+    impl Strategy for Fuse {
+        fn selectable_field_names(&self) -> &'static [&'static str] {
+            &["spec.fuse"]
+        }
+
+        fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
+            let blows = object["spec"]["fuse"] == true;
+            assert!(
+                !(blows && self.0.swap(false, Ordering::SeqCst)),
+                "the fuse blows"
+            );
+            Vec::new()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_the_feed_loses_no_change_and_holds_up_nobody() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = RedbStore::open(&dir.path().join("state.redb")).expect("a store");
+        let store: Arc<dyn Store> = Arc::new(store);
+        let fuse = Arc::new(Fuse(AtomicBool::new(true)));
+        let collection = Arc::new(Collection::new("fuses", fuse.clone()));
+        let other = Arc::new(Collection::new("others", fuse));
+        let feed = Feed::start(store.clone(), vec![collection.clone(), other.clone()])
+            .await
+            .expect("a feed");
+        assert!(feed.is_following());
+        for (key, object) in [
+            ("others/a", r#"{"metadata":{}}"#),
+            ("fuses/a", r#"{"metadata":{},"spec":{"fuse":true}}"#),
+            ("others/b", r#"{"metadata":{}}"#),
+        ] {
+            let put = Op::Put(format!("/registry/{key}"), object.into());
+            let outcome = store.txn(vec![], vec![put], Durability::Immediate).await;
+            let revision = store.revision();
+            outcome.expect("a commit");
+            tokio::time::timeout(Duration::from_secs(10), feed.reached(revision))
+                .await
+                .expect("the feed goes on");
+        }
+        assert!(collection.get("a").is_some());
+        assert!(other.get("a").is_some() && other.get("b").is_some());
+        assert!(feed.is_following());
     }
 }

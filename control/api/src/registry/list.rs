@@ -9,7 +9,7 @@ use knarr_store::Revision;
 use serde_json::{Value, json};
 
 use super::Registry;
-use super::collection::{Collection, Snapshot};
+use super::collection::{Collection, Frozen};
 use super::entry::Entry;
 use super::lanes::View;
 use super::selector::Selector;
@@ -73,12 +73,17 @@ impl Page {
 }
 
 impl At {
-    /// From the query parameters of a list.
+    /// From the query parameters of a list; `limited` is whether it is read in pages.
     ///
     /// # Errors
     ///
     /// 422 for combinations that make no sense, 400 for a revision that is no number.
-    pub fn parse(version: &str, matching: &str, continues: bool) -> Result<Self, ApiError> {
+    pub fn parse(
+        version: &str,
+        matching: &str,
+        limited: bool,
+        continues: bool,
+    ) -> Result<Self, ApiError> {
         let invalid = |error: FieldError| {
             Err(ApiError::invalid(
                 "meta.k8s.io",
@@ -119,7 +124,9 @@ impl At {
                 "specifying resource version is not allowed when using continue",
             ));
         }
-        Ok(if matching == "Exact" {
+        // With a limit and no word about it a revision means itself: the first page and the next ones show one state.
+        let exact = matching == "Exact" || matching.is_empty() && limited && revision != 0;
+        Ok(if exact {
             Self::Exact(revision)
         } else {
             Self::NotOlderThan(revision)
@@ -195,21 +202,28 @@ impl Registry {
             request.selector.name(),
             &request.selector,
         );
-        let (snapshot, revision) =
-            self.pages(collection, &view, &scope, at, request.continue_token)?;
+        let from = match request.continue_token {
+            "" => From::default(),
+            token => parse_token(token, &scope)?,
+        };
+        if let Some(revision) = from.revision {
+            // Of another server, which is ahead of this one.
+            self.wait_for(revision).await?;
+        }
+        let (source, revision) = self.source(collection, &view, &scope, at, &from)?;
+        let mut rest = source.range(&scope, &from.start);
         let converted = resource.storage_version.as_ref().map(|_| resource);
         let mut entries = Vec::new();
-        let mut rest = snapshot.entries.into_iter();
         let mut more = false;
         for entry in rest.by_ref() {
-            if !matches(&request.selector, &entry, converted) {
+            if !matches(&request.selector, entry, converted) {
                 continue;
             }
             if request.limit > 0 && entries.len() == request.limit {
                 more = true;
                 break;
             }
-            entries.push(entry);
+            entries.push(entry.clone());
         }
         let mut page = Page {
             entries,
@@ -218,43 +232,51 @@ impl Registry {
             remaining: None,
         };
         if more && let Some(last) = page.entries.last() {
-            page.continue_token = token(revision, &last.key, &scope);
             if request.selector.is_empty() {
-                page.remaining = Some(rest.len() + 1);
+                // Counted once for all pages, if at all.
+                let left = match (from.left, &source) {
+                    (Some(left), _) => left.saturating_sub(page.entries.len()),
+                    (None, Source::All(all)) if scope.is_empty() && from.start.is_empty() => {
+                        all.count() - page.entries.len()
+                    }
+                    _ => rest.count() + 1,
+                };
+                page.remaining = Some(left);
+            }
+            page.continue_token = token(revision, &last.key, &scope, page.remaining);
+            // The first page says how long; the next ones are asked for meanwhile.
+            if let (Source::All(all), None) = (&source, from.revision) {
+                collection.keep(revision, all);
             }
         }
         Ok(page)
     }
 
-    fn pages(
+    /// The state that a page is of, and its revision.
+    fn source(
         &self,
         collection: &Collection,
         view: &View,
         scope: &str,
         at: At,
-        continue_token: &str,
-    ) -> Result<(Snapshot, Revision), ApiError> {
-        let expired = |version| {
-            ApiError::expired(format!(
-                "The resourceVersion for the provided list is too old. (asked for {version})"
-            ))
+        from: &From,
+    ) -> Result<(Source, Revision), ApiError> {
+        let at = match (from.revision, at) {
+            (Some(revision), _) => revision,
+            (None, At::Exact(revision)) => revision,
+            (None, At::Newest | At::NotOlderThan(_)) => {
+                return Ok(self.present(collection, view, scope, &from.start));
+            }
         };
-        if !continue_token.is_empty() {
-            let (revision, start) = parse_token(continue_token, scope)?;
-            let Some(revision) = revision else {
-                return Ok(self.present(collection, view, scope, &start));
-            };
-            return match collection.snapshot_at(scope, &start, revision) {
-                Ok(snapshot) => Ok((snapshot, revision)),
-                Err(_) => Err(expired_continue(&start, scope)),
-            };
+        if let Some(all) = collection.frozen_at(at) {
+            return Ok((Source::All(all), at));
         }
-        match at {
-            At::Newest | At::NotOlderThan(_) => Ok(self.present(collection, view, scope, "")),
-            At::Exact(revision) => match collection.snapshot_at(scope, "", revision) {
-                Ok(snapshot) => Ok((snapshot, revision)),
-                Err(_) => Err(expired(revision)),
-            },
+        match collection.snapshot_at(scope, &from.start, at) {
+            Ok(snapshot) => Ok((Source::Some(snapshot.entries), at)),
+            Err(_) if from.revision.is_some() => Err(expired_continue(&from.start, scope)),
+            Err(_) => Err(ApiError::expired(format!(
+                "The resourceVersion for the provided list is too old. (asked for {at})"
+            ))),
         }
     }
 
@@ -265,12 +287,53 @@ impl Registry {
         view: &View,
         scope: &str,
         start: &str,
-    ) -> (Snapshot, Revision) {
+    ) -> (Source, Revision) {
         let passed = self.feed.revision();
-        let snapshot = collection.snapshot_of(view, scope, start);
-        let revision = passed.max(snapshot.newest);
-        (snapshot, revision)
+        let (source, newest) = match view {
+            View::Whole => {
+                let all = collection.freeze();
+                let newest = all.newest;
+                (Source::All(all), newest)
+            }
+            view => {
+                let snapshot = collection.snapshot_of(view, scope, start);
+                (Source::Some(snapshot.entries), snapshot.newest)
+            }
+        };
+        (source, passed.max(newest))
     }
+}
+
+/// Where a page comes from.
+enum Source {
+    /// All objects of the collection, of which it takes its part.
+    All(Frozen),
+    /// Those from the page's start on.
+    Some(Vec<Arc<Entry>>),
+}
+
+impl Source {
+    fn range<'a>(
+        &'a self,
+        scope: &'a str,
+        start: &'a str,
+    ) -> Box<dyn Iterator<Item = &'a Arc<Entry>> + Send + 'a> {
+        match self {
+            Self::All(all) => Box::new(all.range(scope, start)),
+            Self::Some(entries) => Box::new(entries.iter()),
+        }
+    }
+}
+
+/// Where a page starts.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct From {
+    /// The revision of the list; none for the present.
+    revision: Option<Revision>,
+    /// The first key; empty for the first page.
+    start: String,
+    /// How many objects are left, if an earlier page counted them.
+    left: Option<usize>,
 }
 
 /// What all keys of a list start with: as much as is known of them, so that a list of one name looks at no other object.
@@ -321,18 +384,19 @@ pub fn matches(selector: &Selector, entry: &Entry, converted: Option<&Resource>)
 }
 
 /// A token as kube-apiserver makes it (apiserver, `storage/continue.go`); `start` is below the scope.
-fn token(revision: Revision, last: &str, scope: &str) -> String {
+///
+/// Ours says how many objects are left besides, so that they are counted once and not for each page.
+fn token(revision: Revision, last: &str, scope: &str, left: Option<usize>) -> String {
     let start = format!("{}\0", last.strip_prefix(scope).unwrap_or(last));
-    encode_token(revision as i64, &start)
+    let mut token = json!({ "v": "meta.k8s.io/v1", "rv": revision, "start": start });
+    if let Some(left) = left {
+        token["left"] = left.into();
+    }
+    URL_SAFE_NO_PAD.encode(token.to_string())
 }
 
-fn encode_token(revision: i64, start: &str) -> String {
-    URL_SAFE_NO_PAD
-        .encode(json!({ "v": "meta.k8s.io/v1", "rv": revision, "start": start }).to_string())
-}
-
-/// The revision (`None` for the present) and the key from which a page starts.
-fn parse_token(text: &str, scope: &str) -> Result<(Option<Revision>, String), ApiError> {
+/// Where the page of a token starts.
+fn parse_token(text: &str, scope: &str) -> Result<From, ApiError> {
     let invalid =
         |detail: &str| ApiError::bad_request(format!("continue key is not valid: {detail}"));
     let json = URL_SAFE_NO_PAD
@@ -351,13 +415,21 @@ fn parse_token(text: &str, scope: &str) -> Result<(Option<Revision>, String), Ap
     let start = format!("{scope}{start}");
     match token["rv"].as_i64() {
         Some(0) | None => Err(invalid("incorrect encoded start resourceVersion")),
-        Some(revision) => Ok((u64::try_from(revision).ok(), start)),
+        Some(revision) => Ok(From {
+            revision: u64::try_from(revision).ok(),
+            start,
+            left: token["left"]
+                .as_u64()
+                .and_then(|left| usize::try_from(left).ok()),
+        }),
     }
 }
 
 /// The reply to a token whose revision is gone: 410, with a token that goes on from the present.
 fn expired_continue(start: &str, scope: &str) -> ApiError {
-    let token = encode_token(-1, start.strip_prefix(scope).unwrap_or(start));
+    let start = start.strip_prefix(scope).unwrap_or(start);
+    let token = json!({ "v": "meta.k8s.io/v1", "rv": -1, "start": start });
+    let token = URL_SAFE_NO_PAD.encode(token.to_string());
     let mut error = ApiError::expired(
         "The provided continue parameter is too old to display a consistent list result. You can start a new list without \
          the continue parameter, or use the continue token in this response to retrieve the remainder of the results. \

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::names;
 use crate::resource::{Resource, Scope};
 use crate::status::{ApiError, FieldError};
+use crate::strategy::validation::finalizer_name;
 
 /// The letters of generated names: no vowels, so that no words come out.
 const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
@@ -154,7 +155,7 @@ pub fn validate(resource: &Resource, object: &Value) -> Vec<FieldError> {
     let metadata = &object["metadata"];
     let generate = text(object, "generateName");
     if !generate.is_empty()
-        && let Err(detail) = check_name(resource, generate.trim_end_matches('-'))
+        && let Err(detail) = resource.strategy.check_name(generate.trim_end_matches('-'))
     {
         errors.push(FieldError::invalid(
             "metadata.generateName",
@@ -168,7 +169,7 @@ pub fn validate(resource: &Resource, object: &Value) -> Vec<FieldError> {
             "metadata.name",
             "name or generateName is required",
         ));
-    } else if let Err(detail) = check_name(resource, name) {
+    } else if let Err(detail) = resource.strategy.check_name(name) {
         errors.push(FieldError::invalid(
             "metadata.name",
             &metadata["name"],
@@ -189,23 +190,18 @@ pub fn validate(resource: &Resource, object: &Value) -> Vec<FieldError> {
     }
     validate_labels(&metadata["labels"], "metadata.labels", &mut errors);
     validate_annotations(&metadata["annotations"], &mut errors);
-    for finalizer in finalizers(object) {
-        if let Err(detail) = names::label_key(finalizer) {
-            errors.push(FieldError::invalid(
-                "metadata.finalizers",
-                &finalizer.into(),
-                &detail,
-            ));
-        } else if resource.gvk.kind != "Namespace"
-            && !finalizer.contains('/')
-            && !matches!(finalizer, "orphan" | "foregroundDeletion")
-        {
-            errors.push(FieldError::invalid(
-                "metadata.finalizers",
-                &finalizer.into(),
-                "name is neither a standard finalizer name nor is it fully qualified",
-            ));
-        }
+    let finalizers = finalizers(object);
+    for finalizer in &finalizers {
+        errors.extend(finalizer_name(finalizer).iter().map(|detail| {
+            FieldError::invalid("metadata.finalizers", &(*finalizer).into(), detail)
+        }));
+    }
+    if finalizers.contains(&"orphan") && finalizers.contains(&"foregroundDeletion") {
+        errors.push(FieldError::invalid(
+            "metadata.finalizers",
+            &metadata["finalizers"],
+            "finalizer orphan and foregroundDeletion cannot be both set",
+        ));
     }
     validate_owners(&metadata["ownerReferences"], &mut errors);
     errors
@@ -278,16 +274,6 @@ fn validate_owners(owners: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-/// Whether a name suits the kind.
-fn check_name(resource: &Resource, name: &str) -> Result<(), String> {
-    match (&*resource.gvk.group, &*resource.gvk.kind) {
-        ("", "Namespace") => names::dns_label(name),
-        ("", "Service") => names::dns_1035_label(name),
-        ("rbac.authorization.k8s.io", _) => names::path_segment(name),
-        _ => names::dns_subdomain(name),
-    }
-}
-
 /// Carries over what an update may not touch. `old` is the present object.
 pub fn prepare_changed(object: &mut Value, old: &Value) {
     let metadata = metadata(object);
@@ -305,6 +291,29 @@ pub fn prepare_changed(object: &mut Value, old: &Value) {
         };
     }
     metadata.remove("selfLink");
+}
+
+/// Drops owners that stand there twice; the warning about them.
+pub fn drop_repeated_owners(object: &mut Value) -> Option<String> {
+    let owners = object["metadata"]
+        .get_mut("ownerReferences")?
+        .as_array_mut()?;
+    let mut kept: Vec<Value> = Vec::with_capacity(owners.len());
+    let mut repeated = Vec::new();
+    for owner in std::mem::take(owners) {
+        if kept.contains(&owner) {
+            repeated.push(owner["uid"].as_str().unwrap_or_default().to_owned());
+        } else {
+            kept.push(owner);
+        }
+    }
+    *owners = kept;
+    (!repeated.is_empty()).then(|| {
+        format!(
+            ".metadata.ownerReferences contains duplicate entries; API server dedups owner references in 1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}",
+            repeated.join(", ")
+        )
+    })
 }
 
 /// Mistakes in what an update changed of the metadata.

@@ -1,9 +1,11 @@
 //! The registry: every object of the cluster, and the generic ways to read and write them.
 //!
 //! Reading order: `entry` (one object's bytes), `collection` (the watch cache of one prefix), `feed` (store to collections),
-//! `selector`, `list`, `watch` (reading); `meta`, `write`, `delete`, `admission`, `services` (writing); `defaults`, `expiry`.
+//! `selector`, `list`, `watch` (reading); `operation`, `meta`, `admission`, `views`, `write`, `delete`, `services` (writing);
+//! `defaults`, `expiry`.
 
 pub mod collection;
+pub mod defaults;
 pub mod delete;
 pub mod entry;
 pub mod expiry;
@@ -12,13 +14,14 @@ pub mod lanes;
 pub mod list;
 pub mod meta;
 pub mod names;
+pub mod operation;
 pub mod selector;
 pub mod services;
+pub mod views;
 pub mod watch;
 pub mod write;
 
 mod admission;
-mod defaults;
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -32,9 +35,13 @@ use feed::Feed;
 use services::Services;
 
 use crate::resource::Resource;
+use crate::supervise::supervised;
 
 /// How often history that nobody may ask for any more is forgotten.
 const COMPACT_EVERY: std::time::Duration = std::time::Duration::from_secs(300);
+
+/// How often kept states of lists are looked at.
+const SWEEP_EVERY: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// A resource and, unless it exists only as a request, its objects.
 pub type Found = (Arc<Resource>, Option<Arc<Collection>>);
@@ -90,17 +97,25 @@ impl Registry {
                 )
             })
             .collect();
+        // No kind of the API: the node ports that are taken.
+        let plain = Arc::new(crate::strategy::Plain);
+        let ranges = Arc::new(Collection::new("ranges", plain));
+        by_prefix.insert("ranges".to_owned(), ranges.clone());
         let namespaces = by_prefix
             .get("namespaces")
             .cloned()
             .expect("namespaces are built in");
         let feed = Feed::start(store.clone(), by_prefix.values().cloned().collect()).await?;
-        let services = Services::new(service_range, node_ports);
-        if let Some(collection) = by_prefix.get("services/specs") {
-            services.recover(collection);
-        }
-        tokio::spawn(compact(Arc::downgrade(&store)));
-        Ok(Self {
+        let addresses = by_prefix
+            .get("ipaddresses")
+            .cloned()
+            .expect("addresses are built in");
+        let services = Services::new(service_range, node_ports, addresses, ranges);
+        let compacted = Arc::downgrade(&store);
+        tokio::spawn(supervised("compaction", move || compact(compacted.clone())));
+        let swept: Vec<_> = by_prefix.values().map(Arc::downgrade).collect();
+        tokio::spawn(supervised("states of lists", move || sweep(swept.clone())));
+        let registry = Self {
             store,
             feed,
             services,
@@ -108,7 +123,11 @@ impl Registry {
             index,
             by_prefix,
             namespaces,
-        })
+        };
+        // Before the first service is made: what a store from before has must not be given twice. Another server that writes
+        // meanwhile has brought it in line itself, or `services::keep` does.
+        registry.repair_services().await?;
+        Ok(registry)
     }
 
     /// The resources, in the order of discovery.
@@ -138,6 +157,19 @@ fn is_stored(resource: &Resource) -> bool {
 
 fn index_key(group: &str, version: &str, plural: &str) -> String {
     format!("{group}/{version}/{plural}")
+}
+
+/// Lets go, every minute, of the states of lists that nobody may ask for any more.
+async fn sweep(collections: Vec<std::sync::Weak<Collection>>) {
+    loop {
+        tokio::time::sleep(SWEEP_EVERY).await;
+        for collection in &collections {
+            let Some(collection) = collection.upgrade() else {
+                return;
+            };
+            collection.sweep();
+        }
+    }
 }
 
 /// Forgets, every five minutes in which something was written, what was history five minutes before.

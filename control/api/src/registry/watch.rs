@@ -25,6 +25,20 @@ const BATCH: usize = 512;
 /// Frames are put together up to about this size, so that one write carries many.
 const CHUNK: usize = 64 << 10;
 
+/// Where a watch begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// With the changes after a revision. One from the future is waited for: what comes before it is not sent.
+    After(Revision),
+    /// With the present objects, as changes.
+    Present {
+        /// They must be of this revision or a later one.
+        not_older_than: Revision,
+        /// Whether a bookmark marks their end.
+        bookmark: bool,
+    },
+}
+
 /// The parameters of a watch.
 #[derive(Clone, Debug)]
 pub struct WatchRequest {
@@ -34,18 +48,16 @@ pub struct WatchRequest {
     pub name: String,
     /// Which objects.
     pub selector: Selector,
-    /// From where: after this revision, or (`None`) from the present, whose objects come first.
-    pub from: Option<Revision>,
+    /// Where it begins.
+    pub start: Start,
     /// Whether bookmarks are wanted.
     pub bookmarks: bool,
-    /// Whether the present objects are sent first and a bookmark marks their end.
-    pub initial_events: bool,
     /// When the watch ends.
     pub timeout: Duration,
 }
 
 impl WatchRequest {
-    /// The start of a watch from its query parameters: (from, whether initial events were asked for).
+    /// The start of a watch from its query parameters.
     ///
     /// # Errors
     ///
@@ -55,7 +67,7 @@ impl WatchRequest {
         matching: &str,
         send_initial_events: Option<bool>,
         bookmarks: bool,
-    ) -> Result<(Option<Revision>, bool), ApiError> {
+    ) -> Result<Start, ApiError> {
         let refused = |error: FieldError| {
             Err(ApiError::invalid(
                 "meta.k8s.io",
@@ -90,10 +102,14 @@ impl WatchRequest {
         } else {
             parse_revision(version)?
         };
-        Ok(match send_initial_events {
-            Some(true) => (None, true),
-            _ if revision == 0 => (None, false),
-            _ => (Some(revision), false),
+        let asked = send_initial_events == Some(true);
+        Ok(if asked || revision == 0 {
+            Start::Present {
+                not_older_than: revision,
+                bookmark: asked,
+            }
+        } else {
+            Start::After(revision)
         })
     }
 }
@@ -150,8 +166,8 @@ impl Watcher {
         let name = Some(&*request.name).filter(|name| !name.is_empty());
         let name = name.or(request.selector.name());
         let view = list::view(&resource, &collection, namespace, name, &request.selector);
-        let (initial, cursor, passed) = match request.from {
-            Some(revision) => {
+        let (initial, cursor, passed) = match request.start {
+            Start::After(revision) => {
                 let cursor = collection.follow(&view, revision).map_err(|old| {
                     ApiError::expired(format!(
                         "too old resource version: {revision} ({})",
@@ -160,7 +176,7 @@ impl Watcher {
                 })?;
                 (VecDeque::new(), cursor, revision)
             }
-            None => {
+            Start::Present { .. } => {
                 let scope = if namespace.is_empty() {
                     String::new()
                 } else {
@@ -170,7 +186,8 @@ impl Watcher {
                 (snapshot.entries.into(), cursor, seen.max(snapshot.newest))
             }
         };
-        let initial_end = request.initial_events.then_some(passed);
+        let wants_end = matches!(request.start, Start::Present { bookmark: true, .. });
+        let initial_end = wants_end.then_some(passed);
         Ok(Self {
             deadline: now + request.timeout,
             bookmark_at: now + BOOKMARK_EVERY,
@@ -209,10 +226,13 @@ impl Watcher {
                     return Some(self.frames.other("ERROR", &error.to_status()));
                 }
                 Ok(changes) if !changes.is_empty() => {
+                    let before = self.passed;
                     self.passed = changes
                         .last()
                         .map_or(self.passed, |change| self.passed.max(change.revision));
-                    if let Some(chunk) = self.chunk(&changes) {
+                    // A client that has seen a revision from the future has seen what comes before it, too.
+                    let after = changes.partition_point(|change| change.revision <= before);
+                    if let Some(chunk) = self.chunk(&changes[after..]) {
                         return Some(chunk);
                     }
                 }
@@ -223,6 +243,9 @@ impl Watcher {
                         () = self.cursor.changed() => {}
                         () = tokio::time::sleep_until(self.bookmark_at), if self.request.bookmarks => {
                             self.bookmark_at = Instant::now() + BOOKMARK_EVERY;
+                            if self.passed > self.registry.feed.revision() {
+                                continue;
+                            }
                             // Nothing was in the window when `passed` was read, so nothing up to it is missing.
                             return Some(self.bookmark(self.passed, false));
                         }

@@ -8,6 +8,7 @@ use knarr_quantity::{ParseError, Quantity};
 use serde_json::Value;
 
 use super::json::{self, join};
+use super::yaml;
 use super::{Schemas, Shape, TypeId};
 use crate::resource::GroupVersionKind;
 use crate::status::ApiError;
@@ -49,11 +50,16 @@ pub fn decode(
     mode: FieldValidation,
 ) -> Result<Decoded, ApiError> {
     let parsed = match format {
-        Format::Json => json::parse(body).map_err(|err| syntax_error(&err, body)),
-        Format::Yaml => parse_yaml(body),
+        Format::Json => json::parse(body)
+            .map(|(value, paths)| {
+                let repeated = paths.iter().map(|path| format!("duplicate field {path:?}"));
+                (value, repeated.collect())
+            })
+            .map_err(|err| syntax_error(&err, body)),
+        Format::Yaml => parse_yaml(body, mode),
     };
-    let (object, duplicates) = parsed.map_err(|reason| unrecognized(gvk, &reason, body))?;
-    finish(schemas, gvk, object, duplicates, mode, body)
+    let (object, repeated) = parsed.map_err(|reason| unrecognized(gvk, &reason, body))?;
+    finish(schemas, gvk, object, repeated, mode, body)
 }
 
 pub fn check(
@@ -69,7 +75,7 @@ fn finish(
     schemas: &Schemas,
     gvk: &GroupVersionKind,
     mut object: Value,
-    duplicates: Vec<String>,
+    repeated: Vec<String>,
     mode: FieldValidation,
     body: &[u8],
 ) -> Result<Decoded, ApiError> {
@@ -86,10 +92,7 @@ fn finish(
     object["apiVersion"] = gvk.api_version().into();
     object["kind"] = gvk.kind.as_str().into();
 
-    let mut mistakes: Vec<String> = duplicates
-        .iter()
-        .map(|path| format!("duplicate field {path:?}"))
-        .collect();
+    let mut mistakes = repeated;
     mistakes.extend(
         walk.unknown
             .iter()
@@ -173,11 +176,21 @@ fn check_kind(
     )))
 }
 
-fn parse_yaml(body: &[u8]) -> Result<(Value, Vec<String>), String> {
-    let text = std::str::from_utf8(body).map_err(|_| "yaml: invalid UTF-8".to_owned())?;
-    serde_saphyr::from_str::<Value>(text)
-        .map(|value| (value, Vec::new()))
-        .map_err(|err| format!("error converting YAML to JSON: yaml: {err}"))
+fn parse_yaml(body: &[u8], mode: FieldValidation) -> Result<(Value, Vec<String>), String> {
+    let failed = |err: String| format!("error converting YAML to JSON: yaml: {err}");
+    let text = std::str::from_utf8(body).map_err(|_| failed("invalid UTF-8".to_owned()))?;
+    let (value, repeated) = yaml::parse(text).map_err(failed)?;
+    // A refusal quotes go-yaml as it is; warnings come one by one.
+    let repeated = match mode {
+        FieldValidation::Strict if !repeated.is_empty() => {
+            vec![format!(
+                "yaml: unmarshal errors:\n  {}",
+                repeated.join("\n  ")
+            )]
+        }
+        _ => repeated,
+    };
+    Ok((value, repeated))
 }
 
 fn syntax_error(err: &serde_json::Error, body: &[u8]) -> String {

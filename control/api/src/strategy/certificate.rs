@@ -43,10 +43,16 @@ impl Strategy for CertificateSigningRequest {
     fn prepare_for_create(&self, ctx: &Context, object: &mut Value) {
         // Who asks is who is authenticated, whatever the body says.
         let spec = common::object_at(object, "spec");
-        spec.insert("username".to_owned(), ctx.user.as_str().into());
-        spec.insert("groups".to_owned(), json!(ctx.groups));
+        spec.insert("username".to_owned(), ctx.user.name.as_str().into());
+        spec.insert("groups".to_owned(), json!(ctx.user.groups));
         for field in ["uid", "extra"] {
             spec.remove(field);
+        }
+        if !ctx.user.uid.is_empty() {
+            spec.insert("uid".to_owned(), ctx.user.uid.as_str().into());
+        }
+        if !ctx.user.extra.is_empty() {
+            spec.insert("extra".to_owned(), json!(ctx.user.extra));
         }
         object["status"] = json!({});
     }

@@ -3,8 +3,10 @@
 use serde_json::{Value, json};
 
 use super::common::{self, object_at, selectable, text};
-use super::validation::{Errors, dns_label, items};
-use super::{Column, Context, Strategy};
+use super::validation::{Errors, dns_label, finalizer_name, items};
+use super::warnings::network;
+use super::{Column, Context, Proxied, Strategy};
+use crate::registry::names;
 use crate::resource::Subresource;
 use crate::status::FieldError;
 use crate::table;
@@ -24,6 +26,10 @@ pub struct ServiceAccount;
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 impl Strategy for Namespace {
+    fn check_name(&self, name: &str) -> Result<(), String> {
+        names::dns_label(name)
+    }
+
     fn default(&self, object: &mut Value) {
         let name = object["metadata"]["name"].clone();
         if !text(&name).is_empty() {
@@ -53,7 +59,7 @@ impl Strategy for Namespace {
             _ => {
                 common::keep(object, old, "status");
                 // Only `finalize` may change them.
-                object["spec"]["finalizers"] = old["spec"]["finalizers"].clone();
+                common::keep(object_value(object, "spec"), &old["spec"], "finalizers");
             }
         }
     }
@@ -70,7 +76,47 @@ impl Strategy for Namespace {
                 dns_label(name)
             },
         );
+        for (_, finalizer) in items(&object["spec"]["finalizers"]) {
+            let name = text(finalizer);
+            errors.invalid("spec.finalizers", name, finalizer_name(name));
+        }
         errors.0
+    }
+
+    fn validate_update(
+        &self,
+        sub: Option<Subresource>,
+        object: &Value,
+        _: &Value,
+    ) -> Vec<FieldError> {
+        let mut errors = Errors(self.validate(object));
+        let phase = &object["status"]["phase"];
+        if sub == Some(Subresource::Status) {
+            let deleted = !object["metadata"]["deletionTimestamp"].is_null();
+            let (wanted, detail) = if deleted {
+                (
+                    "Terminating",
+                    "may only be 'Terminating' if `deletionTimestamp` is not empty",
+                )
+            } else {
+                (
+                    "Active",
+                    "may only be 'Active' if `deletionTimestamp` is empty",
+                )
+            };
+            if text(phase) != wanted {
+                errors.add("status.Phase", &text(phase).into(), detail);
+            }
+        }
+        errors.0
+    }
+
+    fn holds(&self, object: &Value) -> bool {
+        items(&object["spec"]["finalizers"]).next().is_some()
+    }
+
+    fn is_emptied_first(&self) -> bool {
+        true
     }
 
     fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
@@ -94,9 +140,19 @@ impl Strategy for Namespace {
     }
 }
 
+/// A field of an object, made an object if it is none.
+fn object_value<'a>(object: &'a mut Value, field: &str) -> &'a mut Value {
+    object_at(object, field);
+    &mut object[field]
+}
+
 const ROLE: &str = "node-role.kubernetes.io/";
 
 impl Strategy for Node {
+    fn proxied(&self) -> Option<Proxied> {
+        Some(Proxied::Node)
+    }
+
     fn default(&self, object: &mut Value) {
         let status = &mut object["status"];
         if status["allocatable"].is_null() && status["capacity"].is_object() {
@@ -184,6 +240,23 @@ impl Strategy for Node {
             ));
         }
         errors
+    }
+
+    fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {
+        let spec = &object["spec"];
+        let mut warnings = Vec::new();
+        if !spec["configSource"].is_null() {
+            warnings.push("spec.configSource: the feature is removed".to_owned());
+        }
+        if !text(&spec["externalID"]).is_empty() {
+            warnings.push(
+                "spec.externalID: this field is deprecated, and is unused by Kubernetes".to_owned(),
+            );
+        }
+        for (index, cidr) in items(&spec["podCIDRs"]) {
+            warnings.extend(network(&format!("spec.podCIDRs[{index}]"), text(cidr)));
+        }
+        warnings
     }
 
     fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
@@ -303,7 +376,23 @@ impl Strategy for Lease {
     }
 }
 
+const MOUNTABLE: &str = "kubernetes.io/enforce-mountable-secrets";
+
 impl Strategy for ServiceAccount {
+    fn returns_deleted(&self) -> bool {
+        true
+    }
+
+    fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        let limits = |object: &Value| object["metadata"]["annotations"].get(MOUNTABLE).is_some();
+        if !limits(object) || old.is_some_and(limits) {
+            return Vec::new();
+        }
+        vec![format!(
+            "metadata.annotations[{MOUNTABLE}]: deprecated in v1.32+; prefer separate namespaces to isolate access to mounted secrets"
+        )]
+    }
+
     fn columns(&self) -> Vec<Column> {
         table::columns("Name Secrets Age")
     }

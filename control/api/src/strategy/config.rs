@@ -182,6 +182,13 @@ impl Strategy for Secret {
         errors.0
     }
 
+    fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {
+        match text(&object["type"]) {
+            "kubernetes.io/tls" => Vec::from_iter(key_pair_mistake(&object["data"])),
+            _ => Vec::new(),
+        }
+    }
+
     fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
         vec![("type", text(&object["type"]).to_owned())]
     }
@@ -201,6 +208,45 @@ impl Strategy for Secret {
             count(&object["data"]).into(),
             table::age(object, now),
         ]
+    }
+}
+
+/// What Go's `tls.X509KeyPair` says of a certificate and its key, as far as their form and that they belong together.
+fn key_pair_mistake(data: &Value) -> Option<String> {
+    use rustls_pki_types::pem::PemObject as _;
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+    let bytes = |key: &str| {
+        base64::engine::general_purpose::STANDARD
+            .decode(text(&data[key]))
+            .unwrap_or_default()
+    };
+    let (certificate, key) = (bytes("tls.crt"), bytes("tls.key"));
+    let is_pem =
+        |bytes: &[u8]| x509_parser::pem::Pem::iter_from_buffer(bytes).any(|pem| pem.is_ok());
+    let Ok(chain) = CertificateDer::from_pem_slice(&certificate) else {
+        return Some(if is_pem(&certificate) {
+            "tls: failed to find certificate PEM data in certificate input, but did find other PEM blocks".to_owned()
+        } else {
+            "tls: failed to find any PEM data in certificate input".to_owned()
+        });
+    };
+    let Ok(key) = PrivateKeyDer::from_pem_slice(&key) else {
+        return Some(if is_pem(&key) {
+            "tls: failed to find PEM block with type ending in \"PRIVATE KEY\" in key input"
+                .to_owned()
+        } else {
+            "tls: failed to find any PEM data in key input".to_owned()
+        });
+    };
+    let Ok(signer) = rustls::crypto::ring::sign::any_supported_type(&key) else {
+        return Some("tls: failed to parse private key".to_owned());
+    };
+    let pair = rustls::sign::CertifiedKey::new(vec![chain], signer);
+    match pair.keys_match() {
+        Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch)) => {
+            Some("tls: private key does not match public key".to_owned())
+        }
+        _ => None,
     }
 }
 

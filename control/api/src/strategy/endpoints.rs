@@ -3,8 +3,9 @@
 use serde_json::Value;
 
 use super::common::{self, text};
-use super::service::PROTOCOLS;
-use super::validation::{Errors, dns_label, items};
+use super::service::{PROTOCOLS, special_address};
+use super::validation::{Errors, dns_label, ip_address, items};
+use super::warnings::address;
 use super::{Column, Context, Strategy};
 use crate::resource::Subresource;
 use crate::status::FieldError;
@@ -58,6 +59,26 @@ impl Strategy for Endpoints {
         errors.0
     }
 
+    fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if is_managed(object, "endpoints.kubernetes.io/managed-by") {
+            return warnings;
+        }
+        for (index, subset) in items(&object["subsets"]) {
+            for field in ["addresses", "notReadyAddresses"] {
+                for (number, entry) in items(&subset[field]) {
+                    let path = format!("subsets[{index}].{field}[{number}].ip");
+                    warnings.extend(address(&path, text(&entry["ip"])));
+                }
+            }
+        }
+        warnings
+    }
+
+    fn deprecation(&self) -> Option<&'static str> {
+        Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
+    }
+
     fn columns(&self) -> Vec<Column> {
         table::columns("Name Endpoints Age")
     }
@@ -94,22 +115,16 @@ fn join_host_port(host: &str, port: &Value) -> String {
 }
 
 fn check_ip(errors: &mut Errors, at: &str, value: &Value) {
-    match text(value).parse::<std::net::IpAddr>() {
-        Err(_) => errors.add(
-            at,
-            value,
-            "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
-        ),
-        Ok(ip) if ip.is_unspecified() => {
-            errors.add(at, value, &format!("may not be unspecified ({ip})"))
-        }
-        Ok(ip) if ip.is_loopback() => errors.add(
-            at,
-            value,
-            "may not be in the loopback range (127.0.0.0/8, ::1/128)",
-        ),
-        Ok(_) => {}
+    let ip = text(value);
+    errors.invalid(at, ip, ip_address(ip));
+    if let Ok(address) = ip.parse::<std::net::IpAddr>() {
+        errors.invalid(at, ip, special_address(address));
     }
+}
+
+/// Whether one of our controllers keeps the object: it writes addresses as everybody does.
+fn is_managed(object: &Value, label: &str) -> bool {
+    !text(&object["metadata"]["labels"][label]).is_empty()
 }
 
 impl Strategy for EndpointSlice {
@@ -200,6 +215,25 @@ impl Strategy for EndpointSlice {
         let mut errors = Errors(self.validate(object));
         errors.immutable("addressType", &object["addressType"], &old["addressType"]);
         errors.0
+    }
+
+    fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if object["addressType"] == "FQDN" {
+            warnings.push("spec.addressType: FQDN endpoints are deprecated".to_owned());
+        }
+        if is_managed(object, "endpointslice.kubernetes.io/managed-by")
+            || object["addressType"] == "FQDN"
+        {
+            return warnings;
+        }
+        for (index, endpoint) in items(&object["endpoints"]) {
+            for (number, entry) in items(&endpoint["addresses"]) {
+                let path = format!("endpoints[{index}].addresses[{number}]");
+                warnings.extend(address(&path, text(entry)));
+            }
+        }
+        warnings
     }
 
     fn columns(&self) -> Vec<Column> {

@@ -9,10 +9,14 @@ mod common;
 mod config;
 mod endpoints;
 mod event;
+mod network;
 mod pod;
 mod service;
 pub mod validation;
+mod warnings;
 mod workload;
+
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -21,24 +25,60 @@ pub use cluster::{Lease, Namespace, Node, ServiceAccount};
 pub use config::{ConfigMap, Secret};
 pub use endpoints::{EndpointSlice, Endpoints};
 pub use event::{Event, convert_event};
+pub use network::IpAddress;
 pub use pod::{Pod, qos_class};
 pub use service::{Service, needs_health_port};
 pub use workload::{Deployment, ReplicaSet};
 
+use crate::auth::UserInfo;
+use crate::registry::names;
 use crate::resource::Subresource;
 use crate::status::{ApiError, FieldError};
 
-/// What a hook may know beyond the objects: who asks, when, and the cluster's shape.
+/// What a hook may know beyond the objects: who asks, and when.
 #[derive(Clone, Debug)]
 pub struct Context {
-    /// The user's name.
-    pub user: String,
-    /// The user's groups.
-    pub groups: Vec<String>,
+    /// Who asks.
+    pub user: Arc<UserInfo>,
     /// Now, as RFC 3339 with seconds: `2026-01-02T15:04:05Z`.
     pub now: String,
     /// Whether nothing will be stored.
     pub dry_run: bool,
+}
+
+impl Context {
+    /// A part of the control plane asks, now: `system:apiserver`.
+    pub fn component(name: &str) -> Self {
+        Self {
+            user: Arc::new(UserInfo::component(name)),
+            now: crate::registry::meta::now(),
+            dry_run: false,
+        }
+    }
+}
+
+/// What a resource that exists only as a request asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Review {
+    /// Whose token this is.
+    Token,
+    /// Who I am.
+    SelfSubject,
+    /// Whether I may do this.
+    SelfSubjectAccess,
+    /// Whether somebody may do this.
+    SubjectAccess,
+}
+
+/// What the `proxy` of a resource leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proxied {
+    /// The kubelet of a node, or another port of it.
+    Node,
+    /// A pod's address.
+    Pod,
+    /// One of a service's endpoints.
+    Service,
 }
 
 /// A column of the table that `kubectl get` prints.
@@ -60,6 +100,15 @@ pub struct Column {
 ///
 /// Objects are JSON values that have passed the schema. A validation returns every mistake, not the first.
 pub trait Strategy: Send + Sync + 'static {
+    /// Whether a name suits the kind.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
+    fn check_name(&self, name: &str) -> Result<(), String> {
+        names::dns_subdomain(name)
+    }
+
     /// Defaults that depend on other fields.
     fn default(&self, _object: &mut Value) {}
 
@@ -92,9 +141,14 @@ pub trait Strategy: Send + Sync + 'static {
         self.validate(object)
     }
 
-    /// Warnings for the client (`Warning` headers).
-    fn warnings(&self, _object: &Value) -> Vec<String> {
+    /// Warnings for the client (`Warning` headers) about a new object, or one that replaces `old`.
+    fn warnings(&self, _object: &Value, _old: Option<&Value>) -> Vec<String> {
         Vec::new()
+    }
+
+    /// The warning that every answer of the resource carries, for one that has a successor.
+    fn deprecation(&self) -> Option<&'static str> {
+        None
     }
 
     /// The grace period of a deletion in seconds, for kinds that are deleted gracefully (pods); `None` for the rest.
@@ -104,6 +158,16 @@ pub trait Strategy: Send + Sync + 'static {
         None
     }
 
+    /// Whether something in the object's spec keeps it after its deletion, beside `metadata.finalizers`.
+    fn holds(&self, _object: &Value) -> bool {
+        false
+    }
+
+    /// Whether the first deletion only marks the object, so that a controller empties it before it goes.
+    fn is_emptied_first(&self) -> bool {
+        false
+    }
+
     /// Whether a change only says "I am still here", so that a crash may undo it: it need not reach the disk by itself.
     fn is_renewal(&self, _object: &Value, _old: &Value) -> bool {
         false
@@ -111,6 +175,26 @@ pub trait Strategy: Send + Sync + 'static {
 
     /// Whether an update may create (`PUT` on a name that does not exist).
     fn allow_create_on_update(&self) -> bool {
+        false
+    }
+
+    /// What it asks, for a resource that exists only as a request.
+    fn review(&self) -> Option<Review> {
+        None
+    }
+
+    /// What its `proxy` leads to, for a kind that has one.
+    fn proxied(&self) -> Option<Proxied> {
+        None
+    }
+
+    /// Whether a deletion is answered with the object as it was last, rather than with a Status.
+    fn returns_deleted(&self) -> bool {
+        false
+    }
+
+    /// Whether its objects hold cluster addresses and node ports.
+    fn holds_addresses(&self) -> bool {
         false
     }
 
@@ -156,6 +240,15 @@ pub trait Strategy: Send + Sync + 'static {
     /// `Invalid` for a negative number of replicas.
     fn set_scale(&self, _object: &mut Value, _scale: &Value) -> Result<(), ApiError> {
         Ok(())
+    }
+}
+
+/// A resource that exists only as a request.
+pub struct Request(pub Review);
+
+impl Strategy for Request {
+    fn review(&self) -> Option<Review> {
+        Some(self.0)
     }
 }
 

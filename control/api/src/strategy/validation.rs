@@ -16,6 +16,9 @@ const ENV_NAME: &str = "a valid environment variable name must consist only of p
 /// What may not change after creation.
 pub const IMMUTABLE: &str = "field is immutable";
 
+const UNDERSCORED: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*')";
+const IP: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
+
 fn too_long(max: usize) -> String {
     format!("must be no more than {max} bytes")
 }
@@ -36,6 +39,58 @@ pub fn subdomain(name: &str) -> Vec<String> {
     }
     if !name.split('.').all(is_label) {
         wrong.push(SUBDOMAIN.to_owned());
+    }
+    wrong
+}
+
+/// What is wrong with `name` as a DNS subdomain in which underscores may stand, as in those of some networks' hosts.
+pub fn underscored_subdomain(name: &str) -> Vec<String> {
+    let good = |label: &str| {
+        let label = label.strip_prefix('_').unwrap_or(label);
+        is_label(&label.replace('_', "-"))
+    };
+    let mut wrong = Vec::new();
+    if name.len() > 253 {
+        wrong.push(too_long(253));
+    }
+    if !name.split('.').all(good) {
+        wrong.push(UNDERSCORED.to_owned());
+    }
+    wrong
+}
+
+/// What is wrong with `text` as an IP address.
+pub fn ip_address(text: &str) -> Vec<String> {
+    match text.parse::<std::net::IpAddr>() {
+        Ok(_) => Vec::new(),
+        Err(_) => vec![IP.to_owned()],
+    }
+}
+
+/// What is wrong with a path that must not leave its directory by `..`.
+pub fn no_backsteps(path: &str) -> Vec<String> {
+    if path.split('/').any(|part| part == "..") {
+        vec!["must not contain '..'".to_owned()]
+    } else {
+        Vec::new()
+    }
+}
+
+/// What is wrong with a path below a directory.
+pub fn descending_path(path: &str) -> Vec<String> {
+    let mut wrong = Vec::new();
+    if path.starts_with('/') {
+        wrong.push("must be a relative path".to_owned());
+    }
+    wrong.extend(no_backsteps(path));
+    wrong
+}
+
+/// What is wrong with the path of a file that the kubelet writes, among which names that start with `..` are its own.
+pub fn file_path(path: &str) -> Vec<String> {
+    let mut wrong = descending_path(path);
+    if path.starts_with("..") && !path.starts_with("../") {
+        wrong.push("must not start with '..'".to_owned());
     }
     wrong
 }
@@ -100,6 +155,20 @@ pub fn qualified_name(name: &str) -> Vec<String> {
     }
     if !is_name_part(part) {
         wrong.push(NAME_PART.to_owned());
+    }
+    wrong
+}
+
+/// What is wrong with the name of a finalizer: it must be qualified, unless it is one of Kubernetes' own.
+pub fn finalizer_name(name: &str) -> Vec<String> {
+    let wrong = qualified_name(name);
+    if wrong.is_empty()
+        && !name.contains('/')
+        && !matches!(name, "kubernetes" | "orphan" | "foregroundDeletion")
+    {
+        return vec![
+            "name is neither a standard finalizer name nor is it fully qualified".to_owned(),
+        ];
     }
     wrong
 }

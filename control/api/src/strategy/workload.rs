@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 
 use super::common::{self, containers_text, selector_text, text};
-use super::pod::spec::{default_pod_spec, validate_pod_spec};
-use super::validation::{Errors, items, label_selector, labels, selector_matches};
+use super::pod::spec::{default_pod_spec, validate_template};
+use super::pod::warnings;
+use super::validation::{Errors, items, label_selector, selector_matches};
 use super::{Column, Context, Strategy};
 use crate::resource::Subresource;
 use crate::status::{ApiError, FieldError};
@@ -47,8 +48,7 @@ fn selector_and_template(errors: &mut Errors, spec: &Value, kind: &str) {
             "`selector` does not match template `labels`",
         );
     }
-    labels(errors, "spec.template.labels", template_labels);
-    validate_pod_spec(errors, "spec.template.spec", &template["spec"]);
+    validate_template(errors, "spec.template", template);
     if !matches!(text(&template["spec"]["restartPolicy"]), "" | "Always") {
         let value = &template["spec"]["restartPolicy"];
         errors.0.push(FieldError::not_supported(
@@ -202,6 +202,10 @@ impl Strategy for Deployment {
         }
     }
 
+    fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        warnings::of_workload(object, old)
+    }
+
     fn columns(&self) -> Vec<Column> {
         table::columns("Name Ready Up-to-date# Available# Age Containers* Images* Selector*")
     }
@@ -255,9 +259,14 @@ fn drop_zero_counts(object: &mut Value, more: &[&str]) {
     }
 }
 
-/// The errors, and one more if the selector changed: it cannot.
+/// The errors, and one more if the selector changed: it cannot. A template from before a rule may stay as it is.
 fn with_the_same_selector(errors: Vec<FieldError>, object: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Errors(errors);
+    if object["spec"]["template"] == old["spec"]["template"] {
+        errors
+            .0
+            .retain(|error| !error.field.starts_with("spec.template.spec."));
+    }
     errors.immutable(
         "spec.selector",
         &object["spec"]["selector"],
@@ -403,6 +412,10 @@ impl Strategy for ReplicaSet {
         &["status.replicas"]
     }
 
+    fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        warnings::of_workload(object, old)
+    }
+
     fn columns(&self) -> Vec<Column> {
         table::columns("Name Desired# Current# Ready# Age Containers* Images* Selector*")
     }
@@ -460,6 +473,18 @@ mod tests {
             errors[0].message,
             r#"Invalid value: {"matchLabels":{"c":"d"}}: field is immutable"#
         );
+    }
+
+    #[test]
+    fn a_template_from_before_a_rule_can_still_be_scaled() {
+        let mut old = deployment(json!({ "matchLabels": { "a": "b" } }), json!({ "a": "b" }));
+        old["spec"]["template"]["spec"]["tolerations"] = json!([{ "operator": "Equal" }]);
+        assert_ne!(Deployment.validate(&old), []);
+        let mut scaled = old.clone();
+        scaled["spec"]["replicas"] = 3.into();
+        assert_eq!(Deployment.validate_update(None, &scaled, &old), []);
+        scaled["spec"]["template"]["spec"]["containers"][0]["image"] = "c".into();
+        assert_ne!(Deployment.validate_update(None, &scaled, &old), []);
     }
 
     #[test]

@@ -378,3 +378,123 @@ async fn a_lease_is_durable_in_who_holds_it_but_not_in_each_renewal() {
     let server = server.restart().await;
     assert_eq!(server.get(&path).await.expect(200), lease);
 }
+
+#[tokio::test]
+async fn what_is_allowed_but_hardly_meant_is_warned_about() {
+    let server = Server::start().await;
+    let warnings = |reply: &crate::support::Reply| -> Vec<String> {
+        let values = reply.headers.get_all("warning").iter();
+        values
+            .map(|value| value.to_str().unwrap_or_default().to_owned())
+            .collect()
+    };
+    let path = "/apis/apps/v1/namespaces/default/deployments";
+    let deployment = |env: Value| {
+        json!({ "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "dup" }, "spec": {
+            "replicas": 0, "selector": { "matchLabels": { "a": "dup" } }, "template": { "metadata": { "labels": { "a": "dup" } },
+            "spec": { "containers": [{ "name": "c", "image": "i", "env": env }] } } } })
+    };
+    let twice = json!([{ "name": "AX", "value": "1" }, { "name": "AN", "value": "qa" }, { "name": "AN", "value": "qa" }]);
+    let warning = "299 - \"spec.template.spec.containers[0].env[2]: hides previous definition of \\\"AN\\\", which may be dropped when using apply\"";
+    let reply = server.post(path, &deployment(twice)).await;
+    assert_eq!(warnings(&reply), [warning]);
+    reply.expect(201);
+    // A change of the labels is none of the template.
+    let reply = server
+        .merge(
+            &format!("{path}/dup"),
+            &json!({ "metadata": { "labels": { "x": "y" } } }),
+        )
+        .await;
+    assert_eq!(warnings(&reply), [""; 0]);
+    let reply = server
+        .merge(
+            &format!("{path}/dup"),
+            &json!({ "spec": { "replicas": 1 } }),
+        )
+        .await;
+    assert_eq!(warnings(&reply), [warning]);
+    let owner = json!({ "apiVersion": "v1", "kind": "ConfigMap", "name": "o", "uid": "u" });
+    let mut map = config_map("owned");
+    map["metadata"]["ownerReferences"] = json!([owner, owner]);
+    let reply = server.post(MAPS, &map).await;
+    assert_eq!(warnings(&reply).len(), 1);
+    assert_eq!(
+        reply.expect(201)["metadata"]["ownerReferences"],
+        json!([owner])
+    );
+    let reply = server.get("/api/v1/namespaces/default/endpoints").await;
+    assert_eq!(
+        warnings(&reply),
+        ["299 - \"v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice\""]
+    );
+}
+
+#[tokio::test]
+async fn yaml_is_read_as_everybody_writes_it() {
+    let server = Server::start().await;
+    server.service_account().await;
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: yaml-octal}\nspec:\n  containers: [{name: c, image: x, tty: yes}]\n  \
+               volumes: [{name: v, secret: {secretName: s, defaultMode: 0400}}]\n";
+    let created = server
+        .send(Method::POST, crate::support::PODS, "application/yaml", pod)
+        .await
+        .expect(201);
+    assert_eq!(created["spec"]["volumes"][0]["secret"]["defaultMode"], 256);
+    assert_eq!(created["spec"]["containers"][0]["tty"], true);
+    let twice = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\ndata:\n  a: x\n  a: z\n";
+    let reply = server
+        .send(Method::POST, MAPS, "application/yaml", twice)
+        .await;
+    let warning = reply.headers.get("warning");
+    assert_eq!(
+        warning.unwrap_or_else(|| panic!("no warning: {}", reply.body)),
+        "299 - \"line 6: key \\\"a\\\" already set in map\""
+    );
+    assert_eq!(reply.expect(201)["data"]["a"], "z");
+    let strict = format!("{MAPS}?fieldValidation=Strict");
+    let message = server
+        .send(Method::POST, &strict, "application/yaml", twice)
+        .await
+        .refused(400, "BadRequest");
+    assert!(
+        message.ends_with(
+            "strict decoding error: yaml: unmarshal errors:\n  line 6: key \"a\" already set in map"
+        ),
+        "{message}"
+    );
+}
+
+#[tokio::test]
+async fn the_version_says_what_the_program_is() {
+    let server = Server::start().await;
+    let version = server.get("/version").await.expect(200);
+    assert_eq!(
+        (&version["major"], &version["minor"]),
+        (&json!("1"), &json!("37"))
+    );
+    assert_eq!(
+        (
+            &version["emulationMinor"],
+            &version["minCompatibilityMinor"]
+        ),
+        (&json!("37"), &json!("36"))
+    );
+    let commit = version["gitCommit"].as_str().unwrap_or_default();
+    assert!(
+        commit.len() == 40 && commit.bytes().all(|c| c.is_ascii_hexdigit()),
+        "{version}"
+    );
+    for field in [
+        "gitTreeState",
+        "buildDate",
+        "goVersion",
+        "compiler",
+        "platform",
+    ] {
+        assert!(
+            version[field].as_str().is_some_and(|text| !text.is_empty()),
+            "{field}: {version}"
+        );
+    }
+}

@@ -134,10 +134,11 @@ async fn a_namespace_is_emptied_before_it_goes() {
         message,
         "configmaps \"a\" is forbidden: unable to create new content in namespace x because it is being terminated"
     );
-    server
-        .delete("/api/v1/namespaces/x")
-        .await
-        .refused(409, "Conflict");
+    let again = server.delete("/api/v1/namespaces/x").await.expect(200);
+    assert_eq!(
+        again["metadata"]["resourceVersion"],
+        marked["metadata"]["resourceVersion"]
+    );
     let mut finalized = marked.clone();
     finalized["spec"]["finalizers"] = json!([]);
     server
@@ -205,4 +206,100 @@ async fn events_go_after_their_time() {
     server.post(events, &event).await.expect(201);
     assert_eq!(watch.short().await, ("ADDED".to_owned(), "e".to_owned()));
     assert_eq!(watch.short().await, ("DELETED".to_owned(), "e".to_owned()));
+}
+
+#[tokio::test]
+async fn a_namespace_stays_until_both_its_lists_of_finalizers_are_empty() {
+    let server = Server::start().await;
+    let hold = json!(["example.com/hold"]);
+    for (name, ours_first) in [("a", true), ("b", false)] {
+        let path = format!("/api/v1/namespaces/{name}");
+        let namespace = json!({ "apiVersion": "v1", "kind": "Namespace",
+            "metadata": { "name": name, "finalizers": hold } });
+        server
+            .post("/api/v1/namespaces", &namespace)
+            .await
+            .expect(201);
+        let marked = server.delete(&path).await.expect(200);
+        assert_eq!(marked["status"]["phase"], "Terminating");
+        assert_eq!(marked["metadata"]["finalizers"], hold);
+        let mut finalized = marked.clone();
+        finalized["spec"]["finalizers"] = json!([]);
+        let release = json!({ "metadata": { "finalizers": null } });
+        if ours_first {
+            let left = server
+                .put(&format!("{path}/finalize"), &finalized)
+                .await
+                .expect(200);
+            assert_eq!(left["metadata"]["finalizers"], hold);
+            assert_eq!(left["status"]["phase"], "Terminating");
+            let again = server.delete(&path).await.expect(200);
+            assert_eq!(again["metadata"]["finalizers"], hold);
+            server.merge(&path, &release).await.expect(200);
+        } else {
+            let left = server.merge(&path, &release).await.expect(200);
+            assert_eq!(left["spec"]["finalizers"], json!(["kubernetes"]));
+            finalized["metadata"] = json!({ "name": name });
+            server
+                .put(&format!("{path}/finalize"), &finalized)
+                .await
+                .expect(200);
+        }
+        server.get(&path).await.refused(404, "NotFound");
+    }
+}
+
+#[tokio::test]
+async fn finalizers_and_phase_of_a_namespace_are_checked() {
+    let server = Server::start().await;
+    let namespace = |finalizers: &serde_json::Value| json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "x", "finalizers": finalizers } });
+    let message = server
+        .post("/api/v1/namespaces", &namespace(&json!(["mine"])))
+        .await
+        .refused(422, "Invalid");
+    assert!(
+        message.contains("name is neither a standard finalizer name nor is it fully qualified"),
+        "{message}"
+    );
+    let created = server
+        .post("/api/v1/namespaces", &namespace(&json!(["kubernetes"])))
+        .await
+        .expect(201);
+    let mut status = created.clone();
+    status["status"]["phase"] = "Terminating".into();
+    let message = server
+        .put("/api/v1/namespaces/x/status", &status)
+        .await
+        .refused(422, "Invalid");
+    assert!(
+        message.contains(
+            "status.Phase: Invalid value: \"Terminating\": may only be 'Active' if `deletionTimestamp` is empty"
+        ),
+        "{message}"
+    );
+}
+
+#[tokio::test]
+async fn less_than_no_time_to_end_is_a_second() {
+    let server = Server::start().await;
+    server.service_account().await;
+    let mut running = pod("p");
+    running["spec"]["nodeName"] = "n".into();
+    running["spec"]["terminationGracePeriodSeconds"] = (-10).into();
+    let reply = server.post(PODS, &running).await;
+    assert_eq!(
+        reply.headers["warning"],
+        "299 - \"spec.terminationGracePeriodSeconds: must be >= 0; negative values are invalid and will be treated as 1\""
+    );
+    reply.expect(201);
+    let marked = server.delete(&format!("{PODS}/p")).await.expect(200);
+    assert_eq!(marked["metadata"]["deletionGracePeriodSeconds"], 1);
+    running["metadata"]["name"] = "q".into();
+    running["spec"]["terminationGracePeriodSeconds"] = 30.into();
+    server.post(PODS, &running).await.expect(201);
+    let marked = server
+        .delete(&format!("{PODS}/q?gracePeriodSeconds=-3"))
+        .await
+        .expect(200);
+    assert_eq!(marked["metadata"]["deletionGracePeriodSeconds"], 1);
 }

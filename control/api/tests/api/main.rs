@@ -4,8 +4,11 @@
 mod auth;
 mod crud;
 mod deletion;
+mod edge;
+mod failures;
 mod lists;
 mod node;
+mod pipeline;
 mod services;
 mod support;
 mod watches;

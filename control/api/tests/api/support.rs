@@ -10,7 +10,7 @@ use knarr_api::http::ResponseBody;
 use knarr_api::http::local::LocalService;
 use knarr_api::pki::Pki;
 use knarr_api::{ApiServer, ApiServerConfig, UserInfo};
-use knarr_store::{RedbStore, Store as _};
+use knarr_store::{Durability, Op, RedbStore, Store};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
@@ -70,6 +70,26 @@ impl Server {
     async fn open(dir: tempfile::TempDir, config: ApiServerConfig) -> Self {
         let pki = Pki::open(&dir.path().join("tls")).expect("keys");
         let store = Arc::new(RedbStore::open(&dir.path().join("state.redb")).expect("a store"));
+        Self::open_on(dir, config, store, pki).await
+    }
+
+    /// With these keys, on a store that `change` made of a real one.
+    pub async fn start_on<S: Store>(
+        change: impl FnOnce(RedbStore) -> Arc<S>,
+        keys: impl FnOnce(&std::path::Path) -> Pki,
+    ) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let store = RedbStore::open(&dir.path().join("state.redb")).expect("a store");
+        let pki = keys(&dir.path().join("tls"));
+        Self::open_on(dir, ApiServerConfig::default(), change(store), pki).await
+    }
+
+    async fn open_on(
+        dir: tempfile::TempDir,
+        config: ApiServerConfig,
+        store: Arc<dyn Store>,
+        pki: Pki,
+    ) -> Self {
         let config = ApiServerConfig {
             advertise: "192.0.2.1:6443".parse().expect("an address"),
             ..config
@@ -98,18 +118,33 @@ impl Server {
     }
 
     /// The same cluster after a restart.
-    pub async fn restart(mut self) -> Self {
+    pub async fn restart(self) -> Self {
+        self.restart_after(&[]).await
+    }
+
+    /// The same cluster after a restart, before which these keys were taken out of its store.
+    pub async fn restart_after(mut self, removed: &[&str]) -> Self {
         let dir = self.dir.take().expect("it is there until a restart");
         drop(self);
         // The store closes when the feed's task has let go of it.
         let deadline = tokio::time::Instant::now() + DEADLINE;
-        while let Err(error) = RedbStore::open(&dir.path().join("state.redb")) {
-            assert!(
-                tokio::time::Instant::now() < deadline,
-                "the store is still open: {error:?}"
-            );
+        let store = loop {
+            match RedbStore::open(&dir.path().join("state.redb")) {
+                Ok(store) => break store,
+                Err(error) => assert!(
+                    tokio::time::Instant::now() < deadline,
+                    "the store is still open: {error:?}"
+                ),
+            }
             tokio::task::yield_now().await;
+        };
+        let ops = removed.iter().map(|key| Op::Delete((*key).to_owned()));
+        let ops: Vec<Op> = ops.collect();
+        if !ops.is_empty() {
+            let deleted = store.txn(Vec::new(), ops, Durability::Immediate).await;
+            deleted.expect("a commit");
         }
+        drop(store);
         Self::open(dir, ApiServerConfig::default()).await
     }
 

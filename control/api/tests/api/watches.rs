@@ -201,3 +201,48 @@ async fn a_watch_of_tables_describes_its_columns_once() {
     assert!(events[0]["object"]["columnDefinitions"].is_array());
     assert!(!events[1]["object"]["columnDefinitions"].is_array());
 }
+
+#[tokio::test]
+async fn a_watch_from_the_future_waits_for_it() {
+    let server = Server::start().await;
+    let created = server.post(MAPS, &config_map("a")).await.expect(201);
+    let now: u64 = created["metadata"]["resourceVersion"]
+        .as_str()
+        .and_then(|version| version.parse().ok())
+        .expect("a revision");
+    for watched in [
+        format!("{MAPS}?watch=1"),
+        format!("{MAPS}?watch=1&fieldSelector=metadata.name%3Dc"),
+    ] {
+        let list = server.get(MAPS).await.expect(200);
+        let now: u64 = list["metadata"]["resourceVersion"]
+            .as_str()
+            .and_then(|version| version.parse().ok())
+            .unwrap_or(now);
+        let mut events = server
+            .watch(&format!("{watched}&resourceVersion={}", now + 2))
+            .await;
+        for name in ["b", "c"] {
+            server.post(MAPS, &config_map(name)).await.expect(201);
+        }
+        server
+            .merge(&format!("{MAPS}/c"), &json!({ "data": { "k": "w" } }))
+            .await
+            .expect(200);
+        assert_eq!(events.short().await, event("MODIFIED", "c"), "{watched}");
+        for name in ["b", "c"] {
+            server.delete(&format!("{MAPS}/{name}")).await.expect(200);
+        }
+    }
+    let query =
+        "watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
+    let mut events = server
+        .watch(&format!("{MAPS}?{query}&resourceVersion=99999999"))
+        .await;
+    let error = events.next().await.expect("an event");
+    assert_eq!(
+        (&error["type"], &error["object"]["code"]),
+        (&json!("ERROR"), &json!(504))
+    );
+    assert_eq!(events.next().await, None);
+}

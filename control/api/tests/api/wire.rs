@@ -24,7 +24,10 @@ pub struct Listening {
 }
 
 pub async fn listen() -> Listening {
-    let server = Server::start().await;
+    listen_with(Server::start().await).await
+}
+
+pub async fn listen_with(server: Server) -> Listening {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("its address");
     let stop = CancellationToken::new();
@@ -79,7 +82,7 @@ impl Listening {
             .expect("TLS")
     }
 
-    async fn get(&self, identity: Option<&Identity>, path: &str, bearer: &str) -> (u16, Value) {
+    pub async fn get(&self, identity: Option<&Identity>, path: &str, bearer: &str) -> (u16, Value) {
         let stream = self.connect(identity, b"http/1.1").await;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
@@ -99,6 +102,11 @@ impl Listening {
             .expect("a body")
             .to_bytes();
         (code, serde_json::from_slice(&body).unwrap_or(Value::Null))
+    }
+
+    pub async fn end(self) {
+        self.stop.cancel();
+        self.task.await.expect("it ends");
     }
 
     pub fn identity(&self, user: &str, group: &str) -> Identity {

@@ -1,21 +1,27 @@
 //! Pods.
 //!
-//! Reading order: this file (the hooks), `spec` (defaults and validation of a pod's spec, which templates share),
-//! `containers`, `update` (what may change), `print` (the table).
+//! Reading order: this file (the hooks), `spec` (defaults and validation of a pod's spec, which templates share) and its
+//! parts, `warnings` (what is allowed but hardly meant), `update` (what may change), `print` (the table).
 
 mod containers;
+mod handlers;
 mod print;
+mod scheduling;
+mod security;
 pub(super) mod spec;
 mod update;
+mod volumes;
+pub(super) mod warnings;
 
 use knarr_quantity::Quantity;
 use serde_json::{Value, json};
 
 use super::common::{self, selectable, text};
 use super::validation::{Errors, items};
-use super::{Column, Context, Strategy};
+use super::{Column, Context, Proxied, Strategy};
 use crate::resource::Subresource;
 use crate::status::FieldError;
+use spec::Owner;
 
 /// Pods.
 pub struct Pod;
@@ -32,6 +38,14 @@ const FIELDS: &[&str] = &[
 ];
 
 impl Strategy for Pod {
+    fn proxied(&self) -> Option<Proxied> {
+        Some(Proxied::Pod)
+    }
+
+    fn returns_deleted(&self) -> bool {
+        true
+    }
+
     fn default(&self, object: &mut Value) {
         let spec = &mut object["spec"];
         if spec["enableServiceLinks"].is_null() {
@@ -100,7 +114,16 @@ impl Strategy for Pod {
 
     fn validate(&self, object: &Value) -> Vec<FieldError> {
         let mut errors = Errors::default();
-        spec::validate_pod_spec(&mut errors, "spec", &object["spec"]);
+        spec::validate_annotations(&mut errors, "metadata.annotations", object);
+        spec::validate_pod_spec(&mut errors, "spec", &object["spec"], Owner::Pod);
+        if !text(&object["spec"]["nodeName"]).is_empty()
+            && items(&object["spec"]["schedulingGates"]).next().is_some()
+        {
+            errors.0.push(FieldError::forbidden(
+                "spec.nodeName",
+                "cannot be set until all schedulingGates have been cleared",
+            ));
+        }
         if items(&object["spec"]["ephemeralContainers"])
             .next()
             .is_some()
@@ -125,6 +148,14 @@ impl Strategy for Pod {
             Some(Subresource::EphemeralContainers) => update::validate_ephemeral(object, old),
             Some(Subresource::Resize) => update::validate_resize(object, old),
             _ => update::validate(object, old),
+        }
+    }
+
+    fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        // People hardly change pods themselves, and controllers do it all the time.
+        match old {
+            None => warnings::of_pod(object),
+            Some(_) => Vec::new(),
         }
     }
 
@@ -222,7 +253,10 @@ impl ParseQuantity for str {
 }
 
 #[cfg(test)]
-mod tests {
+mod tests;
+
+#[cfg(test)]
+mod hooks {
     use super::*;
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::spec;
+use super::spec::{self, Owner};
 use crate::status::FieldError;
 use crate::strategy::common::text;
 use crate::strategy::validation::{Errors, items};
@@ -61,8 +61,9 @@ pub fn validate(object: &Value, old: &Value) -> Vec<FieldError> {
     if masked(new_spec, old_spec) != *old_spec {
         errors.0.push(FieldError::forbidden("spec", IMMUTABLE));
     }
-    if errors.0.is_empty() {
-        spec::validate_pod_spec(&mut errors, "spec", new_spec);
+    // A pod from before a rule keeps its spec: its labels and finalizers must still change.
+    if errors.0.is_empty() && new_spec != old_spec {
+        spec::validate_pod_spec(&mut errors, "spec", new_spec, Owner::Pod);
     }
     errors.0
 }
@@ -202,7 +203,7 @@ pub fn validate_ephemeral(object: &Value, old: &Value) -> Vec<FieldError> {
             )),
         }
     }
-    spec::validate_pod_spec(&mut errors, "spec", &object["spec"]);
+    spec::validate_pod_spec(&mut errors, "spec", &object["spec"], Owner::Pod);
     errors.0
 }
 
@@ -231,7 +232,7 @@ pub fn validate_resize(object: &Value, old: &Value) -> Vec<FieldError> {
             "Pod QOS Class may not change as a result of resizing",
         );
     }
-    spec::validate_pod_spec(&mut errors, "spec", &object["spec"]);
+    spec::validate_pod_spec(&mut errors, "spec", &object["spec"], Owner::Pod);
     errors.0
 }
 
@@ -259,6 +260,13 @@ mod tests {
                 .starts_with("Forbidden: pod updates may not change fields other than"),
             "{errors:?}"
         );
+        let mut stored = pod();
+        stored["spec"]["tolerations"] = json!([{ "operator": "Equal" }]);
+        let mut labelled = stored.clone();
+        labelled["metadata"] = json!({ "labels": { "a": "b" } });
+        assert_eq!(validate(&labelled, &stored), []);
+        labelled["spec"]["containers"][0]["image"] = "x:3".into();
+        assert_ne!(validate(&labelled, &stored), []);
         let mut more = pod();
         more["spec"]["containers"]
             .as_array_mut()
