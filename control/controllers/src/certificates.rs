@@ -6,17 +6,17 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::FutureExt as _;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{
     CertificateSigningRequest, CertificateSigningRequestCondition,
 };
 use k8s_openapi::api::core::v1::{Endpoints, Node};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::api::{Api, DeleteParams, ListParams, PostParams};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::api::{Api, ListParams, PostParams};
 use kube::{Client, ResourceExt};
 use rcgen::{
     CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -27,7 +27,11 @@ use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
+use crate::api::{self, Delete};
+use crate::cache::{Cache, Cached, Key, follow};
 use crate::context::Context;
+use crate::queue::{Next, Queue};
+use crate::supervise::Loop;
 
 const CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 const SERVING: &str = "kubernetes.io/kubelet-serving";
@@ -35,8 +39,12 @@ const SERVING: &str = "kubernetes.io/kubelet-serving";
 const JOINING: &str = "system:bootstrappers:kubeadm:default-node-token";
 /// For how long a certificate is valid before now, for clocks that run behind.
 const BACKDATE: Duration = Duration::from_secs(300);
-/// Settled requests are removed after this time. Source: kube-controller-manager, csrcleaner, `approvedExpiration`.
+/// Settled requests are removed after this time, others after a day. Source: kube-controller-manager, csrcleaner,
+/// `approvedExpiration`, `deniedExpiration` and `pendingExpiration`.
 const KEEP: Duration = Duration::from_secs(3600);
+const KEEP_PENDING: Duration = Duration::from_secs(24 * 3600);
+/// How many requests are worked on at a time.
+const WORKERS: usize = 4;
 
 /// What failed.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +58,7 @@ enum CertificateError {
     Sign { source: rcgen::Error },
 }
 
-fn api(what: &'static str) -> impl FnOnce(kube::Error) -> CertificateError {
+fn failed(what: &'static str) -> impl FnOnce(kube::Error) -> CertificateError {
     move |source| CertificateError::Api { what, source }
 }
 
@@ -224,52 +232,76 @@ fn sign(
     Ok(request.signed_by(issuer)?.pem())
 }
 
-/// Follows the requests until stopped.
-pub(crate) async fn run(ctx: Context) {
-    let Some(issuer) = issuer(&ctx) else { return };
-    let requests = Api::<CertificateSigningRequest>::all(ctx.client.clone());
-    let mut events = std::pin::pin!(
-        watcher(requests, watcher::Config::default())
-            .default_backoff()
-            .applied_objects()
-    );
-    let mut sweep = tokio::time::interval(KEEP / 4);
-    sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        // Waiting is all that a dropped branch loses.
-        let event = tokio::select! {
-            () = ctx.stop.cancelled() => return,
-            _ = sweep.tick() => {
-                if let Err(error) = remove_old(&ctx.client).await {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::warn!(error, "settled certificate requests could not be removed");
-                }
-                continue;
-            }
-            event = events.next() => event,
-        };
-        match event {
-            None => return,
-            Some(Err(error)) => {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(
-                    error,
-                    "the watch of certificate requests failed and is tried again"
-                );
-            }
-            Some(Ok(request)) => {
-                let name = request.name_any();
-                if let Err(error) = settle(&ctx, &issuer, request).await {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::warn!(
-                        error,
-                        request = name,
-                        "a certificate request could not be settled"
-                    );
-                }
+// Nothing is trimmed: the whole object is written back.
+impl Cached for CertificateSigningRequest {}
+
+/// Registers for changes; what the returned function makes follows the requests and works until stopped. `None` where
+/// there is no key to sign with.
+pub(crate) fn start(ctx: Context) -> Option<Loop> {
+    let issuer = Arc::new(issuer(&ctx)?);
+    let requests: Arc<Cache<CertificateSigningRequest>> = Arc::default();
+    let queue = Arc::new(Queue::default());
+    let keys = queue.clone();
+    requests.on_change(move |change| {
+        if let Some(request) = change.new {
+            keys.add(Key::of(&request.metadata));
+        }
+    });
+    let (work, known) = (ctx.clone(), requests.clone());
+    let work = queue.worker("certificates", WORKERS, ctx.stop.clone(), move |key| {
+        let (ctx, issuer, requests) = (work.clone(), issuer.clone(), known.clone());
+        async move {
+            match requests.get(&key) {
+                Some(request) => sync(&ctx, &issuer, &request).await,
+                None => Ok(Next::OnChange),
             }
         }
+    });
+    Some(Box::new(move || {
+        let api = Api::all(ctx.client.clone());
+        let watch = follow(api, None, requests.clone(), ctx.stop.clone());
+        let work = work();
+        async move { ((), ()) = tokio::join!(watch, work) }.boxed()
+    }))
+}
+
+/// Settles a request, and removes it once it is old.
+async fn sync(
+    ctx: &Context,
+    issuer: &Issuer<'static, KeyPair>,
+    request: &CertificateSigningRequest,
+) -> Result<Next, CertificateError> {
+    let now = k8s_openapi::jiff::Timestamp::now();
+    let left = left(request, now);
+    if left.is_zero() {
+        return api::delete::<CertificateSigningRequest>(
+            &ctx.client,
+            &request.metadata,
+            Delete::default(),
+        )
+        .await
+        .map(|()| Next::OnChange)
+        .map_err(failed("remove the old request"));
     }
+    settle(ctx, issuer, request.clone()).await?;
+    Ok(Next::After(left))
+}
+
+/// For how long a request is kept yet: a while after it was settled, a day if nobody does.
+fn left(request: &CertificateSigningRequest, now: k8s_openapi::jiff::Timestamp) -> Duration {
+    let conditions = (request.status.iter()).flat_map(|status| status.conditions.iter().flatten());
+    let settled = conditions
+        .filter_map(|condition| condition.last_update_time.as_ref())
+        .map(|Time(at)| (*at, KEEP))
+        .max();
+    let created = request
+        .creation_timestamp()
+        .map(|Time(at)| (at, KEEP_PENDING));
+    let Some((since, keep)) = settled.or(created) else {
+        return KEEP_PENDING;
+    };
+    let age = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+    keep.saturating_sub(age)
 }
 
 fn issuer(ctx: &Context) -> Option<Issuer<'static, KeyPair>> {
@@ -325,7 +357,7 @@ async fn settle(
         request = requests
             .replace_subresource("approval", &name, &PostParams::default(), &request)
             .await
-            .map_err(api("approve the request"))?;
+            .map_err(failed("approve the request"))?;
         if denied {
             return Ok(());
         }
@@ -345,7 +377,7 @@ async fn settle(
     requests
         .replace_status(&name, &PostParams::default(), &request)
         .await
-        .map_err(api("hand out the certificate"))?;
+        .map_err(failed("hand out the certificate"))?;
     Ok(())
 }
 
@@ -381,7 +413,7 @@ async fn addresses(client: &Client, name: &str) -> Result<Addresses, Certificate
     let nodes = Api::<Node>::all(client.clone())
         .list(&ListParams::default())
         .await
-        .map_err(api("list the nodes"))?;
+        .map_err(failed("list the nodes"))?;
     let mut addresses = Addresses::default();
     for node in nodes {
         let all = node
@@ -400,7 +432,7 @@ async fn addresses(client: &Client, name: &str) -> Result<Addresses, Certificate
     let servers = Api::<Endpoints>::namespaced(client.clone(), "default")
         .get_opt("kubernetes")
         .await
-        .map_err(api("read the API server's addresses"))?;
+        .map_err(failed("read the API server's addresses"))?;
     for subset in servers
         .into_iter()
         .flat_map(|endpoints| endpoints.subsets.unwrap_or_default())
@@ -414,33 +446,6 @@ async fn addresses(client: &Client, name: &str) -> Result<Addresses, Certificate
         );
     }
     Ok(addresses)
-}
-
-async fn remove_old(client: &Client) -> Result<(), CertificateError> {
-    let requests = Api::<CertificateSigningRequest>::all(client.clone());
-    let now = k8s_openapi::jiff::Timestamp::now();
-    for request in requests
-        .list(&ListParams::default())
-        .await
-        .map_err(api("list the requests"))?
-    {
-        let old = request.creation_timestamp().is_some_and(|Time(at)| {
-            now.duration_since(at).as_secs() > i64::try_from(KEEP.as_secs()).unwrap_or(i64::MAX)
-        });
-        let settled = request
-            .status
-            .is_some_and(|status| status.conditions.is_some_and(|all| !all.is_empty()));
-        if old
-            && settled
-            && let Some(name) = &request.metadata.name
-        {
-            match requests.delete(name, &DeleteParams::default()).await {
-                Err(kube::Error::Api(status)) if status.code == 404 => {}
-                done => done.map(drop).map_err(api("remove a settled request"))?,
-            }
-        }
-    }
-    Ok(())
 }
 
 fn condition(kind: &str, reason: &str, message: &str) -> CertificateSigningRequestCondition {

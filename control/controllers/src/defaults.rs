@@ -9,6 +9,7 @@ use crate::cache::Key;
 use crate::context::Context;
 use crate::model::{self, ConfigMap, ServiceAccount, Written};
 use crate::queue::{Next, Queue};
+use crate::supervise::Loop;
 
 /// The service account that pods get if they name none.
 const ACCOUNT: &str = "default";
@@ -31,8 +32,8 @@ enum SyncError {
     },
 }
 
-/// Registers for changes; the returned future works until stopped.
-pub(crate) fn start(ctx: Context) -> impl Future<Output = ()> {
+/// Registers for changes; what the returned function makes works until stopped.
+pub(crate) fn start(ctx: Context) -> Loop {
     let queue = Arc::new(Queue::default());
     let keys = queue.clone();
     ctx.caches.namespaces.on_change(move |change| {
@@ -52,15 +53,11 @@ pub(crate) fn start(ctx: Context) -> impl Future<Output = ()> {
             keys.add(Key::new("", model::namespace(&map.metadata)));
         }
     });
-    async move {
-        let work = ctx.clone();
-        queue
-            .run("namespace-defaults", 8, ctx.stop.clone(), move |key| {
-                let ctx = work.clone();
-                async move { sync(&ctx, &key).await }
-            })
-            .await;
-    }
+    let work = ctx.clone();
+    queue.worker("namespace-defaults", 8, ctx.stop.clone(), move |key| {
+        let ctx = work.clone();
+        async move { sync(&ctx, &key).await }
+    })
 }
 
 async fn sync(ctx: &Context, key: &Key) -> Result<Next, SyncError> {

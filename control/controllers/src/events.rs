@@ -4,8 +4,10 @@
 //! count of the first; an object that causes too many loses the rest, as with Kubernetes' own recorder.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, ObjectReference};
 use kube::{Client, Resource};
@@ -16,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api;
 use crate::model::{self, Written};
+use crate::supervise::Loop;
 
 /// Whether an event tells of something usual.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,17 +55,16 @@ const BURST: f64 = 25.0;
 const REFILL: Duration = Duration::from_secs(300);
 
 impl Recorder {
-    /// A recorder, and the task that writes what it records.
-    pub fn start(
-        component: &'static str,
-        client: Client,
-        stop: CancellationToken,
-    ) -> (Self, impl Future<Output = ()>) {
+    /// A recorder, and the loop that writes what it records.
+    pub fn start(component: &'static str, client: Client, stop: CancellationToken) -> (Self, Loop) {
         let (sender, receiver) = mpsc::channel(WAITING);
-        (
-            Self { component, sender },
-            write_all(client, receiver, stop),
-        )
+        // Held by the one run of the loop that there is at a time.
+        let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
+        let writing = move || {
+            let (client, receiver, stop) = (client.clone(), receiver.clone(), stop.clone());
+            async move { write_all(&client, &mut *receiver.lock().await, stop).await }.boxed()
+        };
+        (Self { component, sender }, Box::new(writing))
     }
 
     /// The same recorder in the name of another component.
@@ -131,7 +133,7 @@ struct Known {
     last: Instant,
 }
 
-async fn write_all(client: Client, mut records: mpsc::Receiver<Record>, stop: CancellationToken) {
+async fn write_all(client: &Client, records: &mut mpsc::Receiver<Record>, stop: CancellationToken) {
     let mut known: HashMap<Identity, Known> = HashMap::new();
     let mut credit: HashMap<(&'static str, String), (f64, Instant)> = HashMap::new();
     loop {
@@ -171,7 +173,7 @@ async fn write_all(client: Client, mut records: mpsc::Receiver<Record>, stop: Ca
             record.reason,
             record.message.clone(),
         );
-        let result = match known
+        let counted = match known
             .get_mut(&identity)
             .filter(|event| now - event.last < MEMORY)
         {
@@ -179,20 +181,26 @@ async fn write_all(client: Client, mut records: mpsc::Receiver<Record>, stop: Ca
                 event.count += 1;
                 event.last = now;
                 let body = json!({"count": event.count, "lastTimestamp": Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()});
-                api::patch::<Event>(&client, &event.namespace, &event.name, &body)
-                    .await
-                    .map(|_| ())
+                let patched =
+                    api::patch::<Event>(client, &event.namespace, &event.name, &body).await;
+                match patched {
+                    // It has expired or was removed: this is a new one.
+                    Err(error) if api::is_not_found(&error) => None,
+                    other => Some(other.map(drop)),
+                }
             }
-            None => create(&client, &record).await.map(|(namespace, name)| {
-                known.insert(
-                    identity,
-                    Known {
-                        namespace,
-                        name,
-                        count: 1,
-                        last: now,
-                    },
-                );
+            None => None,
+        };
+        let result = match counted {
+            Some(result) => result,
+            None => create(client, &record).await.map(|(namespace, name)| {
+                let event = Known {
+                    namespace,
+                    name,
+                    count: 1,
+                    last: now,
+                };
+                known.insert(identity, event);
             }),
         };
         if let Err(error) = result {

@@ -2,11 +2,13 @@
 //!
 //! All of them are clients of the API and share one cache per kind ([`cache`]). Each is a pure function from what it sees to what is
 //! to be done, and a thin shell that does it: a queue of keys ([`queue`]), filled by changes of the cache. What a controller wrote and
-//! its cache does not show yet is remembered, so that nothing is done twice.
+//! its cache does not show yet is remembered, so that nothing is done twice. No loop ends before the process does: one that
+//! panics is started again ([`mod@supervise`]).
 
 pub mod api;
 pub mod cache;
 mod certificates;
+mod clock;
 mod config;
 mod context;
 mod defaults;
@@ -22,19 +24,22 @@ mod node;
 mod pod_gc;
 pub mod queue;
 mod replicaset;
+pub mod supervise;
 mod tokens;
 
 use std::sync::Arc;
 
+use futures::FutureExt as _;
 use kube::Client;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use config::Config;
+pub use config::{Config, EvictionLimits};
 
 use cache::Caches;
 use context::Context;
 use events::Recorder;
+use supervise::{Health, Loop, supervise};
 
 /// Why the controllers ended.
 #[derive(Debug, thiserror::Error)]
@@ -47,53 +52,108 @@ pub enum RunError {
     },
 }
 
-/// Runs every controller until stopped.
+/// Runs every controller until stopped. `health` tells how their loops do.
 ///
 /// # Errors
 ///
-/// Only if a task panics; a controller that merely fails is started again.
-pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Result<(), RunError> {
+/// Only if what starts the loops anew panics itself.
+pub async fn run(
+    client: Client,
+    config: Config,
+    health: Health,
+    stop: CancellationToken,
+) -> Result<(), RunError> {
     let mut tasks = JoinSet::new();
     let (recorder, writing) =
         Recorder::start("kube-controller-manager", client.clone(), stop.clone());
-    tasks.spawn(writing);
     let ctx = Context {
         client: client.clone(),
         caches: Caches::default(),
         recorder,
         config: Arc::new(config),
+        health: health.clone(),
+        clock: Arc::default(),
         stop: stop.clone(),
     };
-    // Handlers are registered before the first list, so no change is missed.
     let named = |component| Context {
         recorder: ctx.recorder.named(component),
         ..ctx.clone()
     };
-    let controllers: Vec<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>> = vec![
-        Box::pin(replicaset::start(named("replicaset-controller"))),
-        Box::pin(deployment::start(named("deployment-controller"))),
-        Box::pin(endpoints::start(named("endpoint-slice-controller"))),
-        Box::pin(gc::start(named("garbage-collector"))),
-        Box::pin(namespaces::start(named("namespace-controller"))),
-        Box::pin(node::ipam::start(named("cidrAllocator"))),
-        Box::pin(node::health::start(named("node-controller"))),
-        Box::pin(node::eviction::start(named("taint-eviction-controller"))),
-        Box::pin(pod_gc::start(named("pod-garbage-collector"))),
-        Box::pin(defaults::start(named("serviceaccount-controller"))),
+    // Handlers are registered before the first list, so no change is missed.
+    let mut controllers: Vec<(&str, Loop)> = vec![
+        (
+            "replicaset-controller",
+            replicaset::start(named("replicaset-controller")),
+        ),
+        (
+            "deployment-controller",
+            deployment::start(named("deployment-controller")),
+        ),
+        (
+            "endpointslice-controller",
+            endpoints::start(named("endpoint-slice-controller")),
+        ),
+        (
+            "garbage-collector-controller",
+            gc::start(named("garbage-collector")),
+        ),
+        (
+            "namespace-controller",
+            namespaces::start(named("namespace-controller")),
+        ),
+        (
+            "node-lifecycle-controller",
+            node::health::start(named("node-controller")),
+        ),
+        (
+            "taint-eviction-controller",
+            node::eviction::start(named("taint-eviction-controller")),
+        ),
+        (
+            "pod-garbage-collector-controller",
+            pod_gc::start(named("pod-garbage-collector")),
+        ),
+        (
+            "serviceaccount-controller",
+            defaults::start(named("serviceaccount-controller")),
+        ),
     ];
-    tasks.spawn(certificates::run(named("certificate-controller")));
-    tasks.spawn(tokens::run(named("token-cleaner")));
-    ctx.caches.follow(&client, &mut tasks, &stop);
-    for controller in controllers {
-        let caches = ctx.caches.clone();
-        let stop = stop.clone();
+    if !ctx.config.cluster_cidrs.is_empty() {
+        controllers.push((
+            "node-ipam-controller",
+            node::ipam::start(named("cidrAllocator")),
+        ));
+    }
+    let (clock, ending) = (ctx.clock.clone(), stop.clone());
+    let winding: Loop = Box::new(move || {
+        let (clock, stop) = (clock.clone(), ending.clone());
+        async move { clock.run(&stop).await }.boxed()
+    });
+    let mut alone: Vec<(&str, Loop)> = vec![
+        ("clock", winding),
+        ("event-recorder", writing),
+        (
+            "token-cleaner-controller",
+            tokens::start(named("token-cleaner")),
+        ),
+    ];
+    if let Some(signing) = certificates::start(named("certificate-controller")) {
+        alone.push(("certificatesigningrequest-controller", signing));
+    }
+    ctx.caches.follow(&client, &mut tasks, &health, &stop);
+    for (name, start) in alone {
+        let (health, stop) = (health.clone(), stop.clone());
+        tasks.spawn(async move { supervise(name, &health, &stop, start).await });
+    }
+    for (name, start) in controllers {
+        let (caches, health, stop) = (ctx.caches.clone(), health.clone(), stop.clone());
         tasks.spawn(async move {
             // A controller that started on half of the objects would delete what the other half explains.
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = caches.ready() => {}
             }
-            controller.await;
+            supervise(name, &health, &stop, start).await;
         });
     }
     while let Some(ended) = tasks.join_next().await {

@@ -17,6 +17,7 @@ use crate::context::Context;
 use crate::discovery::{Resource, discover};
 use crate::model::{self, Namespace, Written};
 use crate::queue::{Next, Queue};
+use crate::supervise::Loop;
 
 /// The finalizer that this controller removes.
 const FINALIZER: &str = "kubernetes";
@@ -43,8 +44,8 @@ struct Rest {
     error: Option<String>,
 }
 
-/// Registers for changes; the returned future works until stopped.
-pub(crate) fn start(ctx: Context) -> impl Future<Output = ()> {
+/// Registers for changes; what the returned function makes works until stopped.
+pub(crate) fn start(ctx: Context) -> Loop {
     let queue = Arc::new(Queue::default());
     let keys = queue.clone();
     ctx.caches.namespaces.on_change(move |change| {
@@ -67,15 +68,11 @@ pub(crate) fn start(ctx: Context) -> impl Future<Output = ()> {
             }
         }
     });
-    async move {
-        let work = ctx.clone();
-        queue
-            .run("namespace", 4, ctx.stop.clone(), move |key| {
-                let ctx = work.clone();
-                async move { sync(&ctx, &key).await }
-            })
-            .await;
-    }
+    let work = ctx.clone();
+    queue.worker("namespace", 4, ctx.stop.clone(), move |key| {
+        let ctx = work.clone();
+        async move { sync(&ctx, &key).await }
+    })
 }
 
 async fn sync(ctx: &Context, key: &Key) -> Result<Next, SyncError> {
@@ -95,37 +92,51 @@ async fn sync(ctx: &Context, key: &Key) -> Result<Next, SyncError> {
     {
         return Ok(Next::OnChange);
     }
-    let resources = discover(&ctx.client)
-        .await
-        .map_err(|source| SyncError::Discover {
-            namespace: key.name.clone(),
-            source,
-        })?;
-    let (pods, others): (Vec<_>, Vec<_>) = resources
-        .into_iter()
-        .filter(|resource| resource.namespaced)
-        .partition(|resource| resource.group.is_empty() && resource.plural == "pods");
-    // Pods go first, so that nothing that they use is taken from under them.
-    let mut rests = empty_all(ctx, &key.name, &pods).await;
-    if rests.is_empty() {
-        rests = empty_all(ctx, &key.name, &others).await;
-    }
-    if rests.is_empty() {
-        finalize(ctx, &namespace, key)
-            .await
-            .map_err(|source| SyncError::Finalize {
-                namespace: key.name.clone(),
-                source,
-            })?;
-        return Ok(Next::OnChange);
-    }
-    write_conditions(ctx, &namespace, key, &rests)
+    let (discovered, rests) = match discover(&ctx.client).await {
+        Ok(resources) => (Ok(()), empty_namespace(ctx, &key.name, resources).await),
+        Err(error) => (Err(error), Vec::new()),
+    };
+    // That something failed is written down before it is tried again, and that nothing is left before the namespace goes: something
+    // else may hold it.
+    write_conditions(ctx, &namespace, key, discovered.as_ref().err(), &rests)
         .await
         .map_err(|source| SyncError::Status {
             namespace: key.name.clone(),
             source,
         })?;
-    Ok(Next::After(AGAIN))
+    discovered.map_err(|source| SyncError::Discover {
+        namespace: key.name.clone(),
+        source,
+    })?;
+    if !rests.is_empty() {
+        return Ok(Next::After(AGAIN));
+    }
+    finalize(ctx, &namespace, key)
+        .await
+        .map_err(|source| SyncError::Finalize {
+            namespace: key.name.clone(),
+            source,
+        })?;
+    Ok(Next::OnChange)
+}
+
+/// Deletes what these resources hold in a namespace; answers what is left after that.
+async fn empty_namespace(
+    ctx: &Context,
+    namespace: &str,
+    resources: Vec<Arc<Resource>>,
+) -> Vec<Rest> {
+    let (pods, others): (Vec<_>, Vec<_>) = resources
+        .into_iter()
+        .filter(|resource| resource.namespaced)
+        .partition(|resource| resource.group.is_empty() && resource.plural == "pods");
+    // Pods go first, so that nothing that they use is taken from under them.
+    let rests = empty_all(ctx, namespace, &pods).await;
+    if rests.is_empty() {
+        empty_all(ctx, namespace, &others).await
+    } else {
+        rests
+    }
 }
 
 async fn empty_all(ctx: &Context, namespace: &str, resources: &[Arc<Resource>]) -> Vec<Rest> {
@@ -213,27 +224,30 @@ async fn empty(ctx: &Context, namespace: &str, resource: &Resource) -> Result<Re
     })
 }
 
+/// Takes our finalizer from `spec.finalizers`. All else stays as the server has it: what is missing in what is written would be
+/// removed, other people's `metadata.finalizers` too.
 async fn finalize(ctx: &Context, namespace: &Namespace, key: &Key) -> Result<(), Error> {
-    let left: Vec<_> = namespace
-        .spec
-        .finalizers
-        .iter()
-        .filter(|finalizer| *finalizer != FINALIZER)
-        .collect();
-    let body = json!({
-        "apiVersion": "v1",
-        "kind": "Namespace",
-        "metadata": {"name": &*key.name, "uid": namespace.metadata.uid},
-        "spec": {"finalizers": left},
-    });
-    match api::replace_part::<Namespace>(&ctx.client, "", &key.name, "finalize", &body).await {
+    let mut object: Value = match api::get::<Namespace, Value>(&ctx.client, "", &key.name).await {
+        Err(error) if api::is_not_found(&error) => return Ok(()),
+        answer => answer?,
+    };
+    if object["metadata"]["uid"].as_str() != namespace.metadata.uid.as_deref() {
+        return Ok(());
+    }
+    if let Some(finalizers) = object["spec"]["finalizers"].as_array_mut() {
+        finalizers.retain(|finalizer| finalizer != FINALIZER);
+    }
+    match api::replace_part::<Namespace>(&ctx.client, "", &key.name, "finalize", &object).await {
         Err(error) if !api::is_not_found(&error) => Err(error),
         _ => Ok(()),
     }
 }
 
 /// The conditions that `kubectl describe` shows while a namespace does not go.
-fn conditions(rests: &[Rest]) -> Vec<(&'static str, bool, &'static str, String)> {
+fn conditions(
+    undiscovered: Option<&Error>,
+    rests: &[Rest],
+) -> Vec<(&'static str, bool, &'static str, String)> {
     let errors: Vec<_> = rests
         .iter()
         .filter_map(|rest| rest.error.as_deref())
@@ -250,12 +264,20 @@ fn conditions(rests: &[Rest]) -> Vec<(&'static str, bool, &'static str, String)>
         .map(|(name, count)| format!("{name} in {count} resource instances"))
         .collect();
     vec![
-        (
-            "NamespaceDeletionDiscoveryFailure",
-            false,
-            "ResourcesDiscovered",
-            "All resources successfully discovered".to_owned(),
-        ),
+        match undiscovered {
+            None => (
+                "NamespaceDeletionDiscoveryFailure",
+                false,
+                "ResourcesDiscovered",
+                "All resources successfully discovered".to_owned(),
+            ),
+            Some(error) => (
+                "NamespaceDeletionDiscoveryFailure",
+                true,
+                "DiscoveryFailed",
+                error.to_string(),
+            ),
+        },
         (
             "NamespaceDeletionGroupVersionParsingFailure",
             false,
@@ -324,9 +346,10 @@ async fn write_conditions(
     ctx: &Context,
     namespace: &Namespace,
     key: &Key,
+    undiscovered: Option<&Error>,
     rests: &[Rest],
 ) -> Result<(), Error> {
-    let wanted = conditions(rests);
+    let wanted = conditions(undiscovered, rests);
     let known = &namespace.status.conditions;
     let find = |kind: &str| known.iter().find(|condition| condition.type_ == kind);
     let text = |is: bool| if is { "True" } else { "False" };
@@ -370,7 +393,7 @@ mod tests {
                 ..Rest::default()
             },
         ];
-        let conditions = conditions(&rests);
+        let conditions = conditions(None, &rests);
         let of = |kind: &str| {
             conditions
                 .iter()

@@ -11,6 +11,7 @@ use crate::cache::{IndexKey, Key};
 use crate::context::Context;
 use crate::model::{Node, Pod, Written, is_deleting};
 use crate::queue::{Next, Queue};
+use crate::supervise::Loop;
 
 /// A node may come back under its name within this time. Source: kubernetes, podgc, `quarantineTime`.
 const QUARANTINE: Duration = Duration::from_secs(40);
@@ -26,8 +27,8 @@ enum SyncError {
     Delete { pod: Key, source: Error },
 }
 
-/// Registers for changes; the returned future works until stopped.
-pub(crate) fn start(ctx: Context) -> impl Future<Output = ()> {
+/// Registers for changes; what the returned function makes works until stopped.
+pub(crate) fn start(ctx: Context) -> Loop {
     let queue = Arc::new(Queue::default());
     let (keys, pods) = (queue.clone(), ctx.caches.pods.clone());
     ctx.caches.nodes.on_change(move |change| {
@@ -55,26 +56,26 @@ pub(crate) fn start(ctx: Context) -> impl Future<Output = ()> {
             _ => {}
         }
         let just_ended = pod.is_terminal() && change.old.is_none_or(|old| !old.is_terminal());
-        if just_ended && pods.count(&IndexKey::Ended) > most {
-            let ended = pods.find(&IndexKey::Ended);
-            if let Some(oldest) = ended
-                .iter()
-                .filter(|pod| !is_deleting(&pod.metadata))
-                .min_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0))
-            {
-                keys.add(Key::of(&oldest.metadata));
+        if just_ended {
+            let surplus = pods.count(&IndexKey::Ended).saturating_sub(most);
+            if surplus > 0 {
+                for pod in oldest(pods.find(&IndexKey::Ended), surplus) {
+                    keys.add(Key::of(&pod.metadata));
+                }
             }
         }
     });
-    async move {
-        let work = ctx.clone();
-        queue
-            .run("pod-gc", 8, ctx.stop.clone(), move |key| {
-                let ctx = work.clone();
-                async move { sync(&ctx, &key).await }
-            })
-            .await;
-    }
+    let work = ctx.clone();
+    queue.worker("pod-gc", 8, ctx.stop.clone(), move |key| {
+        let ctx = work.clone();
+        async move { sync(&ctx, &key).await }
+    })
+}
+
+/// The oldest of these pods; that some are on their way out already makes no others go.
+fn oldest(mut pods: Vec<Arc<Pod>>, count: usize) -> impl Iterator<Item = Arc<Pod>> {
+    pods.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
+    pods.into_iter().take(count)
 }
 
 async fn sync(ctx: &Context, key: &Key) -> Result<Next, SyncError> {
@@ -86,8 +87,12 @@ async fn sync(ctx: &Context, key: &Key) -> Result<Next, SyncError> {
         Some(name) => is_orphan(ctx, key, name).await? && mark(ctx, key, &pod).await?,
     };
     let surplus =
-        pod.is_terminal() && ctx.caches.pods.count(&IndexKey::Ended) > ctx.config.ended_pods_kept;
-    if goes || surplus {
+        (ctx.caches.pods.count(&IndexKey::Ended)).saturating_sub(ctx.config.ended_pods_kept);
+    let is_surplus = pod.is_terminal()
+        && surplus > 0
+        && oldest(ctx.caches.pods.find(&IndexKey::Ended), surplus)
+            .any(|other| other.metadata.uid == pod.metadata.uid);
+    if goes || is_surplus {
         let now = Delete {
             grace: Some(0),
             propagation: None,

@@ -5,15 +5,18 @@ use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::fmt::Debug;
 use std::future::Future;
 use std::hash::Hash;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use crate::supervise::{self, Loop};
 
 /// When a key wants to be looked at again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +98,17 @@ impl<K: Clone + Ord + Hash + Debug> Queue<K> {
         self.state.lock().failures.get(key).copied().unwrap_or(0)
     }
 
+    /// Takes up the keys that an earlier run had in work when it broke down.
+    fn resume(&self) {
+        let mut state = self.state.lock();
+        let left = std::mem::take(&mut state.running);
+        for key in left {
+            // One that became dirty meanwhile is not in `ready` either: it waited for the end of the run.
+            state.dirty.insert(key.clone());
+            state.ready.push_back(key);
+        }
+    }
+
     /// Takes a key to work on, or says until when there is none.
     fn take(&self) -> Result<K, Option<Instant>> {
         let mut state = self.state.lock();
@@ -144,6 +158,8 @@ impl<K: Clone + Ord + Hash + Debug> Queue<K> {
     }
 
     /// Works on keys until stopped, on up to `workers` of them at a time.
+    ///
+    /// A run that panics has failed: its key comes back after a while, and the others do not notice.
     pub async fn run<F, Fut, E>(
         self: Arc<Self>,
         name: &'static str,
@@ -155,14 +171,19 @@ impl<K: Clone + Ord + Hash + Debug> Queue<K> {
         Fut: Future<Output = Result<Next, E>>,
         E: std::error::Error,
     {
+        self.resume();
+        let work = &work;
         let mut running = FuturesUnordered::new();
         loop {
             let mut until = None;
             while running.len() < workers {
                 match self.take() {
                     Ok(key) => {
-                        let run = work(key.clone());
-                        running.push(async move { (key, run.await) });
+                        running.push(async move {
+                            let run = AssertUnwindSafe(async { work(key.clone()).await });
+                            let result = run.catch_unwind().await;
+                            (key, result)
+                        });
                     }
                     Err(at) => {
                         until = at;
@@ -181,14 +202,19 @@ impl<K: Clone + Ord + Hash + Debug> Queue<K> {
             tokio::select! {
                 () = stop.cancelled() => return,
                 Some((key, result)) = running.next() => match result {
-                    Ok(next) => {
+                    Ok(Ok(next)) => {
                         self.done(key.clone(), false);
                         if let Next::After(wait) = next {
                             self.add_after(key, wait);
                         }
                     }
-                    Err(error) => {
+                    Ok(Err(error)) => {
                         report(name, &key, self.failures(&key), &error);
+                        self.done(key, true);
+                    }
+                    Err(panic) => {
+                        let error = supervise::message(&*panic);
+                        tracing::error!(controller = name, ?key, error, "the work on a key panicked and will be tried again");
                         self.done(key, true);
                     }
                 },
@@ -196,6 +222,28 @@ impl<K: Clone + Ord + Hash + Debug> Queue<K> {
                 () = timer => {}
             }
         }
+    }
+}
+
+impl<K: Clone + Ord + Hash + Debug + Send + Sync + 'static> Queue<K> {
+    /// The loop that works on this queue, as [`Self::run`] does; it can be started again after a breakdown.
+    pub fn worker<F, Fut, E>(
+        self: Arc<Self>,
+        name: &'static str,
+        workers: usize,
+        stop: CancellationToken,
+        work: F,
+    ) -> Loop
+    where
+        F: Fn(K) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Next, E>> + Send,
+        E: std::error::Error + Send,
+    {
+        let work = Arc::new(work);
+        Box::new(move || {
+            let (queue, stop, work) = (self.clone(), stop.clone(), work.clone());
+            async move { queue.run(name, workers, stop, |key| work(key)).await }.boxed()
+        })
     }
 }
 
@@ -301,5 +349,42 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(5), run)
             .await
             .expect("both ran at once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_run_that_panics_costs_its_key_a_wait_and_nobody_else_anything() {
+        let queue = Arc::new(Queue::default());
+        let stop = CancellationToken::new();
+        let runs = Arc::new(Mutex::new(Vec::new()));
+        queue.add("bad");
+        queue.add("good");
+        let (ended, told) = (stop.clone(), runs.clone());
+        let run = queue.clone().run("test", 1, stop, move |key| {
+            told.lock().push(key);
+            let bad = told.lock().iter().filter(|key| **key == "bad").count();
+            assert!(key != "bad" || bad > 2, "on purpose");
+            if key == "bad" {
+                ended.cancel();
+            }
+            async { Ok::<_, std::io::Error>(Next::OnChange) }
+        });
+        tokio::time::timeout(Duration::from_secs(5), run)
+            .await
+            .expect("it went on");
+        assert_eq!(*runs.lock(), ["bad", "good", "bad", "bad"]);
+    }
+
+    #[test]
+    fn what_a_run_that_broke_down_had_in_work_is_taken_up() {
+        let queue = Queue::default();
+        queue.add("a");
+        queue.add("b");
+        assert_eq!((queue.take(), queue.take()), (Ok("a"), Ok("b")));
+        queue.add("b");
+        queue.resume();
+        let mut left = [queue.take(), queue.take()];
+        left.sort();
+        assert_eq!(left, [Ok("a"), Ok("b")]);
+        assert_eq!(queue.take(), Err(None));
     }
 }

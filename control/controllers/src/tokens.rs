@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -14,6 +15,7 @@ use crate::cache::{Cache, Cached, Key, follow};
 use crate::context::Context;
 use crate::model::resource;
 use crate::queue::{Next, Queue};
+use crate::supervise::Loop;
 
 /// The type of the secrets that are bootstrap tokens, and where they live.
 const TOKEN: &str = "bootstrap.kubernetes.io/token";
@@ -71,8 +73,8 @@ struct DeleteError {
     source: kube::Error,
 }
 
-/// Follows the tokens and works until stopped.
-pub(crate) async fn run(ctx: Context) {
+/// Registers for changes; what the returned function makes follows the tokens and works until stopped.
+pub(crate) fn start(ctx: Context) -> Loop {
     let tokens: Arc<Cache<Secret>> = Arc::default();
     let queue = Arc::new(Queue::default());
     let keys = queue.clone();
@@ -81,11 +83,9 @@ pub(crate) async fn run(ctx: Context) {
             keys.add(Key::of(&secret.metadata));
         }
     });
-    let api = Api::namespaced(ctx.client.clone(), NAMESPACE);
-    let watch = follow(api, None, tokens.clone(), ctx.stop.clone());
-    let client = ctx.client.clone();
-    let work = queue.run("token-cleaner", 1, ctx.stop.clone(), move |key| {
-        let (client, tokens) = (client.clone(), tokens.clone());
+    let (client, known) = (ctx.client.clone(), tokens.clone());
+    let work = queue.worker("token-cleaner", 1, ctx.stop.clone(), move |key| {
+        let (client, tokens) = (client.clone(), known.clone());
         async move {
             let Some(secret) = tokens.get(&key) else {
                 return Ok(Next::OnChange);
@@ -103,5 +103,10 @@ pub(crate) async fn run(ctx: Context) {
             }
         }
     });
-    tokio::join!(watch, work);
+    Box::new(move || {
+        let api = Api::namespaced(ctx.client.clone(), NAMESPACE);
+        let watch = follow(api, None, tokens.clone(), ctx.stop.clone());
+        let work = work();
+        async move { ((), ()) = tokio::join!(watch, work) }.boxed()
+    })
 }

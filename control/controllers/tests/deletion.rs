@@ -2,12 +2,15 @@
 
 mod harness;
 
-use harness::{Cluster, eventually};
+use std::time::Duration;
+
+use harness::{Cluster, Gate, Verdict, eventually};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use knarr_controllers::Config;
 use kube::Api;
-use kube::api::{DeleteParams, ListParams, PropagationPolicy};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PropagationPolicy};
 use serde_json::json;
 
 async fn owner_with_dependents(cluster: &Cluster) -> ConfigMap {
@@ -83,6 +86,116 @@ async fn dependents_go_or_stay_as_the_deletion_says() {
     assert_eq!(middle.metadata.owner_references, None);
 }
 
+fn orphan() -> DeleteParams {
+    DeleteParams {
+        propagation_policy: Some(PropagationPolicy::Orphan),
+        ..DeleteParams::default()
+    }
+}
+
+/// A secret that belongs to a configuration map.
+async fn secret_of(cluster: &Cluster, owner: &ConfigMap) -> Secret {
+    let reference = json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": owner.metadata.name, "uid": owner.metadata.uid}]);
+    let secret = json!({"metadata": {"name": "leaf", "ownerReferences": reference}});
+    cluster.create(&cluster.api::<Secret>(), secret).await
+}
+
+/// Fails if a secret is gone or still has an owner, now or within half a second.
+async fn stays_without_owner(cluster: &Cluster) {
+    let secrets = cluster.api::<Secret>();
+    let start = tokio::time::Instant::now();
+    while start.elapsed() < Duration::from_millis(500) {
+        let leaf = secrets.get_opt("leaf").await.expect("an answer");
+        let leaf = leaf.expect("it was let go, and stays");
+        assert_eq!(leaf.metadata.owner_references, None);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// The process ends while a deletion that orphans is under way, and its next life lists the dependents late.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_collected_before_every_kind_was_listed() {
+    let cluster = Cluster::start_api().await;
+    let maps = cluster.api::<ConfigMap>();
+    let owner = cluster
+        .create(&maps, json!({"metadata": {"name": "owner"}}))
+        .await;
+    secret_of(&cluster, &owner).await;
+    maps.delete("owner", &orphan()).await.expect("accepted");
+    let gate = Gate::new(|request| match request.uri.path() {
+        "/api/v1/secrets" => Verdict::Wait,
+        _ => Verdict::Pass,
+    });
+    cluster.start_controllers(Config::default(), Some(gate.clone()));
+    eventually("the controllers work", || async {
+        let checks = cluster.health.checks();
+        let runs = |name: &str| checks.contains(&(name.to_owned(), Ok(())));
+        let both = runs("garbage-collector-controller") && runs("garbage-collector-configmaps");
+        both.then_some(()).ok_or_else(|| format!("{checks:?}"))
+    })
+    .await;
+    let start = tokio::time::Instant::now();
+    while start.elapsed() < Duration::from_millis(500) {
+        let owner = maps.get_opt("owner").await.expect("an answer");
+        let finalizers = owner.and_then(|owner| owner.metadata.finalizers);
+        assert_eq!(finalizers.unwrap_or_default(), ["orphan"]);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    gate.open();
+    eventually("the owner goes", || async {
+        let owner = maps.get_opt("owner").await.expect("an answer");
+        owner.map_or(Ok(()), |owner| Err(format!("{owner:?}")))
+    })
+    .await;
+    stays_without_owner(&cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_orphaned_lives_though_its_watch_is_behind() {
+    let cluster = Cluster::start_api().await;
+    let gate = Gate::new(|request| {
+        let watches = request
+            .uri
+            .query()
+            .is_some_and(|query| query.contains("watch=true"));
+        if watches && request.uri.path() == "/api/v1/secrets" {
+            Verdict::Wait
+        } else {
+            Verdict::Pass
+        }
+    });
+    cluster.start_controllers(Config::default(), Some(gate.clone()));
+    let maps = cluster.api::<ConfigMap>();
+    eventually("the collector works", || async {
+        let lost = json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "nobody", "uid": "00000000-0000-0000-0000-000000000000"}]);
+        let map = json!({"metadata": {"name": "lost", "ownerReferences": lost}});
+        if maps.get_opt("lost").await.expect("an answer").is_some() {
+            return Err("an object without owner is there".to_owned());
+        }
+        let created = cluster.create(&maps, map).await;
+        for _ in 0..100 {
+            if maps.get_opt("lost").await.expect("an answer").is_none() {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Err(format!("{created:?}"))
+    })
+    .await;
+    let owner = cluster
+        .create(&maps, json!({"metadata": {"name": "owner"}}))
+        .await;
+    secret_of(&cluster, &owner).await;
+    maps.delete("owner", &orphan()).await.expect("accepted");
+    eventually("the owner goes", || async {
+        let owner = maps.get_opt("owner").await.expect("an answer");
+        owner.map_or(Ok(()), |owner| Err(format!("{owner:?}")))
+    })
+    .await;
+    gate.open();
+    stays_without_owner(&cluster).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_object_whose_owner_never_was_goes() {
     let cluster = Cluster::start().await;
@@ -151,6 +264,87 @@ async fn a_namespace_goes_with_all_that_is_in_it() {
             .len(),
         0
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_waits_for_other_peoples_finalizers() {
+    let cluster = Cluster::start().await;
+    let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
+    let held = json!({"metadata": {"name": "held", "finalizers": ["example.com/hold"]}});
+    cluster.create(&namespaces, held).await;
+    let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), "held");
+    let map = json!({"metadata": {"name": "m", "finalizers": ["example.com/keep"]}});
+    cluster.create(&maps, map).await;
+    namespaces
+        .delete("held", &DeleteParams::default())
+        .await
+        .expect("accepted");
+    let condition = |namespace: &Namespace, kind: &str| {
+        let status = namespace.status.clone().unwrap_or_default();
+        let mut all = status.conditions.unwrap_or_default().into_iter();
+        all.find(|one| one.type_ == kind)
+            .map(|one| (one.status, one.reason.unwrap_or_default()))
+    };
+    let is = |namespace: &Namespace, kind: &str, status: &str, reason: &str| {
+        condition(namespace, kind) == Some((status.to_owned(), reason.to_owned()))
+    };
+    eventually("it says what it waits for", || async {
+        let held = namespaces
+            .get("held")
+            .await
+            .map_err(|error| error.to_string())?;
+        let right = is(
+            &held,
+            "NamespaceContentRemaining",
+            "True",
+            "SomeResourcesRemain",
+        ) && is(
+            &held,
+            "NamespaceFinalizersRemaining",
+            "True",
+            "SomeFinalizersRemain",
+        );
+        right
+            .then_some(())
+            .ok_or_else(|| format!("{:?}", held.status))
+    })
+    .await;
+    let release = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    maps.patch("m", &PatchParams::default(), &release)
+        .await
+        .expect("the map is released");
+    eventually("its content is gone", || async {
+        let held = namespaces
+            .get("held")
+            .await
+            .map_err(|error| error.to_string())?;
+        let spec = held.spec.clone().unwrap_or_default();
+        let right = spec.finalizers.unwrap_or_default().is_empty()
+            && held.metadata.finalizers.as_deref() == Some(&["example.com/hold".to_owned()])
+            && is(
+                &held,
+                "NamespaceContentRemaining",
+                "False",
+                "ContentRemoved",
+            )
+            && is(
+                &held,
+                "NamespaceFinalizersRemaining",
+                "False",
+                "ContentHasNoFinalizers",
+            );
+        right.then_some(()).ok_or_else(|| format!("{held:?}"))
+    })
+    .await;
+    namespaces
+        .patch("held", &PatchParams::default(), &release)
+        .await
+        .expect("the namespace is released");
+    eventually("it goes", || async {
+        let held = namespaces.get_opt("held").await.expect("an answer");
+        held.map_or(Ok(()), |held| Err(format!("{held:?}")))
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,9 +2,11 @@
 
 mod harness;
 
-use harness::{Cluster, eventually};
+use std::time::Duration;
+
+use harness::{Cluster, Gate, Verdict, eventually};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, ServiceAccount};
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
@@ -256,6 +258,55 @@ async fn a_pod_that_fits_nowhere_says_why_and_is_bound_once_it_fits() {
         (node.as_deref() == Some("n1"))
             .then_some(())
             .ok_or_else(|| format!("{node:?}"))
+    })
+    .await;
+}
+
+/// Where a pod keeps away from those of some namespaces, the scheduler has to know them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_pod_is_placed_before_all_is_listed() {
+    let cluster = Cluster::start_api().await;
+    cluster.node("n1").await;
+    let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
+    let shy = json!({"metadata": {"name": "shy", "labels": {"team": "x"}}});
+    cluster.create(&namespaces, shy).await;
+    // Without the controllers nobody makes the account.
+    for namespace in ["shy", "default"] {
+        let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client.clone(), namespace);
+        let account = json!({"metadata": {"name": "default"}});
+        cluster.create(&accounts, account).await;
+    }
+    let there: Api<Pod> = Api::namespaced(cluster.client.clone(), "shy");
+    let containers = json!([{"name": "c", "image": "a"}]);
+    let pod = json!({"metadata": {"name": "there", "labels": {"app": "a"}}, "spec": {"nodeName": "n1", "containers": containers}});
+    cluster.create(&there, pod).await;
+    let term = json!({"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": "a"}},
+        "namespaceSelector": {"matchLabels": {"team": "x"}}});
+    let pod = json!({"metadata": {"name": "away"}, "spec": {"containers": containers,
+        "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}}});
+    cluster.create(&cluster.api::<Pod>(), pod).await;
+    let gate = Gate::new(|request| match request.uri.path() {
+        "/api/v1/namespaces" => Verdict::Wait,
+        _ => Verdict::Pass,
+    });
+    cluster.start_scheduler(Some(gate.clone()));
+    let start = tokio::time::Instant::now();
+    while start.elapsed() < Duration::from_millis(500) {
+        let away = cluster.api::<Pod>().get("away").await.expect("the pod");
+        assert_eq!(away.spec.and_then(|spec| spec.node_name), None);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    gate.open();
+    eventually("it says why", || async {
+        let away = cluster.api::<Pod>().get("away").await.expect("the pod");
+        let status = away.status.unwrap_or_default();
+        let why = (status.conditions.iter().flatten())
+            .find(|one| one.type_ == "PodScheduled")
+            .and_then(|one| one.message.clone())
+            .ok_or("no condition")?;
+        why.contains("didn't match pod anti-affinity rules")
+            .then_some(())
+            .ok_or(why)
     })
     .await;
 }

@@ -1,7 +1,5 @@
 //! Telling the API server: the binding of a pod, or why it has none.
 
-use std::sync::Arc;
-
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -39,8 +37,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Says on the pod why it has no node.
-    pub async fn explain(&self, pod: Arc<PodInfo>, message: String, nominated: Option<String>) {
+    /// Says on the pod why it has no node; answers whether that worked.
+    pub async fn explain(&self, pod: &PodInfo, message: String, nominated: Option<String>) -> bool {
         let mut body = json!({"metadata": {"uid": &*pod.uid}, "status": {"conditions": [{
             "type": "PodScheduled",
             "status": "False",
@@ -51,7 +49,7 @@ impl Writer {
         if let Some(node) = nominated {
             body["status"]["nominatedNodeName"] = node.into();
         }
-        self.patch_status(&pod, &body).await;
+        self.patch_status(pod, &body).await
     }
 
     /// Says on a pod that its room went to somebody else.
@@ -60,8 +58,8 @@ impl Writer {
         self.patch_status(pod, &body).await;
     }
 
-    /// Sends a pod away from its node, because `pod` needs its place.
-    pub async fn preempt(&self, victim: &PodInfo, pod: &PodInfo, node: &str, by: &str) {
+    /// Sends a pod away from its node, because `pod` needs its place; answers whether it goes or is gone.
+    pub async fn preempt(&self, victim: &PodInfo, pod: &PodInfo, node: &str, by: &str) -> bool {
         let body = json!({"metadata": {"uid": &*victim.uid}, "status": {"conditions": [{
             "type": "DisruptionTarget",
             "status": "True",
@@ -81,22 +79,26 @@ impl Writer {
                 let message = format!("Preempted by pod {} on node {node}", pod.uid);
                 self.recorder
                     .record_on(reference(victim), Severity::Normal, "Preempted", message);
+                true
             }
-            Err(error) if api::is_conflict(&error) => {}
+            // Another pod has its name by now.
+            Err(error) if api::is_conflict(&error) => true,
             Err(error) => {
                 tracing::warn!(%error, namespace = victim.namespace, name = victim.name, "pod not preempted");
+                false
             }
         }
     }
 
-    async fn patch_status(&self, pod: &PodInfo, body: &Value) {
+    async fn patch_status(&self, pod: &PodInfo, body: &Value) -> bool {
         match api::patch_status_strategic::<Pod>(&self.client, &pod.namespace, &pod.name, body)
             .await
         {
-            Ok(_) => {}
-            Err(error) if api::is_not_found(&error) || api::is_conflict(&error) => {}
+            Ok(_) => true,
+            Err(error) if api::is_not_found(&error) || api::is_conflict(&error) => true,
             Err(error) => {
-                tracing::warn!(%error, namespace = pod.namespace, name = pod.name, "status not written")
+                tracing::warn!(%error, namespace = pod.namespace, name = pod.name, "status not written");
+                false
             }
         }
     }

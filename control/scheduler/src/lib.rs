@@ -24,6 +24,7 @@ mod spread;
 mod watch;
 
 use knarr_controllers::events::Recorder;
+use knarr_controllers::supervise::{Health, supervise};
 use kube::{Api, Client};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -61,36 +62,36 @@ pub enum RunError {
 /// How many changes may wait between a watch and the scheduler.
 const WAITING_CHANGES: usize = 1024;
 
-/// Schedules pods until stopped.
+/// Schedules pods until stopped. `health` tells how the loops do.
+///
+/// A panic over one pod costs that pod a wait; a panic elsewhere costs the whole picture, which is listed anew.
 ///
 /// # Errors
 ///
-/// Only if a task panics; lost watches and failed bindings are tried again.
-pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Result<(), RunError> {
+/// Only if what starts the loops anew panics itself; lost watches and failed bindings are tried again.
+pub async fn run(
+    client: Client,
+    config: Config,
+    health: Health,
+    stop: CancellationToken,
+) -> Result<(), RunError> {
     let mut tasks = JoinSet::new();
-    let (sender, inputs) = mpsc::channel(WAITING_CHANGES);
     let (recorder, writing) = Recorder::start("default-scheduler", client.clone(), stop.clone());
-    tasks.spawn(writing);
-    tasks.spawn(watch::feed(
-        Api::all(client.clone()),
-        sender.clone(),
-        Input::Node,
-        stop.clone(),
-    ));
-    tasks.spawn(watch::feed(
-        Api::all(client.clone()),
-        sender.clone(),
-        Input::Namespace,
-        stop.clone(),
-    ));
-    tasks.spawn(watch::feed(
-        Api::all(client.clone()),
-        sender,
-        Input::Pod,
-        stop.clone(),
-    ));
-    let scheduler = Scheduler::new(config.name, Writer { client, recorder });
-    tasks.spawn(scheduler.run(inputs, stop.clone()));
+    let (own, ending) = (health.clone(), stop.clone());
+    tasks.spawn(async move {
+        supervise("scheduler-event-recorder", &own, &ending, writing).await;
+    });
+    let ending = stop.clone();
+    tasks.spawn(async move {
+        let start = || {
+            let writer = Writer {
+                client: client.clone(),
+                recorder: recorder.clone(),
+            };
+            schedule(Scheduler::new(config.name.clone(), writer), ending.clone())
+        };
+        supervise("scheduler", &health, &ending, start).await;
+    });
     while let Some(ended) = tasks.join_next().await {
         if let Err(source) = ended {
             stop.cancel();
@@ -98,4 +99,44 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         }
     }
     Ok(())
+}
+
+/// One life of the scheduler: watches from their first list, and what they feed.
+///
+/// # Panics
+///
+/// If one of them does: the others are of no use without it.
+async fn schedule(scheduler: Scheduler, stop: CancellationToken) {
+    let (sender, inputs) = mpsc::channel(WAITING_CHANGES);
+    let client = scheduler.client();
+    let mut feeds = JoinSet::new();
+    feeds.spawn(watch::feed(
+        Api::all(client.clone()),
+        sender.clone(),
+        Input::Node,
+        stop.clone(),
+    ));
+    feeds.spawn(watch::feed(
+        Api::all(client.clone()),
+        sender.clone(),
+        Input::Namespace,
+        stop.clone(),
+    ));
+    feeds.spawn(watch::feed(
+        Api::all(client.clone()),
+        sender,
+        Input::Pod,
+        stop.clone(),
+    ));
+    // Whichever ends first, the other is dropped: all is listed anew.
+    tokio::select! {
+        () = scheduler.run(inputs, stop) => {}
+        Some(ended) = feeds.join_next() => {
+            if let Err(error) = ended
+                && let Ok(panic) = error.try_into_panic()
+            {
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
 }

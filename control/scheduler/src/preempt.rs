@@ -6,6 +6,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use crate::filter::{Refusals, Rules, counted};
@@ -91,7 +92,7 @@ fn cost(victims: &[Arc<PodInfo>]) -> (i32, i64, usize, Reverse<i64>) {
     )
 }
 
-/// The pods that must leave a node; the snapshot is as before afterwards.
+/// The pods that must leave a node; the snapshot is as before afterwards, even after a panic.
 fn victims(
     pod: &PodInfo,
     snapshot: &mut Snapshot,
@@ -111,15 +112,27 @@ fn victims(
     for other in &lesser {
         snapshot.remove_pod(&other.uid);
     }
-    let refused = refusals(pod, snapshot, id);
-    let mut victims = Vec::new();
-    for other in &lesser {
-        snapshot.add_pod(other.clone(), &name);
-        if refused.is_empty() && !refusals(pod, snapshot, id).is_empty() {
-            snapshot.remove_pod(&other.uid);
-            victims.push(other.clone());
+    let choose = AssertUnwindSafe(|| {
+        let refused = refusals(pod, snapshot, id);
+        let mut victims = Vec::new();
+        for other in &lesser {
+            snapshot.add_pod(other.clone(), &name);
+            if refused.is_empty() && !refusals(pod, snapshot, id).is_empty() {
+                snapshot.remove_pod(&other.uid);
+                victims.push(other.clone());
+            }
         }
-    }
+        (refused, victims)
+    });
+    let (refused, victims) = match catch_unwind(choose) {
+        Ok(chosen) => chosen,
+        Err(panic) => {
+            for other in &lesser {
+                snapshot.add_pod(other.clone(), &name);
+            }
+            resume_unwind(panic);
+        }
+    };
     for victim in &victims {
         snapshot.add_pod(victim.clone(), &name);
     }

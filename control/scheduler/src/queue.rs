@@ -163,6 +163,16 @@ impl Queue {
         self.put(uid, Place::Failed { wake });
     }
 
+    /// A pod that waits for a change is tried again after a while, unless it is being tried now.
+    pub fn retry(&mut self, uid: &str, now: Instant) {
+        if let Some(waiting) = self.pods.get(uid)
+            && matches!(waiting.place, Place::Unschedulable { .. })
+        {
+            let wake = now + backoff(waiting.attempts);
+            self.put(uid, Place::Failed { wake });
+        }
+    }
+
     /// Something changed: pods that it may help are tried again.
     pub fn change(&mut self, change: Change, now: Instant) {
         let concerned: Vec<_> = (self.unschedulable.iter())

@@ -12,6 +12,7 @@ use super::{Cache, Cached, IndexKey, follow};
 use crate::model::{
     self, ConfigMap, Deployment, Lease, Namespace, Node, Pod, ReplicaSet, Service, ServiceAccount,
 };
+use crate::supervise::{Health, supervise};
 
 /// One cache per kind.
 #[derive(Clone, Default)]
@@ -42,8 +43,18 @@ pub struct Caches {
 
 impl Caches {
     /// Starts to follow every kind.
-    pub fn follow(&self, client: &Client, tasks: &mut JoinSet<()>, stop: &CancellationToken) {
-        let mut start = Starter { tasks, stop };
+    pub fn follow(
+        &self,
+        client: &Client,
+        tasks: &mut JoinSet<()>,
+        health: &Health,
+        stop: &CancellationToken,
+    ) {
+        let mut start = Starter {
+            tasks,
+            health,
+            stop,
+        };
         start.follow(&self.pods, Api::all(client.clone()), None);
         start.follow(&self.replica_sets, Api::all(client.clone()), None);
         start.follow(&self.deployments, Api::all(client.clone()), None);
@@ -87,6 +98,7 @@ impl Caches {
 
 struct Starter<'a> {
     tasks: &'a mut JoinSet<()>,
+    health: &'a Health,
     stop: &'a CancellationToken,
 }
 
@@ -97,8 +109,12 @@ impl Starter<'_> {
         api: Api<K>,
         fields: Option<&'static str>,
     ) {
-        self.tasks
-            .spawn(follow(api, fields, cache.clone(), self.stop.clone()));
+        let (cache, health, stop) = (cache.clone(), self.health.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            let name = format!("cache-{}", K::plural(&()));
+            let start = || follow(api.clone(), fields, cache.clone(), stop.clone());
+            supervise(&name, &health, &stop, start).await;
+        });
     }
 }
 

@@ -9,6 +9,7 @@ mod informer;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,7 +18,7 @@ use parking_lot::RwLock;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use crate::model;
+use crate::{model, supervise};
 
 pub use caches::Caches;
 pub use informer::follow;
@@ -230,10 +231,46 @@ impl<K: Cached> Cache<K> {
             old
         };
         self.version.fetch_max(version, Ordering::AcqRel);
-        self.tell(Change {
-            old: old.as_ref(),
-            new: Some(&new),
-        });
+        self.tell(old.as_ref(), Some(&new));
+    }
+
+    /// Takes a complete list in the place of all that was known.
+    ///
+    /// It is one step: whoever sees the list's newest version in [`Self::version`] sees the whole list, and what the list
+    /// lacks is gone. An object that the list has as it was known is no change.
+    pub fn replace(&self, list: Vec<K>) {
+        let mut newest = 0;
+        let mut changes = Vec::new();
+        {
+            let mut content = self.content.write();
+            let mut known = std::mem::take(&mut content.objects);
+            content.objects.reserve(list.len());
+            for mut object in list {
+                object.trim();
+                let key = Key::of(object.meta());
+                newest = newest.max(model::version(object.meta()));
+                let old = known.remove(&key);
+                if let Some(old) = &old
+                    && old.meta().uid == object.meta().uid
+                    && model::version(old.meta()) >= model::version(object.meta())
+                {
+                    content.objects.insert(key, old.clone());
+                    continue;
+                }
+                let new = Arc::new(object);
+                content.objects.insert(key.clone(), new.clone());
+                content.reindex(&key, old.as_ref(), Some(&new));
+                changes.push((old, Some(new)));
+            }
+            for (key, old) in known {
+                content.reindex(&key, Some(&old), None);
+                changes.push((Some(old), None));
+            }
+        }
+        self.version.fetch_max(newest, Ordering::AcqRel);
+        for (old, new) in &changes {
+            self.tell(old.as_ref(), new.as_ref());
+        }
     }
 
     /// Forgets an object; `version` is the revision at which it went.
@@ -246,16 +283,8 @@ impl<K: Cached> Cache<K> {
         };
         self.version.fetch_max(version, Ordering::AcqRel);
         if old.is_some() {
-            self.tell(Change {
-                old: old.as_ref(),
-                new: None,
-            });
+            self.tell(old.as_ref(), None);
         }
-    }
-
-    /// The keys of everything known.
-    fn keys(&self) -> Vec<Key> {
-        self.content.read().objects.keys().cloned().collect()
     }
 
     /// Says that the first list is in.
@@ -263,9 +292,23 @@ impl<K: Cached> Cache<K> {
         self.ready.send_replace(true);
     }
 
-    fn tell(&self, change: Change<'_, K>) {
+    /// Calls the handlers. Another object under the old one's name is two changes: one went, one came.
+    fn tell(&self, old: Option<&Arc<K>>, new: Option<&Arc<K>>) {
+        if let (Some(gone), Some(came)) = (old, new)
+            && gone.meta().uid != came.meta().uid
+        {
+            self.tell(old, None);
+            self.tell(None, new);
+            return;
+        }
         for handler in self.handlers.read().iter() {
-            handler(change);
+            // A handler that panics costs itself one change, not the cache its watch.
+            let call = || handler(Change { old, new });
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(call)) {
+                let object = old.or(new).map(|object| Key::of(object.meta()));
+                let error = supervise::message(&*panic);
+                tracing::error!(kind = %K::kind(&()), ?object, error, "a handler of changes panicked");
+            }
         }
     }
 }
@@ -317,6 +360,64 @@ mod tests {
         assert_eq!(cache.count(&IndexKey::label("ns", "app", "web")), 0);
         assert_eq!(cache.count(&IndexKey::label("ns", "app", "db")), 1);
         assert_eq!(cache.version(), 4);
+    }
+
+    #[test]
+    fn a_list_takes_the_place_of_all_that_was_known_in_one_step() {
+        let cache = Arc::new(Cache::<Pod>::default());
+        for (name, version, label) in [("same", 1, "web"), ("newer", 2, "web"), ("gone", 3, "web")]
+        {
+            cache.apply(pod(name, version, label));
+        }
+        let mut reborn = pod("reborn", 4, "web");
+        cache.apply(reborn.clone());
+        reborn.metadata.uid = Some("other".into());
+        reborn.metadata.resource_version = Some("9".into());
+        let changes = Arc::new(parking_lot::Mutex::new(Vec::new()));
+        let (told, seen) = (changes.clone(), cache.clone());
+        cache.on_change(move |change| {
+            assert_eq!(
+                (seen.version(), seen.len()),
+                (12, 4),
+                "a part of the list shows"
+            );
+            let of = |pod: Option<&Arc<Pod>>| pod.and_then(|pod| pod.metadata.uid.clone());
+            told.lock().push((of(change.old), of(change.new)));
+        });
+        let list = vec![
+            pod("new", 12, "web"),
+            pod("newer", 8, "db"),
+            reborn,
+            pod("same", 1, "web"),
+        ];
+        cache.replace(list);
+        assert_eq!(cache.count(&IndexKey::label("ns", "app", "web")), 3);
+        assert_eq!(cache.count(&IndexKey::label("ns", "app", "db")), 1);
+        let mut changes = std::mem::take(&mut *changes.lock());
+        changes.sort();
+        let some = |uid: &str| Some(uid.to_owned());
+        let expected = [
+            (None, some("new")),
+            (None, some("other")),
+            (some("gone"), None),
+            (some("newer"), some("newer")),
+            (some("reborn"), None),
+        ];
+        assert_eq!(changes, expected);
+    }
+
+    #[test]
+    fn a_handler_that_panics_costs_the_others_nothing() {
+        let cache = Cache::<Pod>::default();
+        let told = Arc::new(AtomicU64::new(0));
+        cache.on_change(|_| panic!("on purpose"));
+        let count = told.clone();
+        cache.on_change(move |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        cache.apply(pod("a", 1, "web"));
+        cache.apply(pod("a", 2, "web"));
+        assert_eq!((told.load(Ordering::Relaxed), cache.len()), (2, 1));
     }
 
     #[test]

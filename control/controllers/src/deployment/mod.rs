@@ -22,6 +22,7 @@ use crate::model::{
 };
 use crate::queue::{Next, Queue};
 use crate::replicaset::text;
+use crate::supervise::Loop;
 use plan::{Action, Observed, size_annotations};
 
 /// How many deployments are worked on at a time.
@@ -50,8 +51,8 @@ struct Controller {
     own: Expectations,
 }
 
-/// Registers for changes; the returned future works until stopped.
-pub(crate) fn start(ctx: Context) -> impl Future<Output = ()> {
+/// Registers for changes; what the returned function makes works until stopped.
+pub(crate) fn start(ctx: Context) -> Loop {
     let queue = Arc::new(Queue::default());
     let keys = queue.clone();
     ctx.caches.deployments.on_change(move |change| {
@@ -107,14 +108,10 @@ pub(crate) fn start(ctx: Context) -> impl Future<Output = ()> {
         sets: Expectations::default(),
         own: Expectations::default(),
     });
-    async move {
-        queue
-            .run("deployment", WORKERS, ctx.stop.clone(), move |key| {
-                let controller = controller.clone();
-                async move { controller.sync(&key).await }
-            })
-            .await;
-    }
+    queue.worker("deployment", WORKERS, ctx.stop.clone(), move |key| {
+        let controller = controller.clone();
+        async move { controller.sync(&key).await }
+    })
 }
 
 /// The deployments whose selector matches an orphan.

@@ -18,6 +18,7 @@ use crate::context::Context;
 use crate::expect::{Expectations, PATIENCE};
 use crate::model::{self, Pod, Service, Written, controller_reference, is_deleting};
 use crate::queue::{Next, Queue};
+use crate::supervise::Loop;
 use pods::{by_ports, families};
 use slices::Action;
 
@@ -45,8 +46,8 @@ struct Controller {
     endpoints: Expectations,
 }
 
-/// Registers for changes; the returned future works until stopped.
-pub(crate) fn start(ctx: Context) -> impl Future<Output = ()> {
+/// Registers for changes; what the returned function makes works until stopped.
+pub(crate) fn start(ctx: Context) -> Loop {
     let queue = Arc::new(Queue::default());
     let keys = queue.clone();
     ctx.caches.services.on_change(move |change| {
@@ -91,14 +92,10 @@ pub(crate) fn start(ctx: Context) -> impl Future<Output = ()> {
         slices: Expectations::default(),
         endpoints: Expectations::default(),
     });
-    async move {
-        queue
-            .run("endpoints", WORKERS, ctx.stop.clone(), move |key| {
-                let controller = controller.clone();
-                async move { controller.sync(&key).await }
-            })
-            .await;
-    }
+    queue.worker("endpoints", WORKERS, ctx.stop.clone(), move |key| {
+        let controller = controller.clone();
+        async move { controller.sync(&key).await }
+    })
 }
 
 /// Whether nothing that an endpoint shows differs.

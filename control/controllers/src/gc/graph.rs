@@ -26,6 +26,19 @@ pub(crate) struct Node {
     pub deletion: Deletion,
 }
 
+impl Node {
+    /// The object of this metadata.
+    pub fn of(resource: &Arc<Resource>, meta: &ObjectMeta) -> Self {
+        Self {
+            resource: resource.clone(),
+            namespace: model::namespace(meta).into(),
+            name: model::name(meta).into(),
+            owners: meta.owner_references.iter().flatten().map(owner).collect(),
+            deletion: Deletion::of(meta),
+        }
+    }
+}
+
 /// A reference to an owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Owner {
@@ -101,17 +114,17 @@ impl Graph {
     /// Takes an object over; answers which objects have to be looked at.
     pub fn observe(&mut self, resource: &Arc<Resource>, meta: &ObjectMeta) -> Vec<Uid> {
         let uid: Uid = model::uid(meta).into();
-        let owners: Box<[Owner]> = meta.owner_references.iter().flatten().map(owner).collect();
-        let deletion = Deletion::of(meta);
+        let node = Node::of(resource, meta);
+        let (owners, deletion) = (&node.owners, node.deletion);
         let old = self.nodes.remove(&uid);
         let mut affected = Vec::new();
         let old_owners = old
             .as_ref()
             .map(|old| old.owners.clone())
             .unwrap_or_default();
-        if old_owners != owners {
+        if old_owners != *owners {
             self.unlink(&uid, &old_owners);
-            for owner in &owners {
+            for owner in owners {
                 self.dependents
                     .entry(owner.uid.clone())
                     .or_default()
@@ -146,13 +159,6 @@ impl Graph {
                 Deletion::None | Deletion::Other => {}
             }
         }
-        let node = Node {
-            resource: resource.clone(),
-            namespace: model::namespace(meta).into(),
-            name: model::name(meta).into(),
-            owners,
-            deletion,
-        };
         self.nodes.insert(uid, node);
         affected
     }

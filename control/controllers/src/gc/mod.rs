@@ -6,21 +6,24 @@
 mod decide;
 mod graph;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
 use futures::future::join_all;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use futures::{FutureExt as _, StreamExt as _};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, ObjectMeta, OwnerReference};
 use kube::api::{
-    DeleteParams, DynamicObject, GetParams, Patch, PatchParams, Preconditions, PropagationPolicy,
+    DeleteParams, DynamicObject, GetParams, ListParams, Patch, PatchParams, Preconditions,
+    PropagationPolicy,
 };
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, Error};
 use parking_lot::Mutex;
+use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -30,23 +33,40 @@ use crate::context::Context;
 use crate::discovery::{Resource, discover};
 use crate::model::{self, Written};
 use crate::queue::{Next, Queue, backoff};
+use crate::supervise::{Loop, supervise};
 use decide::{Action, Dependents, OwnerState, Policy, decide};
 use graph::{Deletion, FOREGROUND, Graph, Node, ORPHAN, Uid};
 
 /// How many objects are worked on at a time.
 const WORKERS: usize = 32;
+/// What holds the collector up is logged each time that this has passed.
+const IMPATIENCE: Duration = Duration::from_secs(30);
 
 /// Why a run ended early; the object comes back after a while.
 #[derive(Debug, thiserror::Error)]
 enum SyncError {
     #[error("read {what}")]
     Read { what: String, source: Error },
+    #[error("list {what}")]
+    List { what: String, source: Error },
     #[error("change {what}")]
     Change { what: String, source: Error },
     #[error("delete {what}")]
     Delete { what: String, source: Error },
     #[error("{what} names an owner of unknown kind {kind}")]
     UnknownKind { what: String, kind: String },
+}
+
+/// How many objects are listed at a time.
+const PAGE: u32 = 500;
+
+/// A page of a list, as far as ownership goes.
+#[derive(Deserialize)]
+struct Listed {
+    #[serde(default)]
+    metadata: ListMeta,
+    #[serde(default)]
+    items: Vec<Written>,
 }
 
 /// What the watches share with the worker.
@@ -77,38 +97,109 @@ struct Collector {
     resources: Arc<Vec<Arc<Resource>>>,
 }
 
-/// Registers with the caches; the returned future works until stopped.
-pub(crate) fn start(ctx: Context) -> impl Future<Output = ()> {
+/// Registers with the caches; what the returned function makes works until stopped, once the caches are ready.
+pub(crate) fn start(ctx: Context) -> Loop {
     let shared = Arc::new(Shared::default());
-    let covered = cover(&ctx.caches, &shared);
-    async move {
-        let Some(resources) = discover_until(&ctx.client, &ctx.stop).await else {
-            return;
-        };
-        let mut watches = JoinSet::new();
-        for resource in &resources {
-            let is_event = resource.kind == "Event";
-            if !is_event && !covered.contains(&(resource.group.clone(), resource.kind.clone())) {
-                watches.spawn(follow(
+    let covered = Arc::new(cover(&ctx.caches, &shared));
+    Box::new(move || {
+        let (ctx, shared, covered) = (ctx.clone(), shared.clone(), covered.clone());
+        async move { run(&ctx, shared, &covered).await }.boxed()
+    })
+}
+
+async fn run(ctx: &Context, shared: Arc<Shared>, covered: &HashSet<(String, String)>) {
+    let Some(resources) = discover_until(&ctx.client, &ctx.stop).await else {
+        return;
+    };
+    let watched: Vec<_> = resources
+        .iter()
+        .filter(|resource| {
+            is_collected(resource)
+                && !covered.contains(&(resource.group.clone(), resource.kind.clone()))
+        })
+        .cloned()
+        .collect();
+    let unlisted = Unlisted::new(&watched);
+    // Dropped with this future, and the watches with it.
+    let mut watches = JoinSet::new();
+    for resource in watched {
+        let (ctx, shared, unlisted) = (ctx.clone(), shared.clone(), unlisted.clone());
+        watches.spawn(async move {
+            let name = format!("garbage-collector-{}", resource.qualified());
+            let (health, stop) = (ctx.health.clone(), ctx.stop.clone());
+            let watch = || {
+                follow(
                     ctx.client.clone(),
                     resource.clone(),
                     shared.clone(),
+                    unlisted.clone(),
                     ctx.stop.clone(),
-                ));
+                )
+            };
+            supervise(&name, &health, &stop, watch).await;
+        });
+    }
+    // Whom an object owns is known only once every kind was listed: before, a deletion in the foreground would not wait for its
+    // dependents, and one that orphans would forget them, and they would be collected later.
+    tokio::select! {
+        () = ctx.stop.cancelled() => return,
+        () = unlisted.none() => {}
+    }
+    let collector = Collector {
+        client: ctx.client.clone(),
+        shared: shared.clone(),
+        resources: Arc::new(resources),
+    };
+    let queue = shared.queue.clone();
+    queue
+        .run("garbage-collector", WORKERS, ctx.stop.clone(), move |uid| {
+            let collector = collector.clone();
+            async move { collector.sync(&uid).await }
+        })
+        .await;
+}
+
+/// Whether objects of this resource go with their owners; events go by themselves.
+fn is_collected(resource: &Resource) -> bool {
+    resource.kind != "Event"
+}
+
+/// The resources whose first list is still to come.
+#[derive(Clone)]
+struct Unlisted(Arc<watch::Sender<BTreeSet<String>>>);
+
+impl Unlisted {
+    fn new(resources: &[Arc<Resource>]) -> Self {
+        let names = resources.iter().map(|resource| resource.qualified());
+        Self(Arc::new(watch::Sender::new(names.collect())))
+    }
+
+    fn listed(&self, resource: &Resource) {
+        let name = resource.qualified();
+        self.0.send_if_modified(|names| names.remove(&name));
+    }
+
+    /// Waits for the last list; says now and then what is missing.
+    async fn none(&self) {
+        let mut names = self.0.subscribe();
+        loop {
+            // The sender lives in `self`, so the wait cannot fail.
+            let done = names.wait_for(BTreeSet::is_empty);
+            if tokio::time::timeout(IMPATIENCE, done).await.is_ok() {
+                return;
             }
+            let missing = self
+                .0
+                .borrow()
+                .iter()
+                .cloned()
+                .collect::<Vec<_>>()
+                .join(", ");
+            tracing::warn!(
+                missing,
+                "nothing is collected before every resource was listed"
+            );
         }
-        let collector = Collector {
-            client: ctx.client.clone(),
-            shared: shared.clone(),
-            resources: Arc::new(resources),
-        };
-        let queue = shared.queue.clone();
-        queue
-            .run("garbage-collector", WORKERS, ctx.stop.clone(), move |uid| {
-                let collector = collector.clone();
-                async move { collector.sync(&uid).await }
-            })
-            .await;
     }
 }
 
@@ -180,6 +271,7 @@ async fn follow(
     client: Client,
     resource: Arc<Resource>,
     shared: Arc<Shared>,
+    unlisted: Unlisted,
     stop: CancellationToken,
 ) {
     let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(client, &resource.to_api());
@@ -208,7 +300,10 @@ async fn follow(
                         missing.remove(model::uid(&object.metadata));
                         shared.observe(&resource, &object.metadata);
                     }
-                    Event::InitDone => missing.drain().for_each(|uid| shared.remove(&uid)),
+                    Event::InitDone => {
+                        missing.drain().for_each(|uid| shared.remove(&uid));
+                        unlisted.listed(&resource);
+                    }
                     Event::Apply(object) => shared.observe(&resource, &object.metadata),
                     Event::Delete(object) => shared.remove(model::uid(&object.metadata)),
                 }
@@ -281,13 +376,17 @@ impl Collector {
                     .await?;
             }
             Action::Delete { policy, unblock } => {
-                if unblock {
-                    let mut owners = meta.owner_references.clone().unwrap_or_default();
+                let mut owners = meta.owner_references.clone().unwrap_or_default();
+                let blocks = |owner: &OwnerReference| owner.block_owner_deletion != Some(false);
+                if unblock && owners.iter().any(blocks) {
                     owners
                         .iter_mut()
                         .for_each(|owner| owner.block_owner_deletion = Some(false));
-                    self.change(&node, &meta, json!({"ownerReferences": owners}))
-                        .await?;
+                    // Then it is another version, on which all is decided anew.
+                    return self
+                        .change(&node, &meta, json!({"ownerReferences": owners}))
+                        .await
+                        .map(|()| Next::After(Duration::ZERO));
                 }
                 self.delete(&node, &meta, policy).await?;
             }
@@ -382,14 +481,28 @@ impl Collector {
     }
 
     /// Lets every dependent go, then the object itself.
+    ///
+    /// Dependents are those that the server has: one that the graph does not know yet, because its watch is behind, would be
+    /// collected once its owner is gone. Deletions that orphan are rare enough for lists.
     async fn orphan(&self, uid: &Uid, node: &Node, meta: &ObjectMeta) -> Result<(), SyncError> {
-        let dependents: Vec<Node> = self
+        let mut dependents: HashMap<Uid, Node> = self
             .shared
             .graph
             .lock()
             .dependents(uid)
-            .map(|(_, node)| node.clone())
+            .map(|(uid, node)| (uid.clone(), node.clone()))
             .collect();
+        let possible = self.resources.iter().filter(|resource| {
+            // What is in a namespace owns only what is in the same.
+            is_collected(resource) && (node.namespace.is_empty() || resource.namespaced)
+        });
+        let listed =
+            join_all(possible.map(|resource| self.dependents_in(uid, resource, &node.namespace)))
+                .await;
+        for found in listed {
+            dependents.extend(found?);
+        }
+        let dependents: Vec<Node> = dependents.into_values().collect();
         let released = join_all(dependents.iter().map(|dependent| async {
             let Some(meta) = self
                 .read(&dependent.resource, &dependent.namespace, &dependent.name)
@@ -408,6 +521,43 @@ impl Collector {
         .await;
         released.into_iter().collect::<Result<(), SyncError>>()?;
         self.drop_finalizer(node, meta, ORPHAN).await
+    }
+
+    /// The objects of a resource, in this namespace or, if that is empty, everywhere, that name this owner.
+    async fn dependents_in(
+        &self,
+        owner: &Uid,
+        resource: &Arc<Resource>,
+        namespace: &str,
+    ) -> Result<Vec<(Uid, Node)>, SyncError> {
+        let fail = |source| SyncError::List {
+            what: resource.qualified(),
+            source,
+        };
+        let mut params = ListParams::default().limit(PAGE);
+        let mut found = Vec::new();
+        loop {
+            let request = resource
+                .requests(namespace)
+                .list_metadata(&params)
+                .map_err(Error::BuildRequest)
+                .map_err(fail)?;
+            let page: Listed = self.client.request(request).await.map_err(fail)?;
+            for Written { metadata } in page.items {
+                if metadata
+                    .owner_references
+                    .iter()
+                    .flatten()
+                    .any(|reference| reference.uid == **owner)
+                {
+                    found.push((model::uid(&metadata).into(), Node::of(resource, &metadata)));
+                }
+            }
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params = params.continue_token(&token),
+                None => return Ok(found),
+            }
+        }
     }
 
     async fn drop_finalizer(
@@ -455,6 +605,7 @@ impl Collector {
         }
     }
 
+    /// Deletes an object as it was when that was decided: somebody may have taken it over meanwhile, and then it is decided anew.
     async fn delete(
         &self,
         node: &Node,
@@ -469,7 +620,7 @@ impl Collector {
             }),
             preconditions: Some(Preconditions {
                 uid: meta.uid.clone(),
-                resource_version: None,
+                resource_version: meta.resource_version.clone(),
             }),
             ..DeleteParams::default()
         };
@@ -486,7 +637,7 @@ impl Collector {
             .request::<Written>(request.map_err(Error::BuildRequest).map_err(fail)?)
             .await
         {
-            Err(error) if api::is_not_found(&error) || api::is_conflict(&error) => Ok(()),
+            Err(error) if api::is_not_found(&error) => Ok(()),
             Err(source) => Err(fail(source)),
             Ok(_) => Ok(()),
         }

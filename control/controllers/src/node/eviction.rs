@@ -1,20 +1,23 @@
 //! `NoExecute` taints: pods that do not bear them go, at once or after as long as they said that they would.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Error;
+use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::api::{self, Delete};
 use crate::cache::{IndexKey, Key};
 use crate::context::Context;
 use crate::events::Severity;
-use crate::model::{Node, Pod, bears, is_deleting};
+use crate::model::{self, Node, Pod, bears, is_deleting};
 use crate::queue::{Next, Queue};
+use crate::supervise::Loop;
 
 /// What failed.
 #[derive(Debug, thiserror::Error)]
@@ -25,27 +28,44 @@ enum SyncError {
     Delete { pod: Key, source: Error },
 }
 
-/// Registers for changes; the returned future works until stopped.
-pub(crate) fn start(ctx: Context) -> impl Future<Output = ()> {
+/// Since when each pod's time on a tainted node runs, by the pod's UID.
+///
+/// It counts from when the taint was seen here, by [`crate::clock`]: after a restart, or a time in which this process did not
+/// run, a node has the time to be heard of again. Source: kubernetes, pkg/controller/tainteviction, `processPodOnNode`.
+type Since = Mutex<HashMap<String, Duration>>;
+
+/// Registers for changes; what the returned function makes works until stopped.
+pub(crate) fn start(ctx: Context) -> Loop {
     let queue = Arc::new(Queue::default());
-    let (keys, pods) = (queue.clone(), ctx.caches.pods.clone());
+    let since = Arc::new(Since::default());
+    let (keys, pods, times) = (queue.clone(), ctx.caches.pods.clone(), since.clone());
     ctx.caches.nodes.on_change(move |change| {
-        let Some(node) = change.new else { return };
-        if change
-            .old
-            .is_none_or(|old| old.spec.taints != node.spec.taints)
-            && no_execute(node).next().is_some()
-        {
-            for pod in pods.find(&IndexKey::Node(
-                Key::of(&node.metadata).name.as_ref().into(),
-            )) {
+        let of = |node: Option<&Arc<Node>>| {
+            node.map(|node| no_execute(node).cloned().collect::<Vec<_>>())
+                .unwrap_or_default()
+        };
+        let (old, new) = (of(change.old), of(change.new));
+        let Some(node) = change.versions().last().filter(|_| old != new) else {
+            return;
+        };
+        for pod in pods.find(&IndexKey::Node(
+            Key::of(&node.metadata).name.as_ref().into(),
+        )) {
+            if new.is_empty() {
+                times.lock().remove(model::uid(&pod.metadata));
+            } else {
                 keys.add(Key::of(&pod.metadata));
             }
         }
     });
-    let (keys, nodes) = (queue.clone(), ctx.caches.nodes.clone());
+    let (keys, nodes, times) = (queue.clone(), ctx.caches.nodes.clone(), since.clone());
     ctx.caches.pods.on_change(move |change| {
-        let Some(pod) = change.new else { return };
+        let Some(pod) = change.new else {
+            if let Some(gone) = change.old {
+                times.lock().remove(model::uid(&gone.metadata));
+            }
+            return;
+        };
         let fresh = change.old.is_none_or(|old| {
             old.spec.node_name != pod.spec.node_name || old.spec.tolerations != pod.spec.tolerations
         });
@@ -58,15 +78,11 @@ pub(crate) fn start(ctx: Context) -> impl Future<Output = ()> {
             keys.add(Key::of(&pod.metadata));
         }
     });
-    async move {
-        let work = ctx.clone();
-        queue
-            .run("taint-eviction", 16, ctx.stop.clone(), move |key| {
-                let ctx = work.clone();
-                async move { sync(&ctx, &key).await }
-            })
-            .await;
-    }
+    let work = ctx.clone();
+    queue.worker("taint-eviction", 16, ctx.stop, move |key| {
+        let (ctx, since) = (work.clone(), since.clone());
+        async move { sync(&ctx, &since, &key).await }
+    })
 }
 
 fn no_execute(node: &Node) -> impl Iterator<Item = &Taint> {
@@ -76,7 +92,7 @@ fn no_execute(node: &Node) -> impl Iterator<Item = &Taint> {
         .filter(|taint| taint.effect == "NoExecute")
 }
 
-async fn sync(ctx: &Context, key: &Key) -> Result<Next, SyncError> {
+async fn sync(ctx: &Context, since: &Since, key: &Key) -> Result<Next, SyncError> {
     let Some(pod) = ctx
         .caches
         .pods
@@ -93,12 +109,25 @@ async fn sync(ctx: &Context, key: &Key) -> Result<Next, SyncError> {
     else {
         return Ok(Next::OnChange);
     };
-    let now = Timestamp::now();
-    match stay(&pod.spec.tolerations, no_execute(&node), now) {
-        Stay::ForEver => Ok(Next::OnChange),
-        Stay::For(wait) => Ok(Next::After(wait)),
-        Stay::No => evict(ctx, key, &pod, now).await.map(|()| Next::OnChange),
+    let uid = model::uid(&pod.metadata);
+    let left = match stay(&pod.spec.tolerations, no_execute(&node)) {
+        Stay::ForEver => {
+            since.lock().remove(uid);
+            return Ok(Next::OnChange);
+        }
+        Stay::For(time) => {
+            let now = ctx.clock.now();
+            let mut times = since.lock();
+            let since = *times.entry(uid.to_owned()).or_insert(now);
+            (since + time).saturating_sub(now)
+        }
+        Stay::No => Duration::ZERO,
+    };
+    if !left.is_zero() {
+        return Ok(Next::After(left));
     }
+    evict(ctx, key, &pod, Timestamp::now()).await?;
+    Ok(Next::OnChange)
 }
 
 /// How long a pod may stay.
@@ -109,13 +138,9 @@ enum Stay {
     No,
 }
 
-/// The shortest time that a toleration grants, counted from when its taint came. A taint that none bears grants nothing.
-fn stay<'a>(
-    tolerations: &[Toleration],
-    taints: impl Iterator<Item = &'a Taint>,
-    now: Timestamp,
-) -> Stay {
-    let mut until: Option<Timestamp> = None;
+/// The shortest time that a toleration grants. A taint that none bears grants nothing.
+fn stay<'a>(tolerations: &[Toleration], taints: impl Iterator<Item = &'a Taint>) -> Stay {
+    let mut shortest: Option<u64> = None;
     for taint in taints {
         let mut bearing = tolerations
             .iter()
@@ -124,21 +149,15 @@ fn stay<'a>(
         if bearing.peek().is_none() {
             return Stay::No;
         }
-        let since = taint.time_added.as_ref().map_or(now, |time| time.0);
         for seconds in bearing.filter_map(|toleration| toleration.toleration_seconds) {
-            if seconds <= 0 {
-                return Stay::No;
-            }
-            let end = since
-                .saturating_add(SignedDuration::from_secs(seconds))
-                .unwrap_or(Timestamp::MAX);
-            until = Some(until.map_or(end, |until| until.min(end)));
+            let seconds = u64::try_from(seconds).unwrap_or(0);
+            shortest = Some(shortest.map_or(seconds, |shortest| shortest.min(seconds)));
         }
     }
-    match until {
+    match shortest {
         None => Stay::ForEver,
-        Some(until) if until <= now => Stay::No,
-        Some(until) => Stay::For(Duration::try_from(until.duration_since(now)).unwrap_or_default()),
+        Some(0) => Stay::No,
+        Some(seconds) => Stay::For(Duration::from_secs(seconds)),
     }
 }
 
@@ -177,11 +196,9 @@ mod tests {
 
     #[test]
     fn a_pod_stays_for_as_long_as_it_bears_every_taint() {
-        let now = Timestamp::from_second(100).expect("a time");
         let taint = |key: &str| Taint {
             key: key.into(),
             effect: "NoExecute".into(),
-            time_added: Some(Time(Timestamp::from_second(90).expect("a time"))),
             ..Taint::default()
         };
         let bears = |key: &str, seconds: Option<i64>| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds});
@@ -197,23 +214,19 @@ mod tests {
             (
                 vec![bears("a", Some(30))],
                 vec![taint("a")],
-                Stay::For(Duration::from_secs(20)),
+                Stay::For(Duration::from_secs(30)),
             ),
             (
                 vec![bears("a", Some(30)), bears("b", Some(15))],
                 vec![taint("a"), taint("b")],
-                Stay::For(Duration::from_secs(5)),
+                Stay::For(Duration::from_secs(15)),
             ),
-            (vec![bears("a", Some(5))], vec![taint("a")], Stay::No),
+            (vec![bears("a", Some(-5))], vec![taint("a")], Stay::No),
             (vec![bears("a", Some(0))], vec![taint("a")], Stay::No),
         ] {
             let parsed: Vec<Toleration> =
                 serde_json::from_value(Value::from(tolerations.clone())).expect("tolerations");
-            assert_eq!(
-                stay(&parsed, taints.iter(), now),
-                expected,
-                "{tolerations:?}"
-            );
+            assert_eq!(stay(&parsed, taints.iter()), expected, "{tolerations:?}");
         }
     }
 }

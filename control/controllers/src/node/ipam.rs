@@ -15,6 +15,7 @@ use crate::events::Severity;
 use crate::model::{self, Node};
 use crate::node::cidr::Range;
 use crate::queue::{Next, Queue};
+use crate::supervise::Loop;
 
 /// Why a node has no addresses yet.
 #[derive(Debug, thiserror::Error)]
@@ -40,8 +41,8 @@ impl State {
     }
 }
 
-/// Registers for changes; the returned future works until stopped.
-pub(crate) fn start(ctx: Context) -> impl Future<Output = ()> {
+/// Registers for changes; what the returned function makes works until stopped.
+pub(crate) fn start(ctx: Context) -> Loop {
     let queue = Arc::new(Queue::default());
     let ranges = ctx
         .config
@@ -76,18 +77,11 @@ pub(crate) fn start(ctx: Context) -> impl Future<Output = ()> {
             keys.add(Key::of(&node.metadata));
         }
     });
-    async move {
-        if ctx.config.cluster_cidrs.is_empty() {
-            return;
-        }
-        let work = ctx.clone();
-        queue
-            .run("node-ipam", 8, ctx.stop.clone(), move |key| {
-                let (ctx, state) = (work.clone(), state.clone());
-                async move { sync(&ctx, &state, &key).await }
-            })
-            .await;
-    }
+    let work = ctx.clone();
+    queue.worker("node-ipam", 8, ctx.stop.clone(), move |key| {
+        let (ctx, state) = (work.clone(), state.clone());
+        async move { sync(&ctx, &state, &key).await }
+    })
 }
 
 fn parts(node: &Node) -> impl Iterator<Item = &str> {

@@ -4,3 +4,4 @@ mod cidr;
 pub(crate) mod eviction;
 pub(crate) mod health;
 pub(crate) mod ipam;
+mod zones;

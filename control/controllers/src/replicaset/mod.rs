@@ -19,6 +19,7 @@ use crate::events::Severity;
 use crate::expect::{Expectations, PATIENCE};
 use crate::model::{self, Pod, ReplicaSet, Selector, Written, controller_of, controller_reference};
 use crate::queue::{Next, Queue};
+use crate::supervise::Loop;
 use plan::{Action, Observed};
 
 /// How many replica sets are worked on at a time.
@@ -50,8 +51,8 @@ struct Controller {
     queue: Arc<Queue<Key>>,
 }
 
-/// Registers for changes; the returned future works until stopped.
-pub(crate) fn start(ctx: Context) -> impl Future<Output = ()> {
+/// Registers for changes; what the returned function makes works until stopped.
+pub(crate) fn start(ctx: Context) -> Loop {
     let queue = Arc::new(Queue::default());
     let keys = queue.clone();
     ctx.caches.replica_sets.on_change(move |change| {
@@ -81,14 +82,10 @@ pub(crate) fn start(ctx: Context) -> impl Future<Output = ()> {
         queue: queue.clone(),
         ctx: ctx.clone(),
     });
-    async move {
-        queue
-            .run("replicaset", WORKERS, ctx.stop.clone(), move |key| {
-                let controller = controller.clone();
-                async move { controller.sync(&key).await }
-            })
-            .await;
-    }
+    queue.worker("replicaset", WORKERS, ctx.stop.clone(), move |key| {
+        let controller = controller.clone();
+        async move { controller.sync(&key).await }
+    })
 }
 
 /// The replica sets whose selector matches an orphan.

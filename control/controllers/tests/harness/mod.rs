@@ -9,19 +9,76 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use knarr_api::auth::UserInfo;
 use knarr_api::pki::Pki;
 use knarr_api::server::{ApiServer, ApiServerConfig};
+use knarr_controllers::Config;
+use knarr_controllers::supervise::Health;
 use knarr_store::RedbStore;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
 
 /// How long a test waits for something that has to happen.
 const DEADLINE: Duration = Duration::from_secs(20);
 
+/// Which requests have to wait, and which are refused.
+#[derive(Clone)]
+pub struct Gate {
+    closed_for: Arc<dyn Fn(&http::request::Parts) -> Verdict + Send + Sync>,
+    open: Arc<watch::Sender<bool>>,
+}
+
+/// What a closed gate does with a request.
+#[allow(dead_code, reason = "not every test file has a gate")]
+pub enum Verdict {
+    Pass,
+    Wait,
+    /// It fails, as if the connection had broken.
+    Break,
+}
+
+#[allow(dead_code, reason = "not every test file has a gate")]
+impl Gate {
+    /// A closed gate.
+    pub fn new(
+        closed_for: impl Fn(&http::request::Parts) -> Verdict + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            closed_for: Arc::new(closed_for),
+            open: Arc::new(watch::Sender::new(false)),
+        }
+    }
+
+    /// Lets everything pass from now on.
+    pub fn open(&self) {
+        self.open.send_replace(true);
+    }
+
+    async fn pass(&self, request: http::request::Parts) -> Result<(), std::io::Error> {
+        if *self.open.borrow() {
+            return Ok(());
+        }
+        match (self.closed_for)(&request) {
+            Verdict::Pass => Ok(()),
+            Verdict::Break => Err(std::io::Error::other("broken on purpose")),
+            Verdict::Wait => {
+                let opened = self.open.subscribe().wait_for(|open| *open).await.is_ok();
+                assert!(opened, "the gate went");
+                Ok(())
+            }
+        }
+    }
+}
+
 /// The control plane; it stops when dropped.
 pub struct Cluster {
     pub client: Client,
+    /// How the loops do.
+    pub health: Health,
+    api: ApiServer,
+    pki: Pki,
     stop: CancellationToken,
     _dir: tempfile::TempDir,
 }
@@ -35,11 +92,31 @@ impl Drop for Cluster {
 impl Cluster {
     /// Starts everything.
     pub async fn start() -> Self {
-        Self::start_with_grace(Duration::from_secs(40)).await
+        Self::start_with(|_| {}).await
     }
 
-    /// Starts everything; nodes count as unreachable after `grace`.
-    pub async fn start_with_grace(grace: Duration) -> Self {
+    /// Starts everything, with some settings of the controllers changed.
+    pub async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
+        let cluster = Self::start_api().await;
+        let mut config = Config::default();
+        change(&mut config);
+        cluster.start_controllers(config, None);
+        cluster.start_scheduler(None);
+        cluster
+    }
+
+    /// Starts the scheduler, behind a gate.
+    pub fn start_scheduler(&self, gate: Option<Gate>) {
+        tokio::spawn(knarr_scheduler::run(
+            self.gated("system:kube-scheduler", gate),
+            knarr_scheduler::Config::default(),
+            self.health.clone(),
+            self.stop.clone(),
+        ));
+    }
+
+    /// Starts the API server alone.
+    pub async fn start_api() -> Self {
         // Another test of this process may have been first.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let dir = tempfile::tempdir().expect("a directory");
@@ -48,29 +125,74 @@ impl Cluster {
         let api = ApiServer::open(ApiServerConfig::default(), Arc::new(store), &pki)
             .await
             .expect("an API server");
-        let stop = CancellationToken::new();
-        let client = |user: UserInfo| Client::new(api.local(user), "default");
-        let config = knarr_controllers::Config {
-            ca_certificate_pem: pki.ca_cert_pem().to_owned(),
-            ca_key_pem: Some(pki.ca_key_pem().to_owned()),
-            cluster_cidrs: vec![(IpAddr::from([10, 42, 0, 0]), 16)],
-            node_grace: grace,
-            ..knarr_controllers::Config::default()
-        };
-        let controllers = client(UserInfo::component("system:kube-controller-manager"));
-        tokio::spawn(knarr_controllers::run(controllers, config, stop.clone()));
-        let scheduler = client(UserInfo::component("system:kube-scheduler"));
-        tokio::spawn(knarr_scheduler::run(
-            scheduler,
-            knarr_scheduler::Config::default(),
-            stop.clone(),
-        ));
-        let admin = client(UserInfo::new("admin", ["system:masters".to_owned()]));
+        let admin = UserInfo::new("admin", ["system:masters".to_owned()]);
         Self {
-            client: admin,
-            stop,
+            client: Client::new(api.local(admin), "default"),
+            health: Health::default(),
+            stop: CancellationToken::new(),
+            api,
+            pki,
             _dir: dir,
         }
+    }
+
+    /// A client that acts as this user.
+    pub fn client(&self, user: UserInfo) -> Client {
+        Client::new(self.api.local(user), "default")
+    }
+
+    /// Starts the controllers; requests that the gate is closed for wait, as those to a slow server would.
+    pub fn start_controllers(&self, config: Config, gate: Option<Gate>) {
+        let config = Config {
+            ca_certificate_pem: self.pki.ca_cert_pem().to_owned(),
+            ca_key_pem: Some(self.pki.ca_key_pem().to_owned()),
+            cluster_cidrs: vec![(IpAddr::from([10, 42, 0, 0]), 16)],
+            ..config
+        };
+        tokio::spawn(knarr_controllers::run(
+            self.gated("system:kube-controller-manager", gate),
+            config,
+            self.health.clone(),
+            self.stop.clone(),
+        ));
+    }
+
+    fn gated(&self, component: &str, gate: Option<Gate>) -> Client {
+        let user = UserInfo::component(component);
+        let Some(gate) = gate else {
+            return self.client(user);
+        };
+        let service = self.api.local(user);
+        let gated = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let (service, gate) = (service.clone(), gate.clone());
+            let (head, body) = request.into_parts();
+            async move {
+                gate.pass(head.clone()).await?;
+                let request = http::Request::from_parts(head, body);
+                let Ok(answer) = service.oneshot(request).await;
+                Ok::<_, std::io::Error>(answer)
+            }
+        });
+        Client::new(gated, "default")
+    }
+
+    /// Keeps the lease of a node renewed and its status reported, as its kubelet would, until dropped.
+    #[allow(dead_code, reason = "not every test file has nodes")]
+    pub fn kubelet_of(&self, name: &'static str) -> tokio::task::AbortHandle {
+        let api: Api<Node> = Api::all(self.client.clone());
+        let beat = async move {
+            loop {
+                let now = jiff::Timestamp::now().to_string();
+                let status = json!({"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "", "lastHeartbeatTime": now}]}});
+                let patch = Patch::Strategic(status);
+                let done = api
+                    .patch_status(name, &PatchParams::default(), &patch)
+                    .await;
+                done.expect("its status");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::spawn(beat).abort_handle()
     }
 
     /// The API of a kind in namespace `default`.
