@@ -9,6 +9,8 @@ use tokio_util::sync::CancellationToken;
 use crate::ctx::Ctx;
 use crate::done::{Done, SandboxError};
 use crate::events::Severity;
+use crate::go;
+use crate::jobs::Job;
 use crate::kill;
 use crate::logs;
 use crate::memory::{Ending, Observed, Waiting};
@@ -32,10 +34,29 @@ impl Worker {
                 let (ctx, pod, wake) = (self.ctx.clone(), self.pod.clone(), self.wake.clone());
                 let cancel = self.cancel.clone();
                 let volumes_failed = self.memory.volumes_failed;
-                self.jobs.spawn(async move {
+                if attempt > 0 && self.memory.sandbox_retry_at.is_none() {
+                    let message = "Pod sandbox changed, it will be killed and re-created.";
+                    self.ctx.events.pod(
+                        &self.pod,
+                        None,
+                        Severity::Normal,
+                        "SandboxChanged",
+                        message.to_owned(),
+                    );
+                }
+                self.run_job(Job::Sandbox, async move {
                     let made =
                         create_sandbox(&ctx, &pod, attempt, volumes_failed, &wake, &cancel).await;
                     Done::Sandbox(made)
+                });
+                false
+            }
+            Action::ReleaseSandbox { id, remove } => {
+                self.memory.releasing.insert(id.clone());
+                let ctx = self.ctx.clone();
+                self.run_job(Job::Release { id: id.clone() }, async move {
+                    let result = kill::release(&ctx, &id, remove).await;
+                    Done::Released { id, result }
                 });
                 false
             }
@@ -45,7 +66,7 @@ impl Worker {
                     reason: "CrashLoopBackOff".to_owned(),
                     message: format!(
                         "back-off {} restarting failed container={container} pod={}",
-                        go_duration(delay),
+                        go::duration(delay),
                         self.key
                     ),
                 };
@@ -88,7 +109,11 @@ impl Worker {
                 container,
                 message,
                 grace,
+                replaced,
             } => {
+                if replaced {
+                    self.memory.container_mut(&container).replaced = Some(id.clone());
+                }
                 self.stop(&id, &container, message, grace, observed);
                 false
             }
@@ -114,8 +139,9 @@ impl Worker {
                 let token = CancellationToken::new();
                 self.killing = Some((grace, token.clone()));
                 let (ctx, pod, observed) = (self.ctx.clone(), self.pod.clone(), observed.clone());
-                self.jobs.spawn(async move {
-                    let stop = kill::pod(&ctx, &pod, &observed, grace);
+                let pre_stops = self.pre_stops.clone();
+                self.run_job(Job::Kill, async move {
+                    let stop = kill::pod(&ctx, &pod, &pre_stops, &observed, grace);
                     let result = token.run_until_cancelled(stop).await;
                     if matches!(result, Some(Err(_))) {
                         // What failed is tried again, but not at once.
@@ -144,13 +170,27 @@ impl Worker {
             return false;
         };
         self.memory.starting = Some(name.to_owned());
+        let remembered = self.memory.container_mut(name);
+        if remembered.image != container.image {
+            // What happened with another image delays this one no more.
+            if remembered.image.is_some() {
+                remembered.backoff = None;
+                remembered.pull = None;
+                remembered.waiting = None;
+            }
+            remembered.image.clone_from(&container.image);
+        }
+        let replaced = remembered.replaced.clone();
         let dead = observed
             .latest(name)
-            .filter(|s| s.state == ContainerState::Exited)
+            .filter(|s| s.state == ContainerState::Exited && replaced.as_ref() != Some(&s.id))
             .map(|s| s.finished_at.unwrap_or(s.created_at));
         let (ctx, pod, wake) = (self.ctx.clone(), self.pod.clone(), self.wake.clone());
         let cancel = self.cancel.clone();
-        self.jobs.spawn(async move {
+        let job = Job::Start {
+            container: name.to_owned(),
+        };
+        self.run_job(job, async move {
             let result =
                 start::start(&ctx, &pod, &container, &sandbox, attempt, &wake, &cancel).await;
             Done::Started {
@@ -164,19 +204,20 @@ impl Worker {
 
     /// The event of a pod that the node ends. A kill that failed is tried again, but told once.
     fn tell_ending(&self, ending: &Ending) {
-        let Ending::Failed { reason, message } = ending else {
-            return;
-        };
         if self.memory.ending.is_some() {
             return;
         }
-        let (severity, text) = match message.strip_prefix("Pod was rejected: ") {
-            Some(why) => (Severity::Warning, why),
-            None => (Severity::Normal, message.as_str()),
-        };
-        self.ctx
-            .events
-            .pod(&self.pod, None, severity, reason, text.to_owned());
+        let events = &self.ctx.events;
+        match ending {
+            Ending::Failed { reason, message } => {
+                events.pod(&self.pod, None, Severity::Normal, *reason, message.clone());
+            }
+            Ending::Rejected(why) => {
+                let (reason, message) = (why.reason.clone(), why.message.clone());
+                events.pod(&self.pod, None, Severity::Warning, reason, message);
+            }
+            Ending::Deleted | Ending::Completed => {}
+        }
     }
 
     fn back_off(&mut self, container: &str, waiting: Waiting, event: String) {
@@ -220,8 +261,14 @@ impl Worker {
         let own = observed.sandboxes.first().map_or(&[][..], |s| &s.ips);
         let ip = pod::address(&self.pod, &self.ctx.config, own);
         let id = id.clone();
-        self.jobs.spawn(async move {
-            let result = kill::container(&ctx, &pod, &status, ip, message, grace).await;
+        let pre_stops = self.pre_stops.clone();
+        self.run_job(Job::Stop { id: id.clone() }, async move {
+            let stop = kill::container(&ctx, &pod, &pre_stops, &status, ip, message, grace);
+            let result = stop.await;
+            if result.is_err() {
+                // What failed is tried again, but not at once.
+                tokio::time::sleep(KILL_RETRY).await;
+            }
             Done::Stopped { id, result }
         });
     }
@@ -235,8 +282,9 @@ impl Worker {
             .map(|s| s.ips.clone())
             .unwrap_or_default();
         let (ctx, pod, wake) = (self.ctx.clone(), self.pod.clone(), self.wake.clone());
-        self.jobs
-            .spawn(async move { Done::Renewed(volumes::set_up(&ctx, &pod, &ips, &wake).await) });
+        self.run_job(Job::Renew, async move {
+            Done::Renewed(volumes::set_up(&ctx, &pod, &ips, &wake).await)
+        });
     }
 }
 
@@ -255,11 +303,12 @@ async fn create_sandbox(
         message: format!("read {}: {e}", ctx.config.resolv_conf.display()),
     })?;
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-    for directory in [ctx.config.pod_dir(uid), config.log_directory.clone()] {
-        std::fs::create_dir_all(&directory).map_err(|e| SandboxError::Runtime {
-            message: format!("make {}: {e}", directory.display()),
-        })?;
-    }
+    volumes::private_directories(&ctx.config.pod_dir(uid))
+        .map_err(|message| SandboxError::Runtime { message })?;
+    let logs = &config.log_directory;
+    std::fs::create_dir_all(logs).map_err(|e| SandboxError::Runtime {
+        message: format!("make {}: {e}", logs.display()),
+    })?;
     let begun = Instant::now();
     // Waiting for volumes may be given up; making the sandbox may not, or it would be left behind.
     let volumes = async {
@@ -301,27 +350,4 @@ async fn create_sandbox(
     };
     tracing::debug!(pod = %PodKey::of(pod), ?mounted, whole = ?begun.elapsed(), "volumes and sandbox are there");
     Ok((id, renew_at))
-}
-
-/// A duration as Go writes it: `10s`, `1m20s`, `5m0s`.
-fn go_duration(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    if seconds < 60 {
-        format!("{seconds}s")
-    } else {
-        format!("{}m{}s", seconds / 60, seconds % 60)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_read_as_in_go() {
-        let text: Vec<String> = [10, 80, 300]
-            .map(|s| go_duration(Duration::from_secs(s)))
-            .to_vec();
-        assert_eq!(text, ["10s", "1m20s", "5m0s"]);
-    }
 }

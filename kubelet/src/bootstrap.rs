@@ -29,6 +29,8 @@ use crate::runtime::chain;
 /// How long the API server may take to tell its CA.
 const CA_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(30);
+/// How often the clock is looked at while a certificate is good.
+const LOOK: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 60_000 });
 
 /// Who joins, and where.
 #[derive(Clone, Debug)]
@@ -182,7 +184,7 @@ pub async fn bootstrap(join: Join) -> Result<Joined, BootstrapError> {
 }
 
 impl Joined {
-    /// Renews both certificates when two thirds of their life are over; runs until dropped.
+    /// Renews both certificates when 70 to 90 % of their life are over; runs until dropped.
     pub fn renew(&self) -> impl Future<Output = ()> + Send + 'static {
         let one = |purpose, identity: &Identity| {
             renew(
@@ -207,10 +209,7 @@ async fn renew(client: Client, join: Join, purpose: Purpose, identity: Identity)
             Ok(Some(pair)) => due(&pair.certificate).map_or_else(SystemTime::now, |d| d.renew),
             _ => SystemTime::now(),
         };
-        // Slept in parts: a timer of months does not notice that the machine's clock was set.
-        while let Ok(left) = at.duration_since(SystemTime::now()) {
-            tokio::time::sleep(left.min(Duration::from_secs(3600))).await;
-        }
+        wait_until(at, SystemTime::now).await;
         let renewed = async {
             let pair = ask(&client, &join, purpose).await?;
             store(&pki, purpose, &pair)?;
@@ -232,6 +231,14 @@ async fn renew(client: Client, join: Join, purpose: Purpose, identity: Identity)
                 tokio::time::sleep(RETRY).await;
             }
         }
+    }
+}
+
+/// Waits until the clock shows this. In parts: a timer of months does not notice that the clock was set, or that the machine
+/// slept.
+async fn wait_until(at: SystemTime, now: impl Fn() -> SystemTime) {
+    while let Ok(left) = at.duration_since(now()) {
+        tokio::time::sleep(left.min(LOOK)).await;
     }
 }
 
@@ -341,6 +348,27 @@ fn certificate_client(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_clock_that_jumps_makes_a_certificate_due() {
+        use std::sync::Arc;
+        use std::sync::atomic::{AtomicU64, Ordering};
+        const DAY: u64 = 24 * 3600;
+        let days = Arc::new(AtomicU64::new(0));
+        let clock = days.clone();
+        let now = move || {
+            SystemTime::UNIX_EPOCH + Duration::from_secs(DAY * clock.load(Ordering::SeqCst))
+        };
+        let due = SystemTime::UNIX_EPOCH + Duration::from_secs(300 * DAY);
+        let mut wait = std::pin::pin!(wait_until(due, now));
+        assert!(futures::poll!(wait.as_mut()).is_pending());
+        days.store(299, Ordering::SeqCst);
+        assert!(futures::poll!(wait.as_mut()).is_pending());
+        days.store(400, Ordering::SeqCst);
+        tokio::time::timeout(Duration::from_secs(10), wait)
+            .await
+            .expect("the clock was noticed");
+    }
 
     #[test]
     fn tokens_are_read_or_refused() {

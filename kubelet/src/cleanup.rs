@@ -10,7 +10,7 @@ use crate::ctx::Ctx;
 use crate::kill;
 use crate::logs;
 use crate::memory::Observed;
-use crate::pod::{self, PodKey};
+use crate::pod::PodKey;
 use crate::runtime::chain;
 use crate::volumes;
 use crate::worker::Worker;
@@ -58,7 +58,7 @@ impl Worker {
         let _late = tokio::time::timeout(LAST_WRITE, rest).await;
         self.jobs.shutdown().await;
         self.writer.abandon();
-        if !self.gone && !pod::is_terminal(&self.pod) {
+        if !self.gone && !self.end_is_told() {
             let status = self.status(observed);
             self.writer.want(status, true);
             if let Some(write) = self.writer.next(&self.pod) {

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use kube::Client;
 
 use crate::config::KubeletConfig;
-use crate::env::Surroundings;
+use crate::env::{Allocatable, Surroundings};
 use crate::events::Events;
+use crate::node;
 use crate::objects::Objects;
 use crate::runtime::Runtime;
 use crate::services::Services;
@@ -39,10 +40,11 @@ impl Ctx {
             node_name: &self.config.node_name,
             node_ips: &self.config.node_ips,
             pod_ips,
-            allocatable: (
-                i64::try_from(self.machine.cpus * 1000).unwrap_or(i64::MAX),
-                i64::try_from(self.machine.memory_bytes).unwrap_or(i64::MAX),
-            ),
+            allocatable: Allocatable {
+                milli_cpu: i64::try_from(self.machine.cpus * 1000).unwrap_or(i64::MAX),
+                memory_bytes: i64::try_from(self.machine.memory_bytes).unwrap_or(i64::MAX),
+                disk_bytes: i64::try_from(node::info::disk_bytes(&self.config)).unwrap_or(i64::MAX),
+            },
         }
     }
 }

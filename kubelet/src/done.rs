@@ -7,6 +7,7 @@ use knarr_engine::types::{ContainerId, SandboxId};
 use crate::events::Severity;
 use crate::hooks;
 use crate::images::ImageError;
+use crate::jobs::Job;
 use crate::memory::{Backoff, Condemned, PullFailure, Waiting};
 use crate::pod;
 use crate::runtime::{RuntimeError, chain};
@@ -23,6 +24,10 @@ const CREATE_RETRY: Duration = Duration::from_secs(10);
 /// A job's end.
 pub(crate) enum Done {
     Sandbox(Result<(SandboxId, Option<SystemTime>), SandboxError>),
+    Released {
+        id: SandboxId,
+        result: Result<(), RuntimeError>,
+    },
     Started {
         container: String,
         dead: Option<SystemTime>,
@@ -41,6 +46,10 @@ pub(crate) enum Done {
     Killed(Option<Result<(), RuntimeError>>),
     Renewed(Result<Option<SystemTime>, MountError>),
     Status(Written),
+    Panicked {
+        job: Job,
+        message: String,
+    },
 }
 
 /// Why there is no sandbox.
@@ -69,6 +78,26 @@ impl Worker {
     pub(crate) fn finish(&mut self, done: Done) {
         match done {
             Done::Sandbox(result) => self.sandbox_made(result),
+            Done::Released { id, result } => {
+                self.memory.releasing.remove(&id);
+                match result {
+                    Ok(()) => {
+                        self.memory.released.insert(id);
+                    }
+                    Err(error) => {
+                        let message =
+                            format!("Failed to kill pod sandbox {}: {}", id.0, chain(&error));
+                        self.ctx.events.pod(
+                            &self.pod,
+                            None,
+                            Severity::Warning,
+                            "FailedKillPod",
+                            message,
+                        );
+                        self.memory.release_retry_at = Some(SystemTime::now() + SANDBOX_RETRY);
+                    }
+                }
+            }
             Done::Started {
                 container,
                 dead,
@@ -136,6 +165,7 @@ impl Worker {
                 }
             }
             Done::Status(written) => self.writer.done(&written),
+            Done::Panicked { job, message } => self.job_panicked(job, message),
         }
     }
 
@@ -144,6 +174,7 @@ impl Worker {
         let mut error = match result {
             Ok((id, renew_at)) => {
                 self.sandboxes.push(id);
+                self.memory.sandbox_retry_at = None;
                 self.renew_at = self.renew_at.or(renew_at);
                 self.memory.volumes_failed = false;
                 return;
@@ -191,6 +222,7 @@ impl Worker {
                 remembered.waiting = None;
                 remembered.started = false;
                 remembered.ready = false;
+                remembered.replaced = None;
                 self.containers.push(id.clone());
                 self.post_start(name, id);
             }
@@ -231,7 +263,11 @@ impl Worker {
         self.memory.container_mut(name).post_start_running = true;
         let (ctx, pod) = (self.ctx.clone(), self.pod.clone());
         let sandbox = self.sandboxes.last().cloned();
-        self.jobs.spawn(async move {
+        let job = Job::PostStart {
+            container: name.to_owned(),
+            id: id.clone(),
+        };
+        self.run_job(job, async move {
             let own = match sandbox {
                 Some(sandbox) => ctx.runtime.sandbox_status(&sandbox).await.ok(),
                 None => None,

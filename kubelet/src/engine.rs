@@ -197,10 +197,10 @@ impl Runtime for EngineRuntime {
     async fn pull_image(
         &self,
         reference: &str,
-        auth: Option<RegistryAuth>,
+        credentials: Vec<RegistryAuth>,
     ) -> Result<ImageStatus, RuntimeError> {
         self.engine
-            .pull_image(reference, auth)
+            .pull_image(reference, credentials)
             .await
             .map_err(failed)
     }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceFieldSelector};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use crate::go;
 use crate::objects::{Kind, ObjectError};
 use crate::pod;
 use crate::resources::{self, millis, units};
@@ -42,8 +44,16 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) node_name: &'a str,
     pub(crate) node_ips: &'a [IpAddr],
     pub(crate) pod_ips: &'a [IpAddr],
-    /// Stands in for a limit that the container does not have: thousandths of a CPU and bytes.
-    pub(crate) allocatable: (i64, i64),
+    /// Stands in for a limit that neither the container nor the pod has.
+    pub(crate) allocatable: Allocatable,
+}
+
+/// What the node has for its pods.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Allocatable {
+    pub(crate) milli_cpu: i64,
+    pub(crate) memory_bytes: i64,
+    pub(crate) disk_bytes: i64,
 }
 
 /// The value of one `fieldRef`.
@@ -100,10 +110,12 @@ fn subscript(path: &str) -> Option<(&str, &str)> {
 }
 
 /// Labels or annotations as a downward API file shows them: `key="value"`, one a line, sorted.
+///
+/// Source: kubernetes, pkg/fieldpath, `FormatMap`.
 fn map_text(map: Option<&BTreeMap<String, String>>) -> String {
     map.into_iter()
         .flatten()
-        .map(|(k, v)| format!("{k}={v:?}"))
+        .map(|(k, v)| format!("{k}={}", go::quote(v)))
         .collect::<Vec<_>>()
         .join("\n")
 }
@@ -146,20 +158,44 @@ pub(crate) fn resource(
             });
         }
     };
-    let divisor = selector
-        .divisor
-        .as_ref()
-        .map(|divisor| i128::from(millis(divisor)))
-        .filter(|d| *d > 0)
-        .unwrap_or(1000);
-    let milli_value: i128 = match (name, value) {
-        ("cpu", Some(v)) => millis(v).into(),
-        ("cpu", None) if side == "limits" => around.allocatable.0.into(),
-        ("memory", None) if side == "limits" => i128::from(around.allocatable.1) * 1000,
-        (_, Some(v)) => i128::from(units(v)) * 1000,
-        (_, None) => 0,
+    // Thousandths of a CPU; bytes of the rest.
+    let (read, one): (fn(&Quantity) -> i64, i64) = match name {
+        "cpu" => (millis, 1000),
+        "memory" | "ephemeral-storage" => (units, 1),
+        pages if pages.starts_with("hugepages-") => (units, 1),
+        _ => {
+            return Err(EnvError::Resource {
+                resource: selector.resource.clone(),
+            });
+        }
     };
-    Ok(((milli_value + divisor - 1) / divisor).to_string())
+    let amount = match value {
+        Some(value) => read(value),
+        None if side == "limits" => default_limit(pod, name, around, read),
+        None => 0,
+    };
+    let divisor = selector.divisor.as_ref().map(read).filter(|d| *d > 0);
+    let divisor = i128::from(divisor.unwrap_or(one));
+    Ok(((i128::from(amount) + divisor - 1) / divisor).to_string())
+}
+
+/// What holds for a container that has no limit of its own: the pod's, else what the node has.
+///
+/// Source: kubernetes, pkg/kubelet/kubelet_resources.go, `defaultPodLimitsForDownwardAPI`.
+fn default_limit(
+    pod: &Pod,
+    name: &str,
+    around: &Surroundings<'_>,
+    read: fn(&Quantity) -> i64,
+) -> i64 {
+    let node = match name {
+        "cpu" => around.allocatable.milli_cpu,
+        "memory" => around.allocatable.memory_bytes,
+        // A pod as a whole has no limit of it.
+        "ephemeral-storage" => return around.allocatable.disk_bytes,
+        _ => return 0,
+    };
+    resources::pod_level_limit(pod, name).map_or(node, read)
 }
 
 /// Replaces `$(NAME)` by its value; an unknown name stays as it stands, and `$$` is one `$`.
@@ -318,5 +354,113 @@ mod tests {
         ] {
             assert_eq!(expand(text, lookup), expected, "{text}");
         }
+    }
+
+    fn around() -> Surroundings<'static> {
+        Surroundings {
+            node_name: "n1",
+            node_ips: &[],
+            pod_ips: &[],
+            allocatable: Allocatable {
+                milli_cpu: 2000,
+                memory_bytes: 3 << 30,
+                disk_bytes: (5 << 30) + 1,
+            },
+        }
+    }
+
+    #[test]
+    fn resources_fall_back_to_the_pod_and_the_node_and_are_divided_upwards() {
+        let pod = |level: serde_json::Value| -> Pod {
+            let containers = serde_json::json!([
+                {"name": "bare", "resources": {"limits": {"cpu": "0", "memory": "0"}}},
+                {"name": "full", "resources": {
+                    "limits": {"cpu": "1500m", "memory": "1Gi", "ephemeral-storage": "1.5Gi", "hugepages-2Mi": "4Mi"},
+                    "requests": {"cpu": "250m", "memory": "64M", "ephemeral-storage": "1Ki", "hugepages-2Mi": "4Mi"}}},
+                {"name": "huge", "resources": {"limits": {"memory": "7Ei"}}},
+            ]);
+            let init = serde_json::json!([{"name": "init"}]);
+            serde_json::from_value(serde_json::json!({"spec": {
+                "resources": level, "containers": containers, "initContainers": init,
+            }}))
+            .expect("a pod")
+        };
+        let (none, level) = (
+            pod(serde_json::Value::Null),
+            pod(serde_json::json!({"limits": {"cpu": "500m", "memory": "1Mi"}})),
+        );
+        for (of, name, field, divisor, expected) in [
+            (&none, "bare", "limits.cpu", "0", Ok("2")),
+            (&none, "bare", "limits.cpu", "1m", Ok("2000")),
+            (&none, "bare", "limits.memory", "1Mi", Ok("3072")),
+            (&none, "bare", "limits.ephemeral-storage", "1Gi", Ok("6")),
+            (
+                &none,
+                "bare",
+                "limits.ephemeral-storage",
+                "1",
+                Ok("5368709121"),
+            ),
+            (&none, "bare", "limits.hugepages-2Mi", "1", Ok("0")),
+            (&none, "bare", "requests.cpu", "1m", Ok("0")),
+            (&none, "bare", "requests.memory", "1", Ok("0")),
+            (&none, "bare", "requests.ephemeral-storage", "1", Ok("0")),
+            (&none, "init", "limits.memory", "1Gi", Ok("3")),
+            (&none, "full", "limits.cpu", "1", Ok("2")),
+            (&none, "full", "limits.memory", "1M", Ok("1074")),
+            (&none, "full", "limits.ephemeral-storage", "1Gi", Ok("2")),
+            (&none, "full", "limits.hugepages-2Mi", "1Mi", Ok("4")),
+            (&none, "full", "requests.cpu", "1m", Ok("250")),
+            (&none, "full", "requests.memory", "1k", Ok("64000")),
+            (&none, "full", "requests.ephemeral-storage", "1Ki", Ok("1")),
+            (&none, "full", "requests.hugepages-2Mi", "1Ki", Ok("4096")),
+            (&none, "huge", "limits.memory", "1Ei", Ok("7")),
+            (&level, "bare", "limits.cpu", "1m", Ok("500")),
+            (&level, "bare", "limits.memory", "1Ki", Ok("1024")),
+            (&level, "bare", "limits.ephemeral-storage", "1Gi", Ok("6")),
+            (&level, "full", "limits.cpu", "1m", Ok("1500")),
+            (
+                &none,
+                "gone",
+                "limits.cpu",
+                "1",
+                Err("container gone not found"),
+            ),
+            (
+                &none,
+                "bare",
+                "limits.nothing",
+                "1",
+                Err("unsupported container resource : limits.nothing"),
+            ),
+            (
+                &none,
+                "bare",
+                "cpu",
+                "1",
+                Err("unsupported container resource : cpu"),
+            ),
+        ] {
+            let selector = ResourceFieldSelector {
+                container_name: Some(name.to_owned()),
+                divisor: Some(Quantity(divisor.to_owned())),
+                resource: field.to_owned(),
+            };
+            let got = resource(of, None, &selector, &around()).map_err(|e| e.to_string());
+            let expected = expected.map(str::to_owned).map_err(str::to_owned);
+            assert_eq!(got, expected, "{name} {field} {divisor}");
+        }
+    }
+
+    #[test]
+    fn labels_and_annotations_are_quoted_as_in_go() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({"metadata": {"annotations": {
+            "b": "two\nlines", "a": "bell\u{7} nbsp\u{a0} zwsp\u{200b} it's \"é\"",
+        }}}))
+        .expect("a pod");
+        assert_eq!(
+            field(&pod, "metadata.annotations", &around()).expect("known"),
+            "a=\"bell\\a nbsp\\u00a0 zwsp\\u200b it's \\\"é\\\"\"\nb=\"two\\nlines\""
+        );
     }
 }

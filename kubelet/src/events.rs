@@ -1,5 +1,6 @@
 //! Events of pods and of the node, counted when they repeat.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use jiff::Timestamp;
@@ -9,6 +10,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use tokio::sync::mpsc;
 
+use crate::panics;
 use crate::pod::{self, Kind, PodKey};
 
 /// How many different events are remembered for counting.
@@ -27,7 +29,7 @@ pub(crate) enum Severity {
 struct Entry {
     object: ObjectReference,
     severity: Severity,
-    reason: &'static str,
+    reason: Cow<'static, str>,
     message: String,
     at: Timestamp,
 }
@@ -51,7 +53,7 @@ impl Events {
         pod: &Pod,
         container: Option<&str>,
         severity: Severity,
-        reason: &'static str,
+        reason: impl Into<Cow<'static, str>>,
         message: String,
     ) {
         let key = PodKey::of(pod);
@@ -80,7 +82,7 @@ impl Events {
         &self,
         name: &str,
         severity: Severity,
-        reason: &'static str,
+        reason: impl Into<Cow<'static, str>>,
         message: String,
     ) {
         self.record(
@@ -100,13 +102,13 @@ impl Events {
         &self,
         object: ObjectReference,
         severity: Severity,
-        reason: &'static str,
+        reason: impl Into<Cow<'static, str>>,
         message: String,
     ) {
         let entry = Entry {
             object,
             severity,
-            reason,
+            reason: reason.into(),
             message,
             at: Timestamp::now(),
         };
@@ -121,7 +123,7 @@ struct Sameness {
     uid: String,
     field_path: String,
     severity: Severity,
-    reason: &'static str,
+    reason: Cow<'static, str>,
     message: String,
 }
 
@@ -134,67 +136,79 @@ struct Known {
 async fn write(client: Client, node: String, mut queue: mpsc::Receiver<Entry>) {
     let mut known: HashMap<Sameness, Known> = HashMap::new();
     while let Some(entry) = queue.recv().await {
-        let namespace = entry
-            .object
-            .namespace
-            .clone()
-            .unwrap_or_else(|| "default".to_owned());
-        let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
-        let key = Sameness {
-            uid: entry.object.uid.clone().unwrap_or_default(),
-            field_path: entry.object.field_path.clone().unwrap_or_default(),
-            severity: entry.severity,
-            reason: entry.reason,
-            message: entry.message.clone(),
-        };
-        if let Some(seen) = known.get_mut(&key) {
-            seen.count += 1;
-            seen.used = entry.at;
-            let patch = serde_json::json!({"count": seen.count, "lastTimestamp": Time(entry.at)});
-            match api
-                .patch(&seen.name, &PatchParams::default(), &Patch::Merge(patch))
-                .await
-            {
-                Ok(_) => continue,
-                // It has expired; it is written anew below.
-                Err(kube::Error::Api(status)) if status.code == 404 => {}
-                Err(error) => {
-                    tracing::warn!(error = crate::runtime::chain(&error), "write event");
-                    continue;
-                }
+        let written = panics::caught(write_one(&client, &node, &mut known, entry)).await;
+        if let Err(message) = written {
+            tracing::error!(message, "the writing of an event panicked");
+        }
+    }
+}
+
+async fn write_one(
+    client: &Client,
+    node: &str,
+    known: &mut HashMap<Sameness, Known>,
+    entry: Entry,
+) {
+    let namespace = entry
+        .object
+        .namespace
+        .clone()
+        .unwrap_or_else(|| "default".to_owned());
+    let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
+    let key = Sameness {
+        uid: entry.object.uid.clone().unwrap_or_default(),
+        field_path: entry.object.field_path.clone().unwrap_or_default(),
+        severity: entry.severity,
+        reason: entry.reason.clone(),
+        message: entry.message.clone(),
+    };
+    if let Some(seen) = known.get_mut(&key) {
+        seen.count += 1;
+        seen.used = entry.at;
+        let patch = serde_json::json!({"count": seen.count, "lastTimestamp": Time(entry.at)});
+        match api
+            .patch(&seen.name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+        {
+            Ok(_) => return,
+            // It has expired; it is written anew below.
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => {
+                tracing::warn!(error = crate::runtime::chain(&error), "write event");
+                return;
             }
         }
-        let name = format!(
-            "{}.{:x}{:04x}",
-            entry.object.name.as_deref().unwrap_or_default(),
-            entry.at.as_nanosecond(),
-            rand::random::<u16>()
-        );
-        let event = event(&node, &namespace, &name, &entry);
-        match api.create(&PostParams::default(), &event).await {
-            Ok(_) => {
-                if known.len() >= REMEMBERED {
-                    // Half is let go at once, so that this happens rarely.
-                    let mut times: Vec<Timestamp> = known.values().map(|k| k.used).collect();
-                    times.sort_unstable();
-                    let middle = times[times.len() / 2];
-                    known.retain(|_, k| k.used > middle);
-                }
-                known.insert(
-                    key,
-                    Known {
-                        name,
-                        count: 1,
-                        used: entry.at,
-                    },
-                );
+    }
+    let name = format!(
+        "{}.{:x}{:04x}",
+        entry.object.name.as_deref().unwrap_or_default(),
+        entry.at.as_nanosecond(),
+        rand::random::<u16>()
+    );
+    let event = event(node, &namespace, &name, &entry);
+    match api.create(&PostParams::default(), &event).await {
+        Ok(_) => {
+            if known.len() >= REMEMBERED {
+                // Half is let go at once, so that this happens rarely.
+                let mut times: Vec<Timestamp> = known.values().map(|k| k.used).collect();
+                times.sort_unstable();
+                let middle = times[times.len() / 2];
+                known.retain(|_, k| k.used > middle);
             }
-            // The namespace is going away: nobody is left to read it.
-            Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {
-                tracing::debug!(message = status.message, "event refused");
-            }
-            Err(error) => tracing::warn!(error = crate::runtime::chain(&error), "write event"),
+            known.insert(
+                key,
+                Known {
+                    name,
+                    count: 1,
+                    used: entry.at,
+                },
+            );
         }
+        // The namespace is going away: nobody is left to read it.
+        Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {
+            tracing::debug!(message = status.message, "event refused");
+        }
+        Err(error) => tracing::warn!(error = crate::runtime::chain(&error), "write event"),
     }
 }
 
@@ -206,7 +220,7 @@ fn event(node: &str, namespace: &str, name: &str, entry: &Entry) -> Event {
             ..ObjectMeta::default()
         },
         involved_object: entry.object.clone(),
-        reason: Some(entry.reason.to_owned()),
+        reason: Some(entry.reason.to_string()),
         message: Some(entry.message.clone()),
         source: Some(EventSource {
             component: Some("kubelet".to_owned()),

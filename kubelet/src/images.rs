@@ -88,8 +88,8 @@ pub(crate) async fn ensure(
         format!("Pulling image \"{image}\""),
     );
     let start = Instant::now();
-    let auth = credentials(ctx, pod, &reference, wake).await;
-    match ctx.runtime.pull_image(&image, auth).await {
+    let credentials = credentials(ctx, pod, &reference, wake).await;
+    match ctx.runtime.pull_image(&image, credentials).await {
         Ok(status) => {
             let took = duration(start.elapsed());
             event(
@@ -122,13 +122,14 @@ fn duration(elapsed: std::time::Duration) -> String {
     }
 }
 
-/// The credentials of the pod's pull secrets that fit the image's registry.
+/// The credentials of all of the pod's pull secrets that fit the image, in the order in which Kubernetes tries them.
 async fn credentials(
     ctx: &Ctx,
     pod: &Pod,
     image: &ImageReference,
     wake: &Arc<Notify>,
-) -> Option<RegistryAuth> {
+) -> Vec<RegistryAuth> {
+    let mut all = Logins::default();
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     for secret in pod::spec(pod).image_pull_secrets.iter().flatten() {
@@ -144,25 +145,22 @@ async fn credentials(
                     (None, Some(text)) => Logins::parse_old(text),
                     (None, None) => Ok(Logins::default()),
                 };
-                let found = match &logins {
-                    Ok(logins) => logins.find(image),
-                    Err(error) => {
-                        retrieval_failed(ctx, pod, &secret.name, &chain(error));
-                        None
-                    }
-                };
-                if let Some(login) = found {
-                    return Some(RegistryAuth {
-                        username: login.username.clone(),
-                        password: login.password.clone(),
-                    });
+                match logins {
+                    Ok(logins) => all.add(logins),
+                    Err(error) => retrieval_failed(ctx, pod, &secret.name, &chain(&error)),
                 }
             }
             // A missing secret is no reason not to try, as in Kubernetes.
             Err(error) => retrieval_failed(ctx, pod, &secret.name, &error.to_string()),
         }
     }
-    None
+    let matching = all.matching(image).into_iter();
+    matching
+        .map(|login| RegistryAuth {
+            username: login.username.clone(),
+            password: login.password.clone(),
+        })
+        .collect()
 }
 
 fn retrieval_failed(ctx: &Ctx, pod: &Pod, secret: &str, why: &str) {

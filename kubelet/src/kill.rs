@@ -1,6 +1,7 @@
 //! Stopping containers: hooks, grace, signals.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -10,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::ctx::Ctx;
 use crate::events::Severity;
-use crate::hooks;
+use crate::hooks::{PreStop, PreStops};
 use crate::memory::Observed;
 use crate::pod::{self, Kind};
 use crate::runtime::{RuntimeError, chain};
@@ -20,8 +21,9 @@ const MIN_GRACE_AFTER_HOOK: Duration = Duration::from_secs(2);
 
 /// Stops one container: preStop hook, then its stop signal, then SIGKILL when `grace` is over.
 pub(crate) async fn container(
-    ctx: &Ctx,
-    pod: &Pod,
+    ctx: &Arc<Ctx>,
+    pod: &Arc<Pod>,
+    pre_stops: &PreStops,
     status: &ContainerStatus,
     pod_ip: Option<IpAddr>,
     message: String,
@@ -32,27 +34,22 @@ pub(crate) async fn container(
         .pod(pod, Some(name), Severity::Normal, "Killing", message);
     let mut left = grace;
     let spec = pod::find_container(pod::spec(pod), name).map(|(c, _)| c);
-    let hook = spec
-        .as_ref()
-        .and_then(|c| Some((c, c.lifecycle.as_ref()?.pre_stop.as_ref()?)));
-    if let Some((spec, hook)) = hook {
+    let hook = spec.and_then(|c| {
+        let hook = c.lifecycle.as_ref()?.pre_stop.clone()?;
+        Some((c, hook))
+    });
+    if let Some((container, hook)) = hook {
         let start = Instant::now();
-        match tokio::time::timeout(grace, hooks::run(ctx, spec, &status.id, pod_ip, hook)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(message)) => {
-                ctx.events.pod(
-                    pod,
-                    Some(name),
-                    Severity::Warning,
-                    "FailedPreStopHook",
-                    format!("PreStopHook failed: {message}"),
-                );
-            }
-            Err(_) => tracing::info!(
-                container = name,
-                "preStop hook did not end within the grace period"
-            ),
-        }
+        let hook = PreStop {
+            ctx: ctx.clone(),
+            pod: pod.clone(),
+            container,
+            id: status.id.clone(),
+            pod_ip,
+            hook,
+            grace,
+        };
+        pre_stops.run(hook).await;
         left = grace
             .saturating_sub(start.elapsed())
             .max(MIN_GRACE_AFTER_HOOK);
@@ -65,13 +62,16 @@ pub(crate) async fn container(
 
 /// Stops all containers of the pod, then its sandboxes.
 ///
-/// Sidecars outlive the others and stop in the reverse of their order, within the same grace period.
+/// Sidecars outlive the others and stop in the reverse of their order, within the same grace period. What cannot be stopped
+/// keeps nothing else from being stopped; the first failure is the answer.
 pub(crate) async fn pod(
-    ctx: &Ctx,
-    pod: &Pod,
+    ctx: &Arc<Ctx>,
+    pod: &Arc<Pod>,
+    pre_stops: &PreStops,
     observed: &Observed,
     grace: Duration,
 ) -> Result<(), RuntimeError> {
+    let mut outcome = Ok(());
     let deadline = Instant::now() + grace;
     let own = observed.sandboxes.first().map_or(&[][..], |s| &s.ips);
     let pod_ip = pod::address(pod, &ctx.config, own);
@@ -86,22 +86,35 @@ pub(crate) async fn pod(
             .saturating_duration_since(Instant::now())
             .max(Duration::from_secs(1));
         let message = format!("Stopping container {}", status.config.name);
-        container(ctx, pod, &status, pod_ip, message, left.min(grace)).await
+        let left = left.min(grace);
+        container(ctx, pod, pre_stops, &status, pod_ip, message, left).await
     };
     let others = observed.containers.iter().filter(running);
     let others = others.filter(|c| !sidecars.contains(&c.config.name.as_str()));
     for result in join_all(others.cloned().map(stop)).await {
-        result?;
+        outcome = outcome.and(result);
     }
     for name in sidecars.iter().rev() {
         for status in observed.history(name).filter(running) {
-            stop(status.clone()).await?;
+            outcome = outcome.and(stop(status.clone()).await);
         }
     }
     for sandbox in &observed.sandboxes {
-        stop_sandbox(ctx, &sandbox.id).await?;
+        outcome = outcome.and(stop_sandbox(ctx, &sandbox.id).await);
     }
-    Ok(())
+    outcome
+}
+
+/// Stops a sandbox that is of no more use, and removes it if nothing of it is to be kept.
+pub(crate) async fn release(ctx: &Ctx, id: &SandboxId, remove: bool) -> Result<(), RuntimeError> {
+    stop_sandbox(ctx, id).await?;
+    if !remove {
+        return Ok(());
+    }
+    match ctx.runtime.remove_sandbox(id).await {
+        Err(RuntimeError::NotFound { .. }) => Ok(()),
+        other => other,
+    }
 }
 
 async fn stop_sandbox(ctx: &Ctx, id: &SandboxId) -> Result<(), RuntimeError> {

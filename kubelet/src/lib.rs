@@ -17,7 +17,7 @@
 //! The API server calls `https://<node's InternalIP>:<status.daemonEndpoints.kubeletEndpoint.Port>` with its client
 //! certificate (CN `kube-apiserver-kubelet-client`, see [`KubeletConfig::api_server_user`]), which may use everything.
 //! Anybody else needs a client certificate of the cluster's CA or a bearer token (`TokenReview`), and is asked for by a
-//! `SubjectAccessReview` for `nodes/{proxy,stats,metrics,log,pods,healthz,configz}`.
+//! `SubjectAccessReview` for `nodes/{stats,metrics,log,pods,healthz,configz}`; `nodes/proxy` opens all but the first three.
 //!
 //! * `GET /containerLogs/<namespace>/<pod>/<container>` with `follow`, `previous`, `timestamps`, `tailLines`,
 //!   `sinceSeconds`, `sinceTime`, `limitBytes`, `stream`.
@@ -29,10 +29,14 @@
 //!
 //! Absent on purpose: static pods, eviction, device plugins, volumes that need a driver.
 //!
-//! Reading order: [`run()`], `manager`, `worker`, `plan`, `act`, `start`, `done`, `status`, `cleanup`; then `volumes`, `probe`, `server`,
+//! A panic costs what it happens in: a job ends as one that failed, a pod's task starts anew, a request is answered with 500.
+//!
+//! Reading order: [`run()`], `manager`, `admission`, `pod_task`, `worker`, `plan`, `act`, `jobs`, `start`, `done`, `status`, `cleanup`; then `volumes`, `probe`, `server`,
 //! `node`, [`bootstrap()`].
 
 mod act;
+mod admission;
+mod apparmor;
 mod bootstrap;
 mod cleanup;
 mod config;
@@ -42,20 +46,25 @@ mod done;
 mod engine;
 mod env;
 mod events;
+mod existing;
 mod gc;
+mod go;
 mod grpc_check;
 mod hooks;
 mod http_check;
 mod identity;
 mod images;
+mod jobs;
 mod kill;
 mod logs;
 mod manager;
 mod memory;
 mod node;
 mod objects;
+mod panics;
 mod plan;
 mod pod;
+mod pod_task;
 mod probe;
 mod probes;
 mod resources;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
-use knarr_engine::types::{ContainerId, ContainerStatus, SandboxState, SandboxStatus};
+use knarr_engine::types::{ContainerId, ContainerStatus, SandboxId, SandboxState, SandboxStatus};
 
 /// The first delay of a container that ended, and of a pull that failed.
 pub(crate) const BACKOFF_INITIAL: Duration = Duration::from_secs(10);
@@ -25,6 +25,13 @@ impl Observed {
         self.sandboxes
             .first()
             .filter(|s| s.state == SandboxState::Ready)
+    }
+
+    /// The sandboxes that no container can be started in any more: their shim is gone, they were stopped, or a newer one
+    /// took their place.
+    pub(crate) fn stale_sandboxes(&self) -> impl Iterator<Item = &SandboxStatus> {
+        let usable = usize::from(self.ready_sandbox().is_some());
+        self.sandboxes.iter().skip(usable)
     }
 
     /// The newest container of this name.
@@ -99,6 +106,8 @@ pub(crate) struct PullFailure {
 /// What is remembered of one container.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ContainerMemory {
+    /// The image that it was last started with, or was to be: another one knows no delays and no failures.
+    pub(crate) image: Option<String>,
     /// Why it does not start.
     pub(crate) waiting: Option<Waiting>,
     /// The delay after its end.
@@ -113,6 +122,8 @@ pub(crate) struct ContainerMemory {
     pub(crate) ready: bool,
     /// A liveness or startup probe failed, or a postStart hook: the container must go, for this reason.
     pub(crate) condemned: Option<Condemned>,
+    /// The container that was stopped because its definition changed: it comes again whatever its policy says.
+    pub(crate) replaced: Option<ContainerId>,
     /// The postStart hook is running.
     pub(crate) post_start_running: bool,
 }
@@ -138,6 +149,17 @@ pub(crate) enum Ending {
         reason: &'static str,
         message: String,
     },
+    /// The node never took it.
+    Rejected(Rejection),
+}
+
+/// Why a node does not take a pod that is assigned to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rejection {
+    /// `status.reason` and the event's.
+    pub(crate) reason: String,
+    /// The event's message; `status.message` puts words before it.
+    pub(crate) message: String,
 }
 
 /// What is remembered of one pod.
@@ -149,12 +171,20 @@ pub(crate) struct Memory {
     pub(crate) creating_sandbox: bool,
     /// The last try failed for its volumes.
     pub(crate) volumes_failed: bool,
+    /// Sandboxes that are being stopped because no container can be started in them any more.
+    pub(crate) releasing: BTreeSet<SandboxId>,
+    /// Stale sandboxes whose network, addresses and ports have been given back.
+    pub(crate) released: BTreeSet<SandboxId>,
+    /// When a stale sandbox that could not be stopped may be tried again.
+    pub(crate) release_retry_at: Option<SystemTime>,
     /// When a failed sandbox may be tried again.
     pub(crate) sandbox_retry_at: Option<SystemTime>,
     /// The container that is being pulled, created and started.
     pub(crate) starting: Option<String>,
     /// Containers that are being stopped.
     pub(crate) stopping: BTreeSet<ContainerId>,
+    /// Why the node does not take the pod, if it does not.
+    pub(crate) rejected: Option<Rejection>,
     /// Set once the pod's containers are to be stopped for good.
     pub(crate) ending: Option<Ending>,
     /// The containers are being stopped for good.

@@ -15,6 +15,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::panics;
+
 /// Which kind of object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
@@ -127,7 +129,13 @@ fn start(client: Client, reference: Reference) -> Entry {
     let (sender, content) = watch::channel(Content::Pending);
     let readers: Arc<Mutex<HashMap<String, Arc<Notify>>>> = Arc::default();
     let stop = CancellationToken::new();
-    let task = follow(client, reference, sender, readers.clone());
+    let task = {
+        let readers = readers.clone();
+        async move {
+            let follow = || follow(&client, &reference, &sender, &readers);
+            panics::supervised("object watch", follow).await;
+        }
+    };
     tokio::spawn(stop.clone().run_until_cancelled_owned(task));
     Entry {
         content,
@@ -137,10 +145,10 @@ fn start(client: Client, reference: Reference) -> Entry {
 }
 
 async fn follow(
-    client: Client,
-    reference: Reference,
-    sender: watch::Sender<Content>,
-    readers: Arc<Mutex<HashMap<String, Arc<Notify>>>>,
+    client: &Client,
+    reference: &Reference,
+    sender: &watch::Sender<Content>,
+    readers: &Mutex<HashMap<String, Arc<Notify>>>,
 ) {
     let publish = |content: Content| {
         let known = matches!((&content, &*sender.borrow()), (Content::Present(new), Content::Present(old)) if new == old);
@@ -155,11 +163,11 @@ async fn follow(
     let config = watcher::Config::default().fields(&format!("metadata.name={}", reference.name));
     match reference.kind {
         Kind::ConfigMap => {
-            let api: Api<ConfigMap> = Api::namespaced(client, &reference.namespace);
+            let api: Api<ConfigMap> = Api::namespaced(client.clone(), &reference.namespace);
             run(watcher(api, config), publish, config_map_data).await;
         }
         Kind::Secret => {
-            let api: Api<Secret> = Api::namespaced(client, &reference.namespace);
+            let api: Api<Secret> = Api::namespaced(client.clone(), &reference.namespace);
             run(watcher(api, config), publish, secret_data).await;
         }
     }

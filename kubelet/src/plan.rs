@@ -3,9 +3,10 @@
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
-use knarr_engine::types::{ContainerId, ContainerState, ContainerStatus};
+use knarr_engine::types::{ContainerId, ContainerState, ContainerStatus, SandboxId};
 
-use crate::memory::{Ending, Memory, Observed};
+use crate::apparmor;
+use crate::memory::{Ending, Memory, Observed, Rejection};
 use crate::pod::{self, Kind};
 use crate::sysctl;
 
@@ -17,6 +18,9 @@ const PULL_ERROR_SHOWN: Duration = Duration::from_secs(3);
 pub(crate) enum Action {
     /// Mount the volumes, make the sandbox.
     CreateSandbox { attempt: u32 },
+    /// Stop a sandbox that is of no more use, so that its network, addresses and ports are free for the next one. With
+    /// `remove`, nothing of it is kept: no container that ended in it has a log or a status to show.
+    ReleaseSandbox { id: SandboxId, remove: bool },
     /// Pull the image, create the container, start it.
     Start { container: String, attempt: u32 },
     /// The container ended and waits for its next start.
@@ -29,6 +33,8 @@ pub(crate) enum Action {
         container: String,
         message: String,
         grace: Option<Duration>,
+        /// Whether it starts again whatever its restart policy says.
+        replaced: bool,
     },
     /// Remove a container that is of no more use.
     Remove { id: ContainerId },
@@ -83,6 +89,18 @@ pub(crate) fn restarts(spec: &PodSpec, container: &Container, exit_code: i32) ->
     }
 }
 
+/// Whether an ended container starts again: its policy says so, or it gave way to a changed one.
+fn comes_again(
+    spec: &PodSpec,
+    container: &Container,
+    ended: &ContainerStatus,
+    memory: &Memory,
+) -> bool {
+    let remembered = memory.container(&container.name);
+    remembered.is_some_and(|m| m.replaced.as_ref() == Some(&ended.id))
+        || restarts(spec, container, ended.exit_code)
+}
+
 /// How the pod's containers stand, for its phase and its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -95,7 +113,7 @@ pub(crate) enum Outcome {
 }
 
 /// Whether the pod's containers have done all they ever will.
-pub(crate) fn outcome(pod: &Pod, observed: &Observed) -> Outcome {
+pub(crate) fn outcome(pod: &Pod, observed: &Observed, memory: &Memory) -> Outcome {
     let spec = pod::spec(pod);
     for (container, kind) in pod::init_containers(spec) {
         let latest = observed.latest(&container.name);
@@ -112,7 +130,8 @@ pub(crate) fn outcome(pod: &Pod, observed: &Observed) -> Outcome {
     for container in &spec.containers {
         match observed.latest(&container.name) {
             Some(s)
-                if s.state == ContainerState::Exited && !restarts(spec, container, s.exit_code) =>
+                if s.state == ContainerState::Exited
+                    && !comes_again(spec, container, s, memory) =>
             {
                 failed |= s.exit_code != 0;
             }
@@ -153,8 +172,9 @@ pub(crate) fn plan(pod: &Pod, observed: &Observed, memory: &Memory, now: SystemT
     }
     let spec = pod::spec(pod);
     prune(spec, observed, &mut plan);
+    let all_released = release_stale(observed, memory, now, &mut plan);
     let Some(sandbox) = observed.ready_sandbox() else {
-        if memory.creating_sandbox {
+        if memory.creating_sandbox || !all_released {
             return plan;
         }
         if let Some(at) = memory.sandbox_retry_at.filter(|at| *at > now) {
@@ -210,17 +230,26 @@ fn ending(
     if let Some(ending) = &memory.ending {
         return Some(ending.clone());
     }
+    if let Some(rejection) = &memory.rejected {
+        return Some(Ending::Rejected(rejection.clone()));
+    }
     if pod.metadata.deletion_timestamp.is_some() {
         return Some(Ending::Deleted);
     }
-    if pod::is_terminal(pod) || outcome(pod, observed) != Outcome::Open {
+    if pod::is_terminal(pod) || outcome(pod, observed, memory) != Outcome::Open {
         return Some(Ending::Completed);
     }
-    if let Some(why) = sysctl::forbidden(pod::spec(pod)) {
-        return Some(Ending::Failed {
-            reason: sysctl::FORBIDDEN,
-            message: format!("Pod was rejected: {why}"),
-        });
+    if let Some(message) = sysctl::forbidden(pod::spec(pod)) {
+        return Some(Ending::Rejected(Rejection {
+            reason: sysctl::FORBIDDEN.to_owned(),
+            message,
+        }));
+    }
+    if let Some(message) = apparmor::refusal(pod, apparmor::is_enabled()) {
+        return Some(Ending::Rejected(Rejection {
+            reason: apparmor::REASON.to_owned(),
+            message,
+        }));
     }
     let seconds = pod::spec(pod).active_deadline_seconds?;
     let deadline = memory.start_time? + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
@@ -232,6 +261,41 @@ fn ending(
     }
     plan.wake(deadline);
     None
+}
+
+/// Stops the sandboxes that are of no more use; returns whether nothing of theirs is in the way of a new one.
+///
+/// The new one would not get the host ports, and a static address, that an old one still holds.
+fn release_stale(observed: &Observed, memory: &Memory, now: SystemTime, plan: &mut Plan) -> bool {
+    // While one is being made, what is seen may be it, half done.
+    if memory.creating_sandbox {
+        return true;
+    }
+    let waits = memory.release_retry_at.filter(|at| *at > now);
+    let mut all_released = true;
+    for sandbox in observed.stale_sandboxes() {
+        let used = |c: &ContainerStatus| c.sandbox_id == sandbox.id;
+        let remove = !observed.containers.iter().any(used);
+        let released = memory.released.contains(&sandbox.id);
+        all_released &= released;
+        // The newest one stays as a record of the attempts until there is the next one.
+        let kept = !remove
+            || observed
+                .sandboxes
+                .first()
+                .is_some_and(|s| s.id == sandbox.id);
+        if memory.releasing.contains(&sandbox.id) || (released && kept) {
+            continue;
+        }
+        match waits {
+            Some(at) => plan.wake(at),
+            None => plan.actions.push(Action::ReleaseSandbox {
+                id: sandbox.id.clone(),
+                remove: !kept,
+            }),
+        }
+    }
+    all_released
 }
 
 /// Keeps, per container, the newest one and the one before it (for `logs --previous`).
@@ -278,7 +342,12 @@ impl Containers<'_> {
                 }
                 ContainerState::Running => {
                     let remembered = self.memory.container(&container.name);
-                    self.stop_if_condemned(status);
+                    // As in Kubernetes, an init container runs to its end with the image that it began with.
+                    if sidecar {
+                        self.stop_if_changed(container, status);
+                    } else {
+                        self.stop_if_condemned(status);
+                    }
                     sidecar && remembered.is_some_and(|m| m.started && !m.post_start_running)
                 }
                 ContainerState::Exited if sidecar => {
@@ -306,9 +375,9 @@ impl Containers<'_> {
             None => self.start(container, None),
             Some(status) => match status.state {
                 ContainerState::Created => self.replace(container, status),
-                ContainerState::Running => self.stop_if_condemned(status),
+                ContainerState::Running => self.stop_if_changed(container, status),
                 ContainerState::Exited => {
-                    if restarts(spec, container, status.exit_code) {
+                    if comes_again(spec, container, status, self.memory) {
                         self.start(container, Some(status));
                     }
                 }
@@ -347,6 +416,29 @@ impl Containers<'_> {
                 container: status.config.name.clone(),
                 message: condemned.message.clone(),
                 grace: condemned.grace,
+                replaced: false,
+            });
+        }
+    }
+
+    /// A container with another image than it is to have gives way to a new one.
+    ///
+    /// Source: kubernetes, pkg/kubelet/kuberuntime, `containerChanged`: of all that a container is made from, only the image
+    /// of a running pod can change.
+    fn stop_if_changed(&mut self, container: &Container, status: &ContainerStatus) {
+        let image = container.image.as_ref();
+        if image.is_none_or(|image| *image == status.config.image_ref) {
+            self.stop_if_condemned(status);
+        } else if !self.memory.stopping.contains(&status.id) {
+            self.plan.actions.push(Action::Stop {
+                id: status.id.clone(),
+                container: container.name.clone(),
+                message: format!(
+                    "Container {} definition changed, will be restarted",
+                    container.name
+                ),
+                grace: None,
+                replaced: true,
             });
         }
     }
@@ -357,7 +449,11 @@ impl Containers<'_> {
         if self.memory.starting.as_ref() == Some(name) {
             return;
         }
-        let remembered = self.memory.container(name);
+        // With another image, what happened before says nothing.
+        let remembered = self
+            .memory
+            .container(name)
+            .filter(|m| m.image.is_none() || m.image == container.image);
         if let Some((ended, backoff)) = dead
             .and_then(|d| d.finished_at.or(Some(d.created_at)))
             .zip(remembered.and_then(|m| m.backoff))

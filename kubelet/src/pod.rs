@@ -147,6 +147,23 @@ pub(crate) fn is_terminal(pod: &Pod) -> bool {
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
+/// Whether the API still shows a container of the pod as running.
+pub(crate) fn shows_running(pod: &Pod) -> bool {
+    let Some(status) = &pod.status else {
+        return false;
+    };
+    let lists = [
+        &status.init_container_statuses,
+        &status.container_statuses,
+        &status.ephemeral_container_statuses,
+    ];
+    lists
+        .into_iter()
+        .flatten()
+        .flatten()
+        .any(|c| c.state.as_ref().is_some_and(|s| s.running.is_some()))
+}
+
 /// The host name inside the pod: `spec.hostname`, else the pod's name, at most 63 characters.
 pub(crate) fn hostname(pod: &Pod) -> String {
     let spec = spec(pod);

@@ -12,6 +12,7 @@ use crate::ctx::Ctx;
 use crate::events::Severity;
 use crate::grpc_check;
 use crate::http_check;
+use crate::panics;
 use crate::runtime::{RuntimeError, chain};
 
 /// What a probe is for.
@@ -128,7 +129,18 @@ impl Subject {
         let mut tally = Tally::new(probe, self.initial);
         loop {
             ticks.tick().await;
-            let result = self.check(probe, timeout).await;
+            let result = panics::caught(self.check(probe, timeout))
+                .await
+                .unwrap_or_else(|message| Err(Miss::unknown(message)));
+            if let Ok(Some(warning)) = &result {
+                self.ctx.events.pod(
+                    &self.pod,
+                    Some(&self.container.name),
+                    Severity::Warning,
+                    "ProbeWarning",
+                    format!("{} probe warning: {warning}", self.purpose.name()),
+                );
+            }
             if let Err(Miss::Failed(message) | Miss::Unknown(message)) = &result {
                 self.ctx.events.pod(
                     &self.pod,
@@ -161,29 +173,33 @@ impl Subject {
         }
     }
 
-    /// One attempt; an error has the words of its event.
-    async fn check(&self, probe: &Probe, timeout: Duration) -> Result<(), Miss> {
+    /// One attempt: a success may have a warning, an error has the words of its event.
+    async fn check(&self, probe: &Probe, timeout: Duration) -> Result<Option<String>, Miss> {
         if let Some(exec) = &probe.exec {
             self.exec(exec.command.clone().unwrap_or_default(), timeout)
                 .await
+                .map(|()| None)
         } else if let Some(get) = &probe.http_get {
             let target =
                 http_check::target(get, &self.container, self.pod_ip).map_err(Miss::unknown)?;
-            let (status, _) = http_check::get(&target, timeout)
+            let (status, body) = http_check::get(&target, timeout)
                 .await
                 .map_err(Miss::failed)?;
-            if (200..400).contains(&status) {
-                Ok(())
-            } else {
-                Err(Miss::failed(format!(
+            match status {
+                200..300 => Ok(None),
+                // Redirects within the host have been followed.
+                300..400 => Ok(Some(format!(
+                    "Probe terminated redirects, Response body: {body}"
+                ))),
+                _ => Err(Miss::failed(format!(
                     "HTTP probe failed with statuscode: {status}"
-                )))
+                ))),
             }
         } else if let Some(tcp) = &probe.tcp_socket {
             let host = self.host(tcp.host.as_deref());
             let port = http_check::port(&self.container, &tcp.port).map_err(Miss::unknown)?;
             match tokio::time::timeout(timeout, http_check::connect(&host, port)).await {
-                Ok(Ok(_)) => Ok(()),
+                Ok(Ok(_)) => Ok(None),
                 Ok(Err(error)) => Err(Miss::failed(error)),
                 Err(_) => Err(Miss::failed(format!("dial tcp {host}:{port}: i/o timeout"))),
             }
@@ -192,6 +208,7 @@ impl Subject {
             let service = grpc.service.as_deref().unwrap_or_default();
             grpc_check::check(&self.host(None), port, service, timeout)
                 .await
+                .map(|()| None)
                 .map_err(Miss::failed)
         } else {
             Err(Miss::unknown("missing probe handler".to_owned()))

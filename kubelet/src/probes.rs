@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::container_status::container_id;
 use crate::ctx::Ctx;
 use crate::memory::{Condemned, Memory, Observed};
-use crate::pod;
+use crate::pod::{self, Kind};
 use crate::probe::{Purpose, Subject, Verdict};
 
 struct Running {
@@ -111,7 +111,8 @@ impl Probes {
         if !current {
             return;
         }
-        let Some((container, _)) = pod::find_container(pod::spec(pod), &verdict.container) else {
+        let Some((container, kind)) = pod::find_container(pod::spec(pod), &verdict.container)
+        else {
             return;
         };
         let remembered = memory.container_mut(&verdict.container);
@@ -120,6 +121,9 @@ impl Probes {
             (Purpose::Readiness, passed) => remembered.ready = passed,
             (Purpose::Liveness, true) => {}
             (purpose, false) => {
+                let spec = pod::spec(pod);
+                let restarts =
+                    kind == Kind::Sidecar || spec.restart_policy.as_deref() != Some("Never");
                 let probe = purpose.of(&container);
                 let grace = probe
                     .and_then(|p| p.termination_grace_period_seconds)
@@ -131,9 +135,10 @@ impl Probes {
                 );
                 remembered.condemned = Some(Condemned {
                     message: format!(
-                        "Container {} failed {} probe, will be restarted",
+                        "Container {} failed {} probe{}",
                         verdict.container,
-                        purpose.name().to_lowercase()
+                        purpose.name().to_lowercase(),
+                        if restarts { ", will be restarted" } else { "" },
                     ),
                     grace,
                 });

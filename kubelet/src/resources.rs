@@ -1,6 +1,6 @@
 //! Requests and limits to cgroups.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -87,6 +87,39 @@ pub(crate) fn limit<'a>(container: &'a Container, name: &str) -> Option<&'a Quan
 /// A container's request for one resource, if it has one above zero.
 pub(crate) fn request<'a>(container: &'a Container, name: &str) -> Option<&'a Quantity> {
     lookup(container.resources.as_ref(), |r| &r.requests, name)
+}
+
+/// The limit of the pod as a whole for one resource, if it has one above zero.
+pub(crate) fn pod_level_limit<'a>(pod: &'a Pod, name: &str) -> Option<&'a Quantity> {
+    lookup(pod::spec(pod).resources.as_ref(), |r| &r.limits, name)
+}
+
+/// What the pod asks of the node for one resource, as the scheduler counts it: thousandths of a CPU, units of the rest.
+///
+/// Source: kubernetes, component-helpers/resource, `PodRequests`.
+pub(crate) fn pod_request(pod: &Pod, name: &str) -> i64 {
+    let spec = pod::spec(pod);
+    let read = if name == "cpu" { millis } else { units };
+    let own = lookup(spec.resources.as_ref(), |r| &r.requests, name).map(read);
+    let asked = own
+        .or_else(|| aggregate(pod, |c| Some(request(c, name).map_or(0, read))))
+        .unwrap_or(0);
+    let overhead = spec.overhead.as_ref().and_then(|o| o.get(name));
+    asked.saturating_add(overhead.map_or(0, read))
+}
+
+/// The resources that some container of the pod, or the pod as a whole, asks for.
+pub(crate) fn requested(pod: &Pod) -> BTreeSet<&str> {
+    let spec = pod::spec(pod);
+    let own = spec.resources.iter().flat_map(|r| &r.requests);
+    spec.containers
+        .iter()
+        .chain(spec.init_containers.iter().flatten())
+        .flat_map(|c| c.resources.iter().flat_map(|r| &r.requests))
+        .chain(own)
+        .chain(&spec.overhead)
+        .flat_map(|map| map.keys().map(String::as_str))
+        .collect()
 }
 
 /// CPU shares on the cgroup v1 scale.

@@ -1,12 +1,13 @@
 //! Putting the agent's parts together.
 
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use knarr_engine::Engine;
 use kube::Client;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +19,7 @@ use crate::gc;
 use crate::manager::{self, ManagerError, Pods};
 use crate::node;
 use crate::objects::Objects;
+use crate::panics;
 use crate::resources;
 use crate::runtime::{Runtime, RuntimeError};
 use crate::server::{self, ServeError};
@@ -97,13 +99,24 @@ pub(crate) async fn run_on(
     runtime: Arc<dyn Runtime>,
     stop: CancellationToken,
 ) -> Result<(), RunError> {
+    let directories = config.node_dir.join("pods");
     for path in [
-        config.node_dir.join("pods"),
-        config.log_root.join("pods"),
-        config.log_root.join("containers"),
+        &directories,
+        &config.log_root.join("pods"),
+        &config.log_root.join("containers"),
     ] {
-        std::fs::create_dir_all(&path).map_err(|source| RunError::Directory { path, source })?;
+        let failed = |source| RunError::Directory {
+            path: path.clone(),
+            source,
+        };
+        std::fs::create_dir_all(path).map_err(failed)?;
     }
+    // Volumes that everyone may write to, and secrets that everyone in the pod may read, are nothing for the node's users.
+    let private = std::fs::Permissions::from_mode(0o750);
+    std::fs::set_permissions(&directories, private).map_err(|source| RunError::Directory {
+        path: directories,
+        source,
+    })?;
     let (events, write_events) = Events::new(client.clone(), config.node_name.clone());
     let ctx = Arc::new(Ctx {
         machine: node::info::machine(),
@@ -123,7 +136,10 @@ pub(crate) async fn run_on(
     tasks.spawn(server.run(stop.clone()));
     tasks.spawn({
         let ctx = ctx.clone();
-        async move { ctx.services.follow(ctx.client.clone()).await }
+        async move {
+            let follow = || ctx.services.follow(ctx.client.clone());
+            panics::supervised("services", follow).await;
+        }
     });
     let work = async {
         let milli_cpus = i64::try_from(ctx.machine.cpus * 1000).unwrap_or(i64::MAX);
@@ -141,9 +157,21 @@ pub(crate) async fn run_on(
             "Starting",
             "Starting kubelet.".to_owned(),
         );
-        tasks.spawn(node::lease(ctx.clone(), uid));
+        tasks.spawn({
+            let ctx = ctx.clone();
+            async move {
+                let lease = || node::lease(ctx.clone(), uid.clone());
+                panics::supervised("lease", lease).await;
+            }
+        });
         let (network_ready, ready) = watch::channel(false);
-        tasks.spawn(node::report(ctx.clone(), Arc::new(Notify::new()), ready));
+        tasks.spawn({
+            let ctx = ctx.clone();
+            async move {
+                let report = || node::report(ctx.clone(), ready.clone());
+                panics::supervised("node status", report).await;
+            }
+        });
         let cidr = node::pod_cidr(ctx.client.clone(), &ctx.config.node_name).await;
         ctx.runtime
             .configure_network(cidr)
@@ -154,7 +182,10 @@ pub(crate) async fn run_on(
             })?;
         network_ready.send_replace(true);
         tracing::info!(%cidr, "the node's network is ready");
-        tasks.spawn(gc::images(ctx.clone()));
+        tasks.spawn({
+            let ctx = ctx.clone();
+            async move { panics::supervised("image collection", || gc::images(ctx.clone())).await }
+        });
         manager::run(ctx.clone(), pods, stop.clone()).await?;
         Ok(())
     };

@@ -110,7 +110,7 @@ pub(crate) trait Runtime: Send + Sync + 'static {
     async fn pull_image(
         &self,
         reference: &str,
-        auth: Option<RegistryAuth>,
+        credentials: Vec<RegistryAuth>,
     ) -> Result<ImageStatus, RuntimeError>;
     async fn image_status(&self, reference: &str) -> Result<Option<ImageStatus>, RuntimeError>;
     async fn list_images(&self) -> Result<Vec<ImageStatus>, RuntimeError>;

@@ -5,6 +5,7 @@ use std::path::Path;
 use k8s_openapi::api::core::v1::{Container, Pod, SeccompProfile as ApiSeccomp};
 use knarr_engine::types::{ImageStatus, SeccompProfile, SecurityContext};
 
+use crate::apparmor;
 use crate::pod::{self, PodKey};
 
 /// What the container may do; an error is the message of `CreateContainerConfigError`.
@@ -42,6 +43,7 @@ pub(crate) fn context(
         no_new_privs: own.allow_privilege_escalation == Some(false),
         unmasked_proc: own.proc_mount.as_deref() == Some("Unmasked"),
         seccomp: seccomp(profile.as_ref(), seccomp_root)?,
+        apparmor: apparmor::localhost(pod::spec(pod), container),
     })
 }
 

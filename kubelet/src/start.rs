@@ -193,6 +193,9 @@ async fn configure(
     let key = PodKey::of(pod);
     let spec = pod::spec(pod);
     let security = security::context(pod, container, image, &ctx.config.node_dir.join("seccomp"))?;
+    volumes::ensure(ctx, pod, &sandbox.ips, wake)
+        .await
+        .map_err(|e| e.to_string())?;
     let services = ctx
         .services
         .variables(&key.namespace, spec.enable_service_links != Some(false))
@@ -216,7 +219,8 @@ async fn configure(
         env.insert(0, ("HOSTNAME".to_owned(), host_name.clone()));
     }
     let known: BTreeMap<&str, &str> = env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-    let expand = |text: &str| env::expand(text, |name| known.get(name).map(|v| (*v).to_owned()));
+    let lookup = |name: &str| known.get(name).map(|v| (*v).to_owned());
+    let expand = |text: &str| env::expand(text, lookup);
     let command = container
         .command
         .iter()
@@ -224,7 +228,7 @@ async fn configure(
         .map(|c| expand(c))
         .collect();
     let args = container.args.iter().flatten().map(|a| expand(a)).collect();
-    let mut mounts = volumes::mounts(ctx, pod, container, expand)?;
+    let mut mounts = volumes::mounts(ctx, pod, container, lookup)?;
     mounts.extend(own_files(ctx, pod, container, sandbox, attempt, &mounts)?);
     let memory = i64::try_from(ctx.machine.memory_bytes).unwrap_or(i64::MAX);
     let labels = BTreeMap::from([
@@ -321,7 +325,7 @@ fn own_files(
         let path = termination_log(ctx, uid, &container.name, attempt);
         let failed = |e: std::io::Error| format!("make {}: {e}", path.display());
         if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(failed)?;
+            volumes::private_directories(parent)?;
         }
         fs::File::create(&path).map_err(failed)?;
         // The container's user is not ours.

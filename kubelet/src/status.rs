@@ -4,12 +4,15 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{HostIP, Pod, PodCondition, PodIP, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{
+    ContainerState as ApiState, ContainerStateTerminated, ContainerStatus, HostIP, Pod,
+    PodCondition, PodIP, PodSpec, PodStatus,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use knarr_engine::types::{ContainerState, SandboxState};
 
 use crate::container_status::{self, Facts};
-use crate::memory::{Ending, Memory, Observed};
+use crate::memory::{Ending, Memory, Observed, Rejection};
 use crate::plan::{self, Outcome};
 use crate::pod::{self, Kind};
 
@@ -35,27 +38,7 @@ pub(crate) fn build(
     let init = container_status::list(pod, observed, memory, facts, &[Kind::Init, Kind::Sidecar]);
     let regular = container_status::list(pod, observed, memory, facts, &[Kind::Regular]);
     let ephemeral = container_status::list(pod, observed, memory, facts, &[Kind::Ephemeral]);
-    let mut phase = phase(pod, observed, memory);
-    let mut reason = None;
-    let mut message = None;
-    if let Some(Ending::Failed {
-        reason: r,
-        message: m,
-    }) = &memory.ending
-    {
-        phase = "Failed";
-        reason = Some((*r).to_owned());
-        message = Some(m.clone());
-    } else if let Some(status) = pod.status.as_ref().filter(|_| pod::is_terminal(pod)) {
-        // A terminal phase is never left.
-        phase = if status.phase.as_deref() == Some("Succeeded") {
-            "Succeeded"
-        } else {
-            "Failed"
-        };
-        reason.clone_from(&status.reason);
-        message.clone_from(&status.message);
-    }
+    let (phase, reason, message) = end_of(pod, observed, memory);
     let mut status = PodStatus {
         phase: Some(phase.to_owned()),
         reason,
@@ -85,47 +68,96 @@ pub(crate) fn build(
         status.pod_ip = Some(ip.to_string());
         status.pod_ips = Some(ips.iter().map(|ip| PodIP { ip: ip.to_string() }).collect());
     }
+    if matches!(memory.ending, Some(Ending::Rejected(_))) {
+        // As in Kubernetes, a pod that the node never took has no containers to show.
+        status.container_statuses = None;
+        status.init_container_statuses = None;
+        status.ephemeral_container_statuses = None;
+    } else if memory.killed && initialised(spec, &status, phase).ok {
+        terminate(status.container_statuses.as_deref_mut().unwrap_or_default());
+    }
     status.conditions = Some(conditions(pod, observed, &status, previous, now));
     status
 }
 
-/// Source: kubernetes, pkg/kubelet/kubelet_pods.go, `getPhase`.
-fn phase(pod: &Pod, observed: &Observed, memory: &Memory) -> &'static str {
-    let spec = pod::spec(pod);
-    match plan::outcome(pod, observed) {
+/// The phase, with the reason and the message of an end that the node brought about.
+///
+/// A phase is terminal only when nothing of the pod runs any more and its network is given back: others take it as leave to
+/// use what the pod used. Source: kubernetes, pkg/kubelet/status, `mergePodStatus`.
+fn end_of(
+    pod: &Pod,
+    observed: &Observed,
+    memory: &Memory,
+) -> (&'static str, Option<String>, Option<String>) {
+    if let Some(status) = pod.status.as_ref().filter(|_| pod::is_terminal(pod)) {
+        // A terminal phase is never left.
+        let phase = match status.phase.as_deref() {
+            Some("Succeeded") => "Succeeded",
+            _ => "Failed",
+        };
+        return (phase, status.reason.clone(), status.message.clone());
+    }
+    if !memory.killed {
+        return (open_phase(pod, observed), None, None);
+    }
+    match &memory.ending {
+        Some(Ending::Failed { reason, message }) => {
+            ("Failed", Some((*reason).to_owned()), Some(message.clone()))
+        }
+        Some(Ending::Rejected(Rejection { reason, message })) => (
+            "Failed",
+            Some(reason.clone()),
+            Some(format!("Pod was rejected: {message}")),
+        ),
+        _ => (closed_phase(pod, observed, memory), None, None),
+    }
+}
+
+/// The phase of a pod that may still do something. Source: kubernetes, pkg/kubelet/kubelet_pods.go, `getPhase`.
+fn open_phase(pod: &Pod, observed: &Observed) -> &'static str {
+    let all_began = pod::spec(pod).containers.iter().all(|container| {
+        let mut history = observed.history(&container.name);
+        history.any(|s| s.state != ContainerState::Created)
+    });
+    if all_began { "Running" } else { "Pending" }
+}
+
+/// The phase of a pod whose containers were stopped for good: what would have been restarted is not any more.
+fn closed_phase(pod: &Pod, observed: &Observed, memory: &Memory) -> &'static str {
+    match plan::outcome(pod, observed, memory) {
         Outcome::Succeeded => return "Succeeded",
         Outcome::Failed => return "Failed",
         Outcome::Open => {}
     }
-    let mut started = false;
-    let mut unknown = false;
-    let mut failed = false;
-    let mut running = false;
-    for container in &spec.containers {
-        match observed.latest(&container.name) {
-            None => unknown = true,
-            Some(s) if s.started_at.is_none() && s.state == ContainerState::Created => {
-                unknown = true
-            }
-            Some(s) => {
-                started = true;
-                running |= s.state == ContainerState::Running;
-                failed |= s.state == ContainerState::Exited && s.exit_code != 0;
-            }
+    let all_succeeded = pod::spec(pod).containers.iter().all(|container| {
+        let latest = observed.latest(&container.name);
+        latest.is_some_and(|s| s.state == ContainerState::Exited && s.exit_code == 0)
+    });
+    if all_succeeded { "Succeeded" } else { "Failed" }
+}
+
+/// Shows every regular container of a pod that ended as ended.
+///
+/// One that the runtime has no end of counts as failed. Source: kubernetes, pkg/kubelet/status, `TerminatePod`.
+fn terminate(statuses: &mut [ContainerStatus]) {
+    for status in statuses {
+        let state = status.state.get_or_insert_default();
+        if state.terminated.is_some() {
+            continue;
         }
-    }
-    // Stopped for good by the node: what would have been restarted is not any more.
-    if memory.killed && memory.ending.is_some() && !running {
-        return if failed || unknown {
-            "Failed"
-        } else {
-            "Succeeded"
+        *state = ApiState {
+            terminated: Some(ContainerStateTerminated {
+                exit_code: 137,
+                reason: Some("ContainerStatusUnknown".to_owned()),
+                message: Some(
+                    "The container could not be located when the pod was terminated".to_owned(),
+                ),
+                ..ContainerStateTerminated::default()
+            }),
+            ..ApiState::default()
         };
-    }
-    if !started || unknown {
-        "Pending"
-    } else {
-        "Running"
+        status.ready = false;
+        status.started = Some(false);
     }
 }
 

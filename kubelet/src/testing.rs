@@ -1,8 +1,10 @@
 //! Pods and runtime states for the unit tests.
 
 pub(crate) mod fake;
+pub(crate) mod process;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1::Pod;
@@ -11,6 +13,59 @@ use knarr_engine::types::{
     SandboxState, SandboxStatus,
 };
 use serde_json::{Value, json};
+
+use crate::config::KubeletConfig;
+use crate::ctx::{Ctx, Machine};
+use crate::events::Events;
+use crate::identity::Identity;
+use crate::objects::Objects;
+use crate::services::Services;
+use crate::volumes::TokenCache;
+use fake::{FakeApi, FakeRuntime};
+
+/// The settings of a node whose directories are below this one.
+pub(crate) fn config(directory: &Path) -> KubeletConfig {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let certificate = rcgen::CertificateParams::default()
+        .self_signed(&key)
+        .expect("a certificate");
+    let serving =
+        Identity::from_pem(&certificate.pem(), &key.serialize_pem()).expect("an identity");
+    let mut config = KubeletConfig::new(
+        "node".into(),
+        [192, 168, 0, 1].into(),
+        directory.join("node"),
+        serving,
+        String::new(),
+    );
+    config.log_root = directory.join("log");
+    std::fs::create_dir_all(config.log_root.join("containers")).expect("made");
+    config
+}
+
+/// The agent's shared parts, and what writes its events.
+pub(crate) fn ctx(
+    directory: &Path,
+    runtime: Arc<FakeRuntime>,
+    api: &FakeApi,
+) -> (Arc<Ctx>, impl Future<Output = ()> + Send + use<>) {
+    let client = api.client();
+    let (events, write) = Events::new(client.clone(), "node".into());
+    let ctx = Arc::new(Ctx {
+        config: config(directory),
+        objects: Objects::new(client.clone()),
+        services: Services::new(),
+        tokens: TokenCache::default(),
+        machine: Machine {
+            cpus: 2,
+            memory_bytes: 1 << 30,
+        },
+        client,
+        runtime,
+        events,
+    });
+    (ctx, write)
+}
 
 /// A moment that the tests count from.
 pub(crate) fn t0() -> SystemTime {

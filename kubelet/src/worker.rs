@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use knarr_engine::types::{ContainerId, ContainerState, SandboxId};
+use knarr_engine::types::{ContainerId, ContainerState, ContainerStatus, SandboxId};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -17,15 +17,21 @@ use tokio_util::sync::CancellationToken;
 use crate::container_status::Facts;
 use crate::ctx::Ctx;
 use crate::done::Done;
-use crate::memory::{Memory, Observed};
+use crate::existing::Existing;
+use crate::hooks::PreStops;
+use crate::jobs::Job;
+use crate::memory::{ContainerMemory, Ending, Memory, Observed, Rejection};
 use crate::plan::plan;
 use crate::pod::{self, PodKey};
 use crate::probe::Verdict;
 use crate::probes::Probes;
-use crate::runtime::RuntimeError;
+use crate::runtime::{RuntimeError, chain};
 use crate::status;
 use crate::termination;
 use crate::writer::StatusWriter;
+
+/// How long a pod waits whose containers could not be looked at.
+const OBSERVE_RETRY: Duration = Duration::from_secs(1);
 
 /// What the API wants of the pod.
 #[derive(Clone, Debug)]
@@ -42,10 +48,10 @@ pub(crate) struct Start {
     pub(crate) input: watch::Receiver<Input>,
     /// Wakes the task: an event of the runtime, a change of an object that the pod refers to.
     pub(crate) wake: Arc<Notify>,
-    /// The pod's sandboxes that the runtime already has.
-    pub(crate) sandboxes: Vec<SandboxId>,
-    /// The pod's containers that the runtime already has.
-    pub(crate) containers: Vec<ContainerId>,
+    /// What the runtime already has of the pod.
+    pub(crate) existing: Existing,
+    /// Why the node does not take the pod, if it does not.
+    pub(crate) rejected: Option<Rejection>,
 }
 
 pub(crate) struct Worker {
@@ -70,6 +76,9 @@ pub(crate) struct Worker {
     pub(crate) renew_at: Option<SystemTime>,
     pub(crate) renewing: bool,
     pub(crate) finished: bool,
+    /// Whether the runtime may have sandboxes and containers of the pod that are not known here.
+    pub(crate) relist: bool,
+    pub(crate) pre_stops: Arc<PreStops>,
     /// The last words of ended containers, read once.
     messages: HashMap<ContainerId, Option<String>>,
 }
@@ -80,14 +89,19 @@ impl Worker {
             ctx,
             mut input,
             wake,
-            sandboxes,
-            containers,
+            existing:
+                Existing {
+                    sandboxes,
+                    containers,
+                },
+            rejected,
         } = start;
         let Input { pod, gone } = input.borrow_and_update().clone();
         let (sender, verdicts) = mpsc::channel(16);
         let known = pod.status.as_ref().and_then(|s| s.start_time.as_ref());
         let memory = Memory {
             start_time: Some(known.map_or_else(SystemTime::now, |t| SystemTime::from(t.0))),
+            rejected,
             ..Memory::default()
         };
         Self {
@@ -110,6 +124,8 @@ impl Worker {
             writer: StatusWriter::default(),
             renewing: false,
             finished: false,
+            relist: false,
+            pre_stops: Arc::default(),
             messages: HashMap::new(),
         }
     }
@@ -117,7 +133,15 @@ impl Worker {
     /// Runs until the pod is gone from node and API.
     pub(crate) async fn run(mut self) {
         loop {
-            let observed = self.observe().await;
+            let observed = match self.observe().await {
+                Ok(observed) => observed,
+                Err(error) => {
+                    // What is not seen must not be taken for gone: it would be made a second time.
+                    tracing::warn!(pod = %self.key, error = chain(&error), "look at the pod's containers");
+                    self.wait(Some(Instant::now() + OBSERVE_RETRY)).await;
+                    continue;
+                }
+            };
             self.probes
                 .follow(&self.ctx, &self.pod, &observed, &mut self.memory);
             let now = SystemTime::now();
@@ -199,14 +223,21 @@ impl Worker {
                 pod.metadata.annotations.clone(),
             )
         };
-        if metadata(&self.pod) != metadata(&input.pod) && crate::volumes::has_content(&input.pod) {
-            self.renew_at = Some(SystemTime::now());
+        if metadata(&self.pod) != metadata(&input.pod) {
+            // What a container was missing may be there now: its environment and its mounts may refer to these.
+            for container in self.memory.containers.values_mut() {
+                container.retry_at = None;
+            }
+            if crate::volumes::has_content(&input.pod) {
+                self.renew_at = Some(SystemTime::now());
+            }
         }
         let mut pod = input.pod;
         if input.gone && pod.metadata.deletion_timestamp.is_none() {
             // Removed by force: the object went before its deletion was seen.
             let mut marked = (*pod).clone();
             marked.metadata.deletion_timestamp = Some(status::time(SystemTime::now()));
+            marked.metadata.deletion_grace_period_seconds = Some(0);
             pod = Arc::new(marked);
         }
         self.pod = pod;
@@ -220,14 +251,19 @@ impl Worker {
     }
 
     /// Asks the runtime what it has of this pod now.
-    pub(crate) async fn observe(&mut self) -> Observed {
+    pub(crate) async fn observe(&mut self) -> Result<Observed, RuntimeError> {
+        if self.relist {
+            let existing = Existing::of_pod(&self.ctx, &self.key.uid).await?;
+            self.adopt(existing);
+            self.relist = false;
+        }
         let mut observed = Observed::default();
         let mut lost_sandboxes = Vec::new();
         for id in &self.sandboxes {
             match self.ctx.runtime.sandbox_status(id).await {
                 Ok(status) => observed.sandboxes.push(status),
                 Err(RuntimeError::NotFound { .. }) => lost_sandboxes.push(id.clone()),
-                Err(error) => tracing::warn!(pod = %self.key, %error, "read the sandbox's status"),
+                Err(error) => return Err(error),
             }
         }
         let mut lost = Vec::new();
@@ -235,9 +271,7 @@ impl Worker {
             match self.ctx.runtime.container_status(id).await {
                 Ok(status) => observed.containers.push(status),
                 Err(RuntimeError::NotFound { .. }) => lost.push(id.clone()),
-                Err(error) => {
-                    tracing::warn!(pod = %self.key, %error, "read the container's status")
-                }
+                Err(error) => return Err(error),
             }
         }
         for ended in observed
@@ -259,7 +293,27 @@ impl Worker {
         observed
             .containers
             .sort_by_key(|c| std::cmp::Reverse((c.config.attempt, c.created_at)));
-        observed
+        Ok(observed)
+    }
+
+    /// Takes up what the runtime has of this pod and was not known here.
+    fn adopt(&mut self, existing: Existing) {
+        for id in existing.sandboxes {
+            if !self.sandboxes.contains(&id) {
+                self.sandboxes.push(id);
+            }
+        }
+        for id in existing.containers {
+            if !self.containers.contains(&id) {
+                self.containers.push(id);
+            }
+        }
+    }
+
+    /// Whether the API has the pod's end: what is terminal stays as it was written, even when its containers are gone from
+    /// the node. If somebody else made it terminal, it still lacks how its containers ended.
+    pub(crate) fn end_is_told(&self) -> bool {
+        pod::is_terminal(&self.pod) && self.writer.settled() && !pod::shows_running(&self.pod)
     }
 
     /// The status that the API should show now.
@@ -279,22 +333,26 @@ impl Worker {
     }
 
     fn publish(&mut self, observed: &Observed) {
-        // What is terminal stays as it was written, even when its containers are gone from the node.
-        if self.gone || (pod::is_terminal(&self.pod) && self.writer.settled()) {
+        if self.gone || self.end_is_told() {
             return;
         }
         let status = self.status(observed);
-        let remarkable = observed
-            .containers
-            .iter()
-            .any(|c| c.state != ContainerState::Created)
-            || self.memory.containers.values().any(|c| c.waiting.is_some())
-            || self.memory.ending.is_some();
+        let began = |c: &ContainerStatus| c.state != ContainerState::Created;
+        let waits = |c: &ContainerMemory| c.waiting.is_some();
+        // A pod that is completed has its phase to tell in a moment, once its sandbox is stopped.
+        let remarkable = match self.memory.ending {
+            Some(Ending::Completed) => self.memory.killed,
+            Some(_) => true,
+            None => {
+                observed.containers.iter().any(began) || self.memory.containers.values().any(waits)
+            }
+        };
         self.writer.want(status, remarkable);
         if let Some(write) = self.writer.next(&self.pod) {
             let (client, key) = (self.ctx.client.clone(), self.key.clone());
-            self.jobs
-                .spawn(async move { Done::Status(write.send(client, &key).await) });
+            self.run_job(Job::Status, async move {
+                Done::Status(write.send(client, &key).await)
+            });
         }
     }
 }

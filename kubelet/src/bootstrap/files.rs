@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use sha2::{Digest as _, Sha256};
 
 use super::request::{Pair, Purpose};
 use super::{BootstrapError, Join};
@@ -32,8 +33,12 @@ pub(super) fn due(certificate: &str) -> Option<Due> {
         at(parsed.validity().not_after),
     );
     let life = end.duration_since(start).ok()?;
+    // At 70 to 90 % of its life (client-go, `certificate_manager.go`), so that a cluster's nodes do not all ask at once. Picked
+    // by the certificate itself: a restart picks the same.
+    let spread = Sha256::digest(&der)[0];
+    let share = 0.7 + 0.2 * f64::from(spread) / 255.0;
     Some(Due {
-        renew: start + life * 2 / 3,
+        renew: start + life.mul_f64(share),
         end,
     })
 }
@@ -163,9 +168,22 @@ mod tests {
             &certificate,
             &Join {
                 node_ips: vec![[10, 0, 0, 2].into()],
-                ..join
+                ..join.clone()
             }
         ));
-        assert!(due(&certificate).is_some_and(|d| d.renew < d.end));
+        let due = due(&certificate).expect("a certificate");
+        let start = SystemTime::UNIX_EPOCH
+            + Duration::from_secs(
+                u64::try_from(
+                    parameters(&join, Purpose::Serving)
+                        .not_before
+                        .unix_timestamp(),
+                )
+                .unwrap_or(0),
+            );
+        let life = due.end.duration_since(start).expect("it has a life");
+        let share = due.renew.duration_since(start).expect("within its life");
+        let share = share.as_secs_f64() / life.as_secs_f64();
+        assert!((0.7..=0.9).contains(&share), "{share}");
     }
 }

@@ -113,7 +113,7 @@ pub(crate) fn capacity(config: &KubeletConfig, machine: Machine) -> BTreeMap<Str
         ("pods".to_owned(), Quantity(config.max_pods.to_string())),
         (
             "ephemeral-storage".to_owned(),
-            Quantity(format!("{}Ki", disk(&config.node_dir).0 / 1024)),
+            Quantity(format!("{}Ki", disk_bytes(config) / 1024)),
         ),
     ]);
     let pages = fs::read_dir("/sys/kernel/mm/hugepages")
@@ -148,6 +148,11 @@ pub(crate) fn capacity(config: &KubeletConfig, machine: Machine) -> BTreeMap<Str
         map.insert(format!("hugepages-{suffix}"), Quantity(value));
     }
     map
+}
+
+/// The node's ephemeral storage, in bytes: whole KiB, as the Node's status shows it.
+pub(crate) fn disk_bytes(config: &KubeletConfig) -> u64 {
+    disk(&config.node_dir).0 / 1024 * 1024
 }
 
 /// Size and free space of the disk that a directory is on, in bytes.

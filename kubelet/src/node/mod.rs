@@ -135,13 +135,15 @@ pub(crate) async fn pod_cidr(client: Client, name: &str) -> ipnet::IpNet {
     }
 }
 
-/// Keeps the node's status current.
-pub(crate) async fn report(
-    ctx: Arc<Ctx>,
-    changed: Arc<tokio::sync::Notify>,
-    network_ready: tokio::sync::watch::Receiver<bool>,
-) {
+/// Keeps the node's status current, here and at the API server: a node that could not be heard of for a while gets other
+/// conditions there, and says at its return that it is well.
+pub(crate) async fn report(ctx: Arc<Ctx>, network_ready: tokio::sync::watch::Receiver<bool>) {
     let mut written: Option<NodeStatus> = None;
+    let mut overruled = false;
+    let config =
+        watcher::Config::default().fields(&format!("metadata.name={}", ctx.config.node_name));
+    let own = watcher(Api::<Node>::all(ctx.client.clone()), config).default_backoff();
+    let mut own = std::pin::pin!(own);
     let mut written_at = tokio::time::Instant::now();
     let mut network_ready = network_ready;
     loop {
@@ -155,6 +157,7 @@ pub(crate) async fn report(
         let status = status::build(&ctx, written.as_ref(), &problems).await;
         let due = written_at.elapsed() >= ctx.config.status_interval;
         if due
+            || overruled
             || written
                 .as_ref()
                 .is_none_or(|old| status::differs(old, &status))
@@ -170,6 +173,7 @@ pub(crate) async fn report(
                 Ok(()) => {
                     written = Some(status);
                     written_at = tokio::time::Instant::now();
+                    overruled = false;
                 }
                 Err(kube::Error::Api(answer)) if answer.code == 404 => {
                     // Somebody deleted the node; it comes back.
@@ -183,7 +187,14 @@ pub(crate) async fn report(
         // Only wake-ups: nothing is lost if one of them is dropped.
         tokio::select! {
             () = tokio::time::sleep(CHECK) => {}
-            () = changed.notified() => {}
+            event = own.next() => match event {
+                Some(Ok(watcher::Event::Apply(node) | watcher::Event::InitApply(node))) => {
+                    overruled = written.as_ref().is_some_and(|written| status::is_overruled(written, &node));
+                }
+                Some(Ok(_)) => {}
+                Some(Err(error)) => tracing::debug!(error = chain(&error), "watch of the node interrupted"),
+                None => tokio::time::sleep(CHECK).await,
+            },
             result = network_ready.changed() => if result.is_err() { tokio::time::sleep(CHECK).await },
         }
     }

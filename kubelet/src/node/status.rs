@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, NodeCondition, NodeDaemonEndpoints, NodeStatus,
+    ContainerImage, DaemonEndpoint, Node, NodeCondition, NodeDaemonEndpoints, NodeStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -144,6 +144,20 @@ fn no(subject: &str) -> String {
     }
 }
 
+/// Whether somebody else has changed a condition that was written here: a node that was silent for a while has conditions
+/// that say `Unknown`.
+pub(super) fn is_overruled(written: &NodeStatus, node: &Node) -> bool {
+    let there = node
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_deref());
+    let there = there.unwrap_or_default();
+    written.conditions.iter().flatten().any(|condition| {
+        let other = there.iter().find(|other| other.type_ == condition.type_);
+        other.is_none_or(|other| other.status != condition.status)
+    })
+}
+
 /// Whether two statuses differ in more than the time they were made.
 pub(super) fn differs(old: &NodeStatus, new: &NodeStatus) -> bool {
     let plain = |status: &NodeStatus| {
@@ -154,4 +168,46 @@ pub(super) fn differs(old: &NodeStatus, new: &NodeStatus) -> bool {
         status
     };
     plain(old) != plain(new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_that_somebody_else_changed_is_written_again() {
+        let conditions = |ready: &str, disk: &str| {
+            let of = |kind: &str, status: &str| NodeCondition {
+                type_: kind.to_owned(),
+                status: status.to_owned(),
+                ..NodeCondition::default()
+            };
+            let foreign = of("NetworkUnavailable", "False");
+            Some(vec![foreign, of("DiskPressure", disk), of("Ready", ready)])
+        };
+        let mut written = NodeStatus {
+            conditions: conditions("True", "False"),
+            ..NodeStatus::default()
+        };
+        // Another's own condition is no concern of the kubelet.
+        written
+            .conditions
+            .iter_mut()
+            .for_each(|all| drop(all.remove(0)));
+        for (there, expected) in [
+            (conditions("True", "False"), false),
+            (conditions("Unknown", "Unknown"), true),
+            (conditions("True", "Unknown"), true),
+            (None, true),
+        ] {
+            let node = Node {
+                status: Some(NodeStatus {
+                    conditions: there,
+                    ..NodeStatus::default()
+                }),
+                ..Node::default()
+            };
+            assert_eq!(is_overruled(&written, &node), expected, "{node:?}");
+        }
+    }
 }

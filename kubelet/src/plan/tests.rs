@@ -46,14 +46,170 @@ fn a_new_pod_gets_its_sandbox_first() {
     assert_eq!(actions(one(), &nothing, &busy), []);
 }
 
+fn release(id: &str, remove: bool) -> Action {
+    Action::ReleaseSandbox {
+        id: SandboxId(id.into()),
+        remove,
+    }
+}
+
 #[test]
-fn a_dead_sandbox_is_replaced() {
+fn a_dead_sandbox_gives_back_what_it_holds_before_it_is_replaced() {
     let mut observed = seen(vec![container("a", 0, Exited, 137)]);
     observed.sandboxes[0].state = SandboxState::NotReady;
+    let mut memory = Memory::default();
+    let go = |memory: &Memory| plan(&pod(one()), &observed, memory, t0());
+    assert_eq!(go(&memory).actions, [release("s0", false)]);
+    memory.releasing.insert(SandboxId("s0".into()));
+    assert_eq!(go(&memory), Plan::default());
+    // What could not be stopped is tried again later, and nothing is made beside it.
+    memory.releasing.clear();
+    memory.release_retry_at = Some(at(2));
     assert_eq!(
-        actions(one(), &observed, &Memory::default()),
-        [Action::CreateSandbox { attempt: 1 }]
+        go(&memory),
+        Plan {
+            actions: vec![],
+            wake_at: Some(at(2))
+        }
     );
+    memory.release_retry_at = None;
+    memory.released.insert(SandboxId("s0".into()));
+    assert_eq!(go(&memory).actions, [Action::CreateSandbox { attempt: 1 }]);
+    memory.creating_sandbox = true;
+    assert_eq!(go(&memory), Plan::default());
+}
+
+#[test]
+fn old_sandboxes_go_once_nothing_of_theirs_is_kept() {
+    let mut old = sandbox(0);
+    old.state = SandboxState::NotReady;
+    let mut here = container("a", 2, Running, 0);
+    here.sandbox_id = SandboxId("s1".into());
+    let mut observed = seen(vec![here, container("a", 1, Exited, 137)]);
+    observed.sandboxes = vec![sandbox(1), old];
+    let go = |observed: &Observed, memory: &Memory| actions(one(), observed, memory);
+    let mut memory = Memory::default();
+    // Its container shows the last state and the log of before.
+    assert_eq!(go(&observed, &memory), [release("s0", false)]);
+    memory.released.insert(SandboxId("s0".into()));
+    assert_eq!(go(&observed, &memory), []);
+    observed.containers.pop();
+    assert_eq!(go(&observed, &memory), [release("s0", true)]);
+    // One that claims to be ready beside a newer one is stopped as well.
+    observed.sandboxes[1].state = SandboxState::Ready;
+    assert_eq!(go(&observed, &Memory::default()), [release("s0", true)]);
+}
+
+#[test]
+fn a_container_with_another_image_gives_way_to_a_new_one_whatever_its_policy() {
+    for policy in ["Always", "OnFailure", "Never"] {
+        let spec = |image: &str| json!({"restartPolicy": policy, "containers": [{"name": "a", "image": image}, {"name": "b", "image": "busybox"}]});
+        let running = seen(vec![
+            container("a", 0, Running, 0),
+            container("b", 0, Running, 0),
+        ]);
+        let mut memory = Memory::default();
+        memory.container_mut("a").image = Some("busybox".into());
+        memory.container_mut("a").backoff = Some(Backoff {
+            delay: Duration::from_secs(300),
+            since: t0(),
+        });
+        assert_eq!(actions(spec("busybox"), &running, &memory), [], "{policy}");
+        let stop = Action::Stop {
+            id: ContainerId("a-0".into()),
+            container: "a".into(),
+            message: "Container a definition changed, will be restarted".into(),
+            grace: None,
+            replaced: true,
+        };
+        assert_eq!(
+            actions(spec("busybox:2"), &running, &memory),
+            [stop],
+            "{policy}"
+        );
+        memory.container_mut("a").replaced = Some(ContainerId("a-0".into()));
+        memory.stopping.insert(ContainerId("a-0".into()));
+        assert_eq!(
+            actions(spec("busybox:2"), &running, &memory),
+            [],
+            "{policy}"
+        );
+        let ended = seen(vec![
+            container("a", 0, Exited, 143),
+            container("b", 0, Running, 0),
+        ]);
+        assert_eq!(
+            actions(spec("busybox:2"), &ended, &memory),
+            [start("a", 1)],
+            "{policy}"
+        );
+        assert_eq!(
+            outcome(&pod(spec("busybox:2")), &ended, &memory),
+            Outcome::Open
+        );
+    }
+}
+
+#[test]
+fn another_image_is_pulled_without_the_delay_of_the_one_that_failed() {
+    let spec = |image: &str| json!({"containers": [{"name": "a", "image": image}]});
+    let mut memory = Memory::default();
+    memory.container_mut("a").image = Some("nowhere/x".into());
+    memory.container_mut("a").pull = Some(PullFailure {
+        message: "no such host".into(),
+        at: t0(),
+        backoff: Backoff {
+            delay: Duration::from_secs(300),
+            since: t0(),
+        },
+    });
+    let go = |image| plan(&pod(spec(image)), &seen(vec![]), &memory, at(10)).actions;
+    let back_off = Action::PullBackOff {
+        container: "a".into(),
+    };
+    assert_eq!(go("nowhere/x"), [back_off]);
+    assert_eq!(go("busybox"), [start("a", 0)]);
+}
+
+#[test]
+fn an_init_container_keeps_the_image_that_it_began_with_and_a_sidecar_does_not() {
+    let spec = json!({
+        "initContainers": [{"name": "s", "image": "new", "restartPolicy": "Always"}, {"name": "i", "image": "new"}],
+        "containers": [{"name": "a"}],
+    });
+    let observed = seen(vec![
+        container("s", 0, Running, 0),
+        container("i", 0, Running, 0),
+    ]);
+    let mut memory = Memory::default();
+    memory.container_mut("s").started = true;
+    let got = actions(spec, &observed, &memory);
+    assert!(
+        matches!(&got[..], [Action::Stop { container, replaced: true, .. }] if container == "s"),
+        "{got:?}"
+    );
+}
+
+#[test]
+fn a_pod_that_the_node_does_not_take_ends_without_a_container() {
+    let rejection = Rejection {
+        reason: "OutOfcpu".into(),
+        message: "why".into(),
+    };
+    let mut memory = Memory {
+        rejected: Some(rejection.clone()),
+        ..Memory::default()
+    };
+    let nothing = Observed::default();
+    let ending = Ending::Rejected(rejection);
+    assert_eq!(
+        actions(one(), &nothing, &memory),
+        [Action::KillPod {
+            ending: ending.clone()
+        }]
+    );
+    (memory.ending, memory.killed) = (Some(ending), true);
+    assert_eq!(actions(one(), &nothing, &memory), [Action::Park]);
 }
 
 #[test]
@@ -125,7 +281,10 @@ fn a_failed_init_container_ends_a_pod_that_never_restarts() {
             ending: Ending::Completed
         }]
     );
-    assert_eq!(outcome(&pod(spec), &observed), Outcome::Failed);
+    assert_eq!(
+        outcome(&pod(spec), &observed, &Memory::default()),
+        Outcome::Failed
+    );
 }
 
 #[test]
@@ -273,6 +432,7 @@ fn a_condemned_container_is_stopped_once() {
         container: "a".into(),
         message: "why".into(),
         grace: None,
+        replaced: false,
     };
     assert_eq!(actions(one(), &observed, &memory), [stop]);
     memory.stopping.insert(ContainerId("a-0".into()));

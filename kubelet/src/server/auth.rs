@@ -224,10 +224,10 @@ fn remember<K: std::hash::Hash + Eq, V>(
     }
 }
 
-/// What a request is in terms of the API: a verb on a subresource of this node.
+/// What a request is in terms of the API: a verb on one of these subresources of this node, of which one is enough.
 ///
-/// Source: kubernetes, pkg/kubelet/server/auth.go.
-fn attributes(method: &Method, path: &str) -> (&'static str, &'static str) {
+/// Source: kubernetes, pkg/kubelet/server/auth.go, with `KubeletFineGrainedAuthz`.
+fn attributes(method: &Method, path: &str) -> (&'static str, &'static [&'static str]) {
     let verb = match *method {
         Method::POST => "create",
         Method::GET | Method::HEAD => "get",
@@ -242,22 +242,24 @@ fn attributes(method: &Method, path: &str) -> (&'static str, &'static str) {
                 .strip_prefix(prefix)
                 .is_some_and(|r| r.starts_with('/'))
     };
-    let subresource = if under("/stats") {
-        "stats"
-    } else if under("/metrics") {
-        "metrics"
-    } else if under("/logs") {
-        "log"
-    } else if under("/healthz") {
-        "healthz"
-    } else if under("/configz") {
-        "configz"
-    } else if under("/pods") || under("/runningpods") {
-        "pods"
-    } else {
-        "proxy"
-    };
-    (verb, subresource)
+    #[rustfmt::skip] // A table: one place a line.
+    let table: [(&str, &[&str]); 10] = [
+        ("/stats",       &["stats"]),
+        ("/metrics",     &["metrics"]),
+        ("/logs",        &["log"]),
+        ("/checkpoint",  &["checkpoint"]),
+        ("/statusz",     &["statusz"]),
+        ("/flagz",       &["flagz"]),
+        ("/pods",        &["pods", "proxy"]),
+        ("/runningpods", &["pods", "proxy"]),
+        ("/healthz",     &["healthz", "proxy"]),
+        ("/configz",     &["configz", "proxy"]),
+    ];
+    let found = table.iter().find(|(place, _)| under(place));
+    (
+        verb,
+        found.map_or(&["proxy"], |(_, subresources)| subresources),
+    )
 }
 
 /// Lets a request pass, or refuses it.
@@ -288,16 +290,58 @@ pub(super) async fn check(
     let Some(user) = user else {
         return (StatusCode::UNAUTHORIZED, "Unauthorized").into_response();
     };
-    let (verb, subresource) = attributes(request.method(), request.uri().path());
-    match server.auth.allows(&user, verb, subresource).await {
-        Ok(true) => next.run(request).await,
-        Ok(false) => {
-            let message = format!(
-                "Forbidden (user={}, verb={verb}, resource=nodes, subresource(s)=[{subresource}])",
-                user.name
-            );
-            (StatusCode::FORBIDDEN, message).into_response()
+    let (verb, subresources) = attributes(request.method(), request.uri().path());
+    for subresource in subresources {
+        match server.auth.allows(&user, verb, subresource).await {
+            Ok(true) => return next.run(request).await,
+            Ok(false) => {}
+            Err(error) => return unavailable(error),
         }
-        Err(error) => unavailable(error),
+    }
+    let message = format!(
+        "Forbidden (user={}, verb={verb}, resource=nodes, subresource(s)=[{}])",
+        user.name,
+        subresources.join(" ")
+    );
+    (StatusCode::FORBIDDEN, message).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_path_has_its_subresources() {
+        for (method, path, verb, subresources) in [
+            (Method::GET, "/pods", "get", &["pods", "proxy"][..]),
+            (Method::GET, "/pods/", "get", &["pods", "proxy"]),
+            (Method::GET, "/runningpods/", "get", &["pods", "proxy"]),
+            (Method::GET, "/healthz", "get", &["healthz", "proxy"]),
+            (
+                Method::GET,
+                "/healthz/syncloop",
+                "get",
+                &["healthz", "proxy"],
+            ),
+            (Method::GET, "/configz", "get", &["configz", "proxy"]),
+            (Method::GET, "/stats/summary", "get", &["stats"]),
+            (Method::HEAD, "/metrics", "get", &["metrics"]),
+            (Method::GET, "/metrics/cadvisor", "get", &["metrics"]),
+            (Method::GET, "/logs/kubelet.log", "get", &["log"]),
+            (Method::GET, "/logsx", "get", &["proxy"]),
+            (Method::GET, "/podsx", "get", &["proxy"]),
+            (Method::GET, "/", "get", &["proxy"]),
+            (Method::POST, "/exec/ns/pod/c", "create", &["proxy"]),
+            (Method::GET, "/containerLogs/ns/pod/c", "get", &["proxy"]),
+            (Method::PUT, "/x", "update", &["proxy"]),
+            (Method::PATCH, "/x", "patch", &["proxy"]),
+            (Method::DELETE, "/x", "delete", &["proxy"]),
+        ] {
+            assert_eq!(
+                attributes(&method, path),
+                (verb, subresources),
+                "{method} {path}"
+            );
+        }
     }
 }

@@ -110,7 +110,7 @@ fn container_status(
     pod: &str,
     container: &str,
 ) -> Option<ContainerStatus> {
-    let object = server.pods.find(namespace, pod)?;
+    let object = server.pod(namespace, pod)?;
     let status = object.status.as_ref()?;
     let statuses = [
         &status.container_statuses,

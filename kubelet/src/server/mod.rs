@@ -9,39 +9,45 @@
 //! | `/portForward/<namespace>/<pod>` | ports of the pod |
 //! | `GET /pods`, `/stats/summary`, `/metrics`, `/metrics/resource`, `/metrics/cadvisor`, `/metrics/probes`, `/healthz`, `/configz` | as in the kubelet |
 //!
-//! The middle three are upgraded to a WebSocket (`v5.channel.k8s.io`, `v4.channel.k8s.io`; for ports
+//! The middle three are upgraded to a WebSocket (`channel.k8s.io` in its versions, with or without base64; for ports also
 //! `SPDY/3.1+portforward.k8s.io`) or to SPDY/3.1. The API server passes the client's request headers on and then
 //! copies bytes.
 
 mod auth;
 mod channels;
+mod connection;
 mod forward;
 mod logs;
 mod monitor;
 mod query;
+mod quirks;
 mod session;
 mod spdy;
 mod spdy_session;
+#[cfg(test)]
+mod tests;
+mod upgrade;
 mod websocket;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
-use axum::middleware;
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::service::TowerToHyperService;
-use knarr_engine::types::{ContainerId, ContainerState, ContainerStatus};
+use k8s_openapi::api::core::v1::Pod;
+use knarr_engine::types::ContainerStatus;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::ctx::Ctx;
 use crate::manager::Pods;
+use crate::panics;
 use crate::runtime::chain;
 use crate::sandbox::label;
 
@@ -53,6 +59,8 @@ pub(crate) struct Server {
     pub(crate) ctx: Arc<Ctx>,
     pub(crate) pods: Pods,
     auth: Arc<auth::Authority>,
+    /// The pod that the request names besides its name, if it does.
+    uid: Option<String>,
 }
 
 /// Why the server does not run.
@@ -94,8 +102,22 @@ pub(crate) async fn bind(ctx: Arc<Ctx>, pods: Pods) -> Result<Bound, ServeError>
         auth: Arc::new(auth::Authority::new(&ctx)),
         ctx,
         pods,
+        uid: None,
     };
-    let router = Router::new()
+    let router = routes()
+        .layer(middleware::from_fn_with_state(server.clone(), auth::check))
+        .layer(middleware::from_fn(answer_panics))
+        .with_state(server);
+    Ok(Bound {
+        listener,
+        acceptor: TlsAcceptor::from(tls),
+        router,
+    })
+}
+
+/// Who answers what; who may ask is checked before.
+fn routes() -> Router<Server> {
+    Router::new()
         .route("/healthz", get(|| async { "ok" }))
         .route("/healthz/{check}", get(|| async { "ok" }))
         .route("/pods", get(monitor::pods))
@@ -119,22 +141,52 @@ pub(crate) async fn bind(ctx: Arc<Ctx>, pods: Pods) -> Result<Bound, ServeError>
             "/attach/{namespace}/{pod}/{container}",
             any(session::attach),
         )
+        .route(
+            "/attach/{namespace}/{pod}/{uid}/{container}",
+            any(attach_with_uid),
+        )
         .route("/portForward/{namespace}/{pod}", any(forward::handle))
-        .layer(middleware::from_fn_with_state(server.clone(), auth::check))
-        .with_state(server);
-    Ok(Bound {
-        listener,
-        acceptor: TlsAcceptor::from(tls),
-        router,
-    })
+        .route(
+            "/portForward/{namespace}/{pod}/{uid}",
+            any(forward_with_uid),
+        )
+}
+
+/// A request whose handler panics is answered as one that failed, and no other one fails with it.
+async fn answer_panics(request: Request, next: Next) -> Response {
+    match panics::caught(next.run(request)).await {
+        Ok(response) => response,
+        Err(message) => {
+            tracing::error!(message, "a request to the node's server panicked");
+            Refusal(StatusCode::INTERNAL_SERVER_ERROR, message).into_response()
+        }
+    }
 }
 
 async fn exec_with_uid(
-    state: State<Server>,
-    Path((namespace, pod, _uid, container)): Path<(String, String, String, String)>,
+    State(server): State<Server>,
+    Path((namespace, pod, uid, container)): Path<(String, String, String, String)>,
     request: Request,
 ) -> Response {
-    session::exec(state, Path((namespace, pod, container)), request).await
+    let place = Path((namespace, pod, container));
+    session::exec(State(server.of(uid)), place, request).await
+}
+
+async fn attach_with_uid(
+    State(server): State<Server>,
+    Path((namespace, pod, uid, container)): Path<(String, String, String, String)>,
+    request: Request,
+) -> Response {
+    let place = Path((namespace, pod, container));
+    session::attach(State(server.of(uid)), place, request).await
+}
+
+async fn forward_with_uid(
+    State(server): State<Server>,
+    Path((namespace, pod, uid)): Path<(String, String, String)>,
+    request: Request,
+) -> Response {
+    forward::handle(State(server.of(uid)), Path((namespace, pod)), request).await
 }
 
 impl Bound {
@@ -151,30 +203,14 @@ impl Bound {
                 Err(error) => {
                     // Out of descriptors, most likely; trying again at once would only spin.
                     tracing::warn!(%error, "accept a connection");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
             };
             let (acceptor, router) = (self.acceptor.clone(), self.router.clone());
             let connection = async move {
-                let stream = match acceptor.accept(stream).await {
-                    Ok(stream) => stream,
-                    Err(error) => {
-                        tracing::debug!(%error, "TLS handshake");
-                        return;
-                    }
-                };
-                let peer = auth::peer(stream.get_ref().1);
-                let service = router.layer(axum::Extension(peer));
-                let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-                let served = builder
-                    .serve_connection_with_upgrades(
-                        TokioIo::new(stream),
-                        TowerToHyperService::new(service),
-                    )
-                    .await;
-                if let Err(error) = served {
-                    tracing::debug!(error = %error, "connection");
+                if let Err(error) = connection::serve(stream, acceptor, router).await {
+                    tracing::debug!(error = chain(&error), "connection");
                 }
             };
             tokio::spawn(stop.clone().run_until_cancelled_owned(connection));
@@ -183,6 +219,19 @@ impl Bound {
 }
 
 impl Server {
+    /// The server for a request to the pod of this UID.
+    fn of(self, uid: String) -> Self {
+        Self {
+            uid: Some(uid),
+            ..self
+        }
+    }
+
+    /// The pod that a request names.
+    pub(super) fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        self.pods.find(namespace, name, self.uid.as_deref())
+    }
+
     /// The containers of one name in one pod, the newest first.
     pub(super) async fn containers(
         &self,
@@ -190,7 +239,7 @@ impl Server {
         pod: &str,
         container: &str,
     ) -> Result<Vec<ContainerStatus>, Refusal> {
-        let Some(object) = self.pods.find(namespace, pod) else {
+        let Some(object) = self.pod(namespace, pod) else {
             return Err(Refusal(
                 StatusCode::NOT_FOUND,
                 format!("pod \"{pod}\" does not exist"),
@@ -215,25 +264,5 @@ impl Server {
             .collect();
         found.sort_by_key(|c| std::cmp::Reverse((c.config.attempt, c.created_at)));
         Ok(found)
-    }
-
-    /// The running container of one name in one pod.
-    pub(super) async fn running(
-        &self,
-        namespace: &str,
-        pod: &str,
-        container: &str,
-    ) -> Result<ContainerId, Refusal> {
-        let found = self.containers(namespace, pod, container).await?;
-        match found
-            .into_iter()
-            .find(|c| c.state == ContainerState::Running)
-        {
-            Some(status) => Ok(status.id),
-            None => Err(Refusal(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                format!("unable to upgrade connection: container not found (\"{container}\")"),
-            )),
-        }
     }
 }

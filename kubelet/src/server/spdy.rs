@@ -3,14 +3,19 @@
 //! Source: the SPDY protocol, draft 3.1. Flow control is not used: the clients of Kubernetes (moby/spdystream)
 //! neither send nor heed window updates.
 
+#[cfg(test)]
+pub(super) mod client;
+
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 const SYN_STREAM: u16 = 1;
 const SYN_REPLY: u16 = 2;
@@ -25,6 +30,9 @@ const MAX_FRAME: usize = 1 << 20;
 const MAX_HEADERS: usize = 64 * 1024;
 /// The most data in one frame that we write.
 const MAX_DATA: usize = 32 * 1024;
+/// How often a client is asked whether it is there, in case that nothing else is written: a connection that is gone is noticed
+/// by what cannot be written to it, even while nothing is read because a process does not read.
+const PING_PERIOD: Duration = Duration::from_secs(30);
 /// How many streams one connection may have open.
 const MAX_STREAMS: usize = 1024;
 
@@ -63,7 +71,10 @@ pub(super) type Headers = BTreeMap<String, String>;
 
 /// A stream that the client opened.
 pub(super) struct Stream {
+    pub(super) id: u32,
     pub(super) headers: Headers,
+    /// Cancelled when the client gives the stream up, both ways.
+    pub(super) reset: CancellationToken,
     /// What the client writes; closed at its end.
     pub(super) data: mpsc::Receiver<Bytes>,
     pub(super) writer: StreamWriter,
@@ -108,6 +119,12 @@ impl StreamWriter {
             .map_err(|_| Gone)
     }
 
+    /// Gives the stream up, both ways.
+    pub(super) async fn reset(&self) -> Result<(), Gone> {
+        let reset = Out::Reset { id: self.id };
+        self.out.send(reset).await.map_err(|_| Gone)
+    }
+
     /// Waits until the connection is gone.
     pub(super) async fn gone(&self) {
         self.out.closed().await;
@@ -115,10 +132,21 @@ impl StreamWriter {
 }
 
 enum Out {
-    Reply { id: u32 },
-    Data { id: u32, data: Bytes, fin: bool },
-    Reset { id: u32 },
-    Pong { id: u32 },
+    Reply {
+        id: u32,
+    },
+    Data {
+        id: u32,
+        data: Bytes,
+        fin: bool,
+    },
+    Reset {
+        id: u32,
+    },
+    /// A question of ours, or the answer to one of the client's: they look the same.
+    Ping {
+        id: u32,
+    },
 }
 
 /// Why a connection ended before its time.
@@ -152,6 +180,7 @@ where
 
 struct Open {
     data: Option<mpsc::Sender<Bytes>>,
+    reset: CancellationToken,
 }
 
 async fn read<R: AsyncRead + Unpin>(
@@ -198,8 +227,11 @@ async fn read<R: AsyncRead + Unpin>(
                     streams.retain(|_, s| s.data.as_ref().is_some_and(|d| !d.is_closed()));
                 }
                 let (sender, data) = mpsc::channel(64);
+                let reset = CancellationToken::new();
                 let stream = Stream {
+                    id,
                     headers,
+                    reset: reset.clone(),
                     data,
                     writer: StreamWriter {
                         id,
@@ -211,7 +243,7 @@ async fn read<R: AsyncRead + Unpin>(
                     Out::Reset { id }
                 } else {
                     let open = (flags & FLAG_FIN == 0).then_some(sender);
-                    streams.insert(id, Open { data: open });
+                    streams.insert(id, Open { data: open, reset });
                     Out::Reply { id }
                 };
                 if out.send(answer).await.is_err() {
@@ -220,12 +252,14 @@ async fn read<R: AsyncRead + Unpin>(
             }
             RST_STREAM => {
                 let id = word(&body, 0)?;
-                streams.remove(&id);
+                if let Some(stream) = streams.remove(&id) {
+                    stream.reset.cancel();
+                }
             }
             PING => {
                 let id = word(&body, 0)?;
                 // Odd numbers are the client's; even ones would answer us.
-                if id % 2 == 1 && out.send(Out::Pong { id }).await.is_err() {
+                if id % 2 == 1 && out.send(Out::Ping { id }).await.is_err() {
                     return Ok(());
                 }
             }
@@ -312,7 +346,22 @@ async fn write<W: AsyncWrite + Unpin>(
         .map_err(|_| SpdyError::Malformed {
             what: "the dictionary is refused",
         })?;
-    while let Some(out) = queue.recv().await {
+    let mut ping = tokio::time::interval(PING_PERIOD);
+    ping.reset();
+    let mut asked = 0;
+    loop {
+        // What is not taken stays in its queue.
+        let out = tokio::select! {
+            next = queue.recv() => match next {
+                Some(out) => out,
+                None => break,
+            },
+            _ = ping.tick() => {
+                // The server's numbers are even.
+                asked += 2;
+                Out::Ping { id: asked }
+            }
+        };
         let mut frame = BytesMut::new();
         match out {
             Out::Reply { id } => {
@@ -337,7 +386,7 @@ async fn write<W: AsyncWrite + Unpin>(
                 frame.put_u32(id);
                 frame.put_u32(CANCEL);
             }
-            Out::Pong { id } => {
+            Out::Ping { id } => {
                 control(&mut frame, PING, 4);
                 frame.put_u32(id);
             }

@@ -4,44 +4,54 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
-use super::channels::{self, Wire, channel, parse_size};
+use super::channels::{self, Ending, Kind, Wire, channel, parse_size};
 use super::spdy::{self, Stream, StreamWriter};
+use super::{Refusal, upgrade};
 use crate::runtime::{Session, StreamRequest};
 
-const PROTOCOL_HEADER: &str = "x-stream-protocol-version";
+const PROTOCOL_HEADER: HeaderName = HeaderName::from_static("x-stream-protocol-version");
+const ACCEPTED_HEADER: HeaderName = HeaderName::from_static("x-accepted-stream-protocol-versions");
 /// How long a client may take to open its streams.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Answers with 101 if one of `known` is among the protocols that the client offers; `serve` gets the connection.
+/// Answers with 101 if one of `known` is among the protocols that the client offers; `serve` gets the connection and the
+/// protocol.
+///
+/// Source: kubernetes, k8s.io/apimachinery/pkg/util/httpstream (`Handshake`).
 pub(super) fn switch<F, S>(request: Request, known: &[&'static str], serve: S) -> Response
 where
-    S: FnOnce(TokioIo<hyper::upgrade::Upgraded>) -> F + Send + 'static,
+    S: FnOnce(TokioIo<hyper::upgrade::Upgraded>, &'static str) -> F + Send + 'static,
     F: Future<Output = ()> + Send,
 {
-    let offered: Vec<&str> = request
-        .headers()
-        .get_all(PROTOCOL_HEADER)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(|v| v.split(',').map(str::trim))
-        .collect();
-    let chosen = known.iter().find(|p| offered.contains(*p));
-    let Some(chosen) = chosen.copied() else {
+    let offered = upgrade::list(request.headers(), &PROTOCOL_HEADER);
+    if offered.is_empty() {
+        let message = "unable to upgrade: X-Stream-Protocol-Version is required".to_owned();
+        return Refusal(StatusCode::BAD_REQUEST, message).into_response();
+    }
+    let Some(chosen) = upgrade::choose(&offered, known) else {
         let message = format!(
-            "unable to negotiate protocol: client supports {offered:?}, server accepts {known:?}"
+            "unable to upgrade: unable to negotiate protocol: client supports [{}], server accepts [{}]",
+            offered.join(" "),
+            known.join(" ")
         );
-        return (StatusCode::FORBIDDEN, message).into_response();
+        let mut response = Refusal(StatusCode::FORBIDDEN, message).into_response();
+        for protocol in known {
+            let value = HeaderValue::from_static(protocol);
+            response.headers_mut().append(ACCEPTED_HEADER, value);
+        }
+        return response;
     };
     let upgrade = hyper::upgrade::on(request);
     tokio::spawn(async move {
         match upgrade.await {
-            Ok(connection) => serve(TokioIo::new(connection)).await,
+            Ok(connection) => serve(TokioIo::new(connection), chosen).await,
             Err(error) => tracing::debug!(%error, "upgrade to SPDY"),
         }
     });
@@ -54,26 +64,46 @@ where
     response
 }
 
+/// What the versions of the protocol differ in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Version {
+    ending: Ending,
+    /// Whether a terminal's client has a stream for its size.
+    resizes: bool,
+}
+
+/// The versions, the best first. Over SPDY the fifth is the fourth: a stream can be closed anyway.
+const VERSIONS: [(&str, Version); 5] = [
+    ("v5.channel.k8s.io", version(Ending::Status, true)),
+    ("v4.channel.k8s.io", version(Ending::Status, true)),
+    ("v3.channel.k8s.io", version(Ending::Text, true)),
+    ("v2.channel.k8s.io", version(Ending::Text, false)),
+    ("channel.k8s.io", version(Ending::Text, false)),
+];
+
+const fn version(ending: Ending, resizes: bool) -> Version {
+    Version { ending, resizes }
+}
+
 /// Upgrades an exec or attach request.
-pub(super) fn upgrade<F>(request: Request, wanted: StreamRequest, open: F) -> Response
+pub(super) fn upgrade<F>(request: Request, wanted: StreamRequest, kind: Kind, open: F) -> Response
 where
     F: Future<Output = Result<Session, String>> + Send + 'static,
 {
-    switch(
-        request,
-        &["v5.channel.k8s.io", "v4.channel.k8s.io"],
-        move |connection| async move {
-            let (accept, accepted) = mpsc::channel(8);
-            let session = carry(accepted, wanted, open);
-            // The session ends with its connection, the connection once the session has said all.
-            tokio::select! {
-                result = spdy::serve(connection, accept) => if let Err(error) = result {
-                    tracing::debug!(%error, "SPDY session");
-                },
-                () = session => {}
-            }
-        },
-    )
+    let known = VERSIONS.map(|(name, _)| name);
+    switch(request, &known, move |connection, chosen| async move {
+        let version = VERSIONS.iter().find(|(name, _)| *name == chosen);
+        let (_, version) = version.expect("one of them was chosen");
+        let (accept, accepted) = mpsc::channel(8);
+        let session = carry(accepted, wanted, *version, kind, open);
+        // The session ends with its connection, the connection once the session has said all.
+        tokio::select! {
+            result = spdy::serve(connection, accept) => if let Err(error) = result {
+                tracing::debug!(%error, "SPDY session");
+            },
+            () = session => {}
+        }
+    })
 }
 
 #[derive(Default)]
@@ -89,6 +119,7 @@ impl Streams {
     async fn collect(
         accepted: &mut mpsc::Receiver<Stream>,
         wanted: &StreamRequest,
+        version: Version,
     ) -> Option<Self> {
         let mut streams = Self::default();
         loop {
@@ -96,7 +127,7 @@ impl Streams {
                 && (streams.stdin.is_some() || !wanted.stdin)
                 && (streams.stdout.is_some() || !wanted.stdout)
                 && (streams.stderr.is_some() || !wanted.stderr)
-                && (streams.resize.is_some() || !wanted.tty);
+                && (streams.resize.is_some() || !wanted.tty || !version.resizes);
             if complete {
                 return Some(streams);
             }
@@ -113,12 +144,17 @@ impl Streams {
     }
 }
 
-async fn carry<F>(mut accepted: mpsc::Receiver<Stream>, wanted: StreamRequest, open: F)
-where
+async fn carry<F>(
+    mut accepted: mpsc::Receiver<Stream>,
+    wanted: StreamRequest,
+    version: Version,
+    kind: Kind,
+    open: F,
+) where
     F: Future<Output = Result<Session, String>>,
 {
-    let collected =
-        tokio::time::timeout(OPEN_TIMEOUT, Streams::collect(&mut accepted, &wanted)).await;
+    let collected = Streams::collect(&mut accepted, &wanted, version);
+    let collected = tokio::time::timeout(OPEN_TIMEOUT, collected).await;
     let Ok(Some(streams)) = collected else { return };
     let (stdin_sender, stdin) = mpsc::channel(16);
     let (resize_sender, resize) = mpsc::channel(16);
@@ -178,14 +214,20 @@ where
             }
         }
     };
+    let abandoned = CancellationToken::new();
+    let left = abandoned.clone();
     let session = async move {
-        match open.await {
-            Ok(session) => channels::carry(session, Wire { stdin, resize, out }).await,
-            Err(message) => {
-                let status = channels::failure(&message).to_string();
-                // Fails only if the client left.
-                let _left = out.send((channel::ERROR, Bytes::from(status))).await;
-            }
+        let wire = Wire {
+            stdin,
+            resize,
+            out: out.clone(),
+        };
+        let Some(outcome) = channels::carry(open, kind, wire).await else {
+            return left.cancel();
+        };
+        if let Some(told) = outcome.told(version.ending) {
+            // Fails only if the client left.
+            let _left = out.send((channel::ERROR, told)).await;
         }
     };
     let feeding = async {
@@ -199,6 +241,7 @@ where
     tokio::select! {
         () = serving => {}
         () = feeding => {}
+        () = abandoned.cancelled() => return,
     }
     // The client hangs up once it has read everything.
     if let Some((_, Some(writer))) = writers.last() {

@@ -1,8 +1,9 @@
 //! A runtime and an API server that exist only in memory, for tests of a pod's task as a whole.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -22,6 +23,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, watch};
 
+use super::process;
 use crate::runtime::{PodStream, Runtime, RuntimeError, Session, StreamRequest};
 
 /// Sandboxes and containers that only claim to run.
@@ -31,8 +33,25 @@ pub(crate) struct FakeRuntime {
     events: broadcast::Sender<Event>,
     /// Why every pull fails, if it does.
     pub(crate) pull_error: Mutex<Option<String>>,
+    /// Whose credentials came with the last pull, in their order.
+    pub(crate) users: Mutex<Vec<String>>,
     /// Sandboxes are made while this holds true.
     pub(crate) makes_sandboxes: watch::Sender<bool>,
+    /// Where containers that are made from now on have their log.
+    pub(crate) log_path: Mutex<Option<std::path::PathBuf>>,
+    /// Whether a process of a session has read its input to the end.
+    pub(crate) input_ended: watch::Sender<bool>,
+    /// Calls that panic, and how often they still do.
+    pub(crate) panics: Mutex<HashMap<&'static str, usize>>,
+    images: Mutex<Vec<ImageStatus>>,
+    /// Images that cannot be removed.
+    pub(crate) unremovable: Mutex<HashSet<String>>,
+    /// What was asked for, in order: `<call> <id>`.
+    pub(crate) calls: Mutex<Vec<String>>,
+    /// How long a command takes.
+    pub(crate) exec_takes: Mutex<Duration>,
+    /// Whether running containers ignore their stop signals.
+    pub(crate) ignores_stops: AtomicBool,
 }
 
 impl FakeRuntime {
@@ -42,7 +61,66 @@ impl FakeRuntime {
             containers: Mutex::default(),
             events: broadcast::channel(64).0,
             pull_error: Mutex::default(),
+            users: Mutex::default(),
             makes_sandboxes: watch::channel(true).0,
+            log_path: Mutex::default(),
+            input_ended: watch::channel(false).0,
+            panics: Mutex::default(),
+            images: Mutex::default(),
+            unremovable: Mutex::default(),
+            calls: Mutex::default(),
+            exec_takes: Mutex::default(),
+            ignores_stops: AtomicBool::default(),
+        }
+    }
+
+    /// Notes a call, and panics if it is to.
+    fn called(&self, call: &'static str, id: &str) {
+        self.calls.lock().push(format!("{call} {id}"));
+        let mut panics = self.panics.lock();
+        if let Some(left) = panics.get_mut(call).filter(|left| **left > 0) {
+            *left -= 1;
+            drop(panics);
+            panic!("{call} panics");
+        }
+    }
+
+    /// How often something was asked for.
+    pub(crate) fn count(&self, call: &str) -> usize {
+        self.calls.lock().iter().filter(|c| *c == call).count()
+    }
+
+    /// Adds an image that nobody uses.
+    pub(crate) fn add_image(&self, id: &str) {
+        let image = ImageStatus {
+            id: id.to_owned(),
+            ..Self::image(id)
+        };
+        self.images.lock().push(image);
+    }
+
+    /// The images that are there, in order of their ids.
+    pub(crate) fn image_ids(&self) -> Vec<String> {
+        let mut ids: Vec<String> = self.images.lock().iter().map(|i| i.id.clone()).collect();
+        ids.sort();
+        ids
+    }
+
+    /// The newest sandbox loses its shim: it and what runs in it ends.
+    pub(crate) fn lose_sandbox(&self) {
+        let newest = {
+            let mut sandboxes = self.sandboxes.lock();
+            let newest = sandboxes.values_mut().max_by_key(|s| s.config.attempt);
+            let newest = newest.expect("a sandbox");
+            newest.state = SandboxState::NotReady;
+            newest.id.clone()
+        };
+        let containers = self.containers.lock();
+        let inside = containers.values().filter(|c| c.sandbox_id == newest);
+        let inside: Vec<ContainerId> = inside.map(|c| c.id.clone()).collect();
+        drop(containers);
+        for id in inside {
+            self.end_id(&id, 137);
         }
     }
 
@@ -70,6 +148,15 @@ impl FakeRuntime {
             .find(|c| c.config.name == name && c.state == ContainerState::Running)
             .map(|c| c.id.clone());
         self.end_id(&id.expect("a running container"), exit_code);
+    }
+
+    /// Says when the ended container of this name has ended.
+    pub(crate) fn ended_at(&self, name: &str, at: SystemTime) {
+        for status in self.containers.lock().values_mut() {
+            if status.config.name == name {
+                status.finished_at = Some(at);
+            }
+        }
     }
 
     fn end_id(&self, id: &ContainerId, exit_code: i32) {
@@ -119,6 +206,7 @@ impl Runtime for FakeRuntime {
         let mut may = self.makes_sandboxes.subscribe();
         may.wait_for(|may| *may).await.expect("the sender lives");
         let id = SandboxId(format!("sandbox-{}", config.attempt));
+        self.called("run_sandbox", &id.0);
         let status = SandboxStatus {
             id: id.clone(),
             config,
@@ -131,6 +219,7 @@ impl Runtime for FakeRuntime {
     }
 
     async fn stop_sandbox(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        self.called("stop_sandbox", &id.0);
         match self.sandboxes.lock().get_mut(id) {
             Some(status) => status.state = SandboxState::NotReady,
             None => return missing("sandbox"),
@@ -139,6 +228,7 @@ impl Runtime for FakeRuntime {
     }
 
     async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        self.called("remove_sandbox", &id.0);
         self.sandboxes.lock().remove(id);
         Ok(())
     }
@@ -174,7 +264,11 @@ impl Runtime for FakeRuntime {
             message: String::new(),
             image_digest_ref: "sha256:1".to_owned(),
             pid: None,
-            log_path: "/nonexistent".into(),
+            log_path: self
+                .log_path
+                .lock()
+                .clone()
+                .unwrap_or_else(|| "/nonexistent".into()),
         };
         self.containers.lock().insert(id.clone(), status);
         Ok(id)
@@ -191,8 +285,14 @@ impl Runtime for FakeRuntime {
         }
     }
 
-    async fn stop_container(&self, id: &ContainerId, _grace: Duration) -> Result<(), RuntimeError> {
-        self.end_id(id, 143);
+    async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {
+        self.called("stop_container", &id.0);
+        if self.ignores_stops.load(Ordering::Relaxed) {
+            tokio::time::sleep(grace).await;
+            self.end_id(id, 137);
+        } else {
+            self.end_id(id, 143);
+        }
         Ok(())
     }
 
@@ -202,6 +302,7 @@ impl Runtime for FakeRuntime {
     }
 
     async fn container_status(&self, id: &ContainerId) -> Result<ContainerStatus, RuntimeError> {
+        self.called("container_status", &id.0);
         self.containers
             .lock()
             .get(id)
@@ -219,6 +320,11 @@ impl Runtime for FakeRuntime {
         command: Vec<String>,
         _timeout: Option<Duration>,
     ) -> Result<ExecOutput, RuntimeError> {
+        self.calls
+            .lock()
+            .push(format!("exec {}", command.join(" ")));
+        let takes = *self.exec_takes.lock();
+        tokio::time::sleep(takes).await;
         let exit_code = i32::from(command.first().is_some_and(|c| c == "false"));
         Ok(ExecOutput {
             exit_code,
@@ -229,21 +335,32 @@ impl Runtime for FakeRuntime {
     async fn exec(
         &self,
         _id: &ContainerId,
-        _request: StreamRequest,
+        request: StreamRequest,
     ) -> Result<Session, RuntimeError> {
-        missing("session")
+        process::run(&request, self.input_ended.clone())
     }
 
     async fn attach(
         &self,
-        _id: &ContainerId,
-        _request: StreamRequest,
+        id: &ContainerId,
+        request: StreamRequest,
     ) -> Result<Session, RuntimeError> {
-        missing("session")
+        let status = self.container_status(id).await?;
+        if status.state != ContainerState::Running {
+            return missing("container");
+        }
+        let request = StreamRequest {
+            command: status.config.command,
+            ..request
+        };
+        process::run(&request, self.input_ended.clone())
     }
 
-    async fn port_forward(&self, _id: &SandboxId, _port: u16) -> Result<PodStream, RuntimeError> {
-        missing("port")
+    async fn port_forward(&self, _id: &SandboxId, port: u16) -> Result<PodStream, RuntimeError> {
+        let connected = PodStream::connect(("127.0.0.1", port)).await;
+        connected.map_err(|error| RuntimeError::Failed {
+            message: error.to_string(),
+        })
     }
 
     async fn container_stats(&self, _id: &ContainerId) -> Result<Stats, RuntimeError> {
@@ -269,8 +386,10 @@ impl Runtime for FakeRuntime {
     async fn pull_image(
         &self,
         reference: &str,
-        _auth: Option<RegistryAuth>,
+        credentials: Vec<RegistryAuth>,
     ) -> Result<ImageStatus, RuntimeError> {
+        let users = credentials.into_iter().map(|auth| auth.username);
+        *self.users.lock() = users.collect();
         match self.pull_error.lock().clone() {
             Some(message) => Err(RuntimeError::Failed { message }),
             None => Ok(Self::image(reference)),
@@ -286,10 +405,15 @@ impl Runtime for FakeRuntime {
     }
 
     async fn list_images(&self) -> Result<Vec<ImageStatus>, RuntimeError> {
-        Ok(Vec::new())
+        Ok(self.images.lock().clone())
     }
 
-    async fn remove_image(&self, _id: &str) -> Result<(), RuntimeError> {
+    async fn remove_image(&self, id: &str) -> Result<(), RuntimeError> {
+        if self.unremovable.lock().contains(id) {
+            let message = format!("image {id} cannot be removed");
+            return Err(RuntimeError::Failed { message });
+        }
+        self.images.lock().retain(|image| image.id != id);
         Ok(())
     }
 
@@ -330,7 +454,7 @@ impl ConfigMaps {
     }
 }
 
-/// An API server that takes everything and knows some ConfigMaps.
+/// An API server that takes everything and knows some ConfigMaps, and Secrets that stand among them.
 #[derive(Clone)]
 pub(crate) struct FakeApi {
     pub(crate) told: Arc<watch::Sender<Told>>,
@@ -417,11 +541,12 @@ impl FakeApi {
             return Response::new(StreamBody::new(events).boxed_unsync());
         }
         let answer = match (parts.method.as_str(), resource.unwrap_or_default()) {
-            ("GET", "configmaps") => {
+            // A Secret is looked up as a ConfigMap is, but nobody watches it change here.
+            ("GET", "configmaps" | "secrets") => {
                 let maps = self.config_maps.borrow();
                 let items: Vec<&Value> = maps.now.get(name).into_iter().collect();
                 let version = maps.changes.len().to_string();
-                json!({"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {"resourceVersion": version}, "items": items})
+                json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": version}, "items": items})
             }
             ("GET", _) => {
                 json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": []})

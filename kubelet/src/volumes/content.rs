@@ -29,9 +29,16 @@ const DEFAULT_TOKEN_SECONDS: i64 = 3600;
 /// Names one token: pod UID, service account, audience, lifetime.
 type TokenKey = (String, String, Option<String>, i64);
 
-/// Tokens that were asked for, until they are due for renewal.
+/// What this process knows of the volumes of its pods.
 #[derive(Default)]
-pub(crate) struct TokenCache(Mutex<HashMap<TokenKey, Token>>);
+pub(crate) struct TokenCache {
+    /// Tokens that were asked for, until they are due for renewal.
+    tokens: Mutex<HashMap<TokenKey, Token>>,
+    /// By pod UID, whether this process has made or looked after all its volumes; locked while it does.
+    ///
+    /// A sandbox may be older than the process: then its volumes may be half made, and after a reboot memory is not mounted.
+    made: Mutex<HashMap<String, Arc<tokio::sync::Mutex<bool>>>>,
+}
 
 #[derive(Clone)]
 struct Token {
@@ -41,9 +48,16 @@ struct Token {
 }
 
 impl TokenCache {
-    /// Forgets the tokens of a pod that is gone.
+    /// Whether the pod's volumes are made.
+    pub(super) fn made(&self, pod: &Pod) -> Arc<tokio::sync::Mutex<bool>> {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        self.made.lock().entry(uid).or_default().clone()
+    }
+
+    /// Forgets what belongs to a pod whose volumes are gone.
     pub(crate) fn forget(&self, pod_uid: &str) {
-        self.0.lock().retain(|key, _| key.0 != pod_uid);
+        self.tokens.lock().retain(|key, _| key.0 != pod_uid);
+        self.made.lock().remove(pod_uid);
     }
 }
 
@@ -131,10 +145,11 @@ pub(super) async fn set_up(
     let (payload, renew_at) = (gather.payload, gather.renew_at);
     let group = fs_group(pod);
     let write = move || {
-        std::fs::create_dir_all(&path).map_err(|e| format!("make {}: {e}", path.display()))?;
         // Secrets and tokens never reach a disk.
-        if in_memory && !disk::is_mount_point(&path) {
-            disk::tmpfs(&path, None)?;
+        if in_memory {
+            disk::memory(&path, None, group)?;
+        } else {
+            disk::files(&path, group)?;
         }
         atomic::write(&path, &payload, group).map_err(|e| chain(&e))
     };
@@ -223,12 +238,12 @@ impl Gather<'_> {
             source.audience.clone().filter(|a| !a.is_empty()),
             seconds,
         );
-        let known = self.ctx.tokens.0.lock().get(&key).cloned();
+        let known = self.ctx.tokens.tokens.lock().get(&key).cloned();
         let token = match known.filter(|t| t.renew_at > SystemTime::now()) {
             Some(token) => token,
             None => {
                 let token = request(self.ctx, self.pod, &key).await?;
-                self.ctx.tokens.0.lock().insert(key, token.clone());
+                self.ctx.tokens.tokens.lock().insert(key, token.clone());
                 token
             }
         };

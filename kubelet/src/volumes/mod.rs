@@ -17,9 +17,10 @@ use tokio::sync::Notify;
 
 use crate::ctx::Ctx;
 use crate::pod;
+use crate::runtime::chain;
 
 pub(crate) use content::TokenCache;
-pub(crate) use disk::remove_pod_dir;
+pub(crate) use disk::{private_directories, remove_pod_dir};
 
 /// Why a volume is not there.
 #[derive(Debug, thiserror::Error)]
@@ -29,10 +30,41 @@ pub(crate) struct MountError {
     pub(crate) message: String,
 }
 
+/// Makes the volumes of a pod before one of its containers starts, unless this process has made them.
+///
+/// When their content must be renewed, the pod's own task finds out as it takes the pod up.
+pub(crate) async fn ensure(
+    ctx: &Ctx,
+    pod: &Pod,
+    pod_ips: &[std::net::IpAddr],
+    wake: &Arc<Notify>,
+) -> Result<(), MountError> {
+    let made = ctx.tokens.made(pod);
+    let mut made = made.lock().await;
+    if !*made {
+        let _renew_at = make_all(ctx, pod, pod_ips, wake).await?;
+        *made = true;
+    }
+    Ok(())
+}
+
 /// Makes all volumes of the pod, or brings their content up to date.
 ///
 /// Returns when the content must be renewed though nothing changes (tokens expire).
 pub(crate) async fn set_up(
+    ctx: &Ctx,
+    pod: &Pod,
+    pod_ips: &[std::net::IpAddr],
+    wake: &Arc<Notify>,
+) -> Result<Option<SystemTime>, MountError> {
+    let made = ctx.tokens.made(pod);
+    let mut made = made.lock().await;
+    let renew_at = make_all(ctx, pod, pod_ips, wake).await?;
+    *made = true;
+    Ok(renew_at)
+}
+
+async fn make_all(
     ctx: &Ctx,
     pod: &Pod,
     pod_ips: &[std::net::IpAddr],
@@ -51,7 +83,13 @@ pub(crate) async fn set_up(
             }
             Plugin::EmptyDir => {
                 let path = directory(ctx, pod, volume);
-                disk::empty_dir(&path, volume, fs_group(pod)).map_err(fail)?;
+                let memory = i64::try_from(ctx.machine.memory_bytes).unwrap_or(i64::MAX);
+                let in_memory = match volume.empty_dir.as_ref().and_then(|s| s.medium.as_deref()) {
+                    None | Some("") => None,
+                    Some("Memory") => Some(disk::MemorySize::of(pod, volume, memory)),
+                    Some(other) => return Err(fail(format!("unknown storage medium \"{other}\""))),
+                };
+                disk::empty_dir(&path, in_memory, fs_group(pod)).map_err(fail)?;
                 None
             }
             Plugin::ConfigMap | Plugin::Secret | Plugin::DownwardApi | Plugin::Projected => {
@@ -135,12 +173,12 @@ fn fs_group(pod: &Pod) -> Option<u32> {
 
 /// The bind mounts of one container's volume mounts.
 ///
-/// `expand` replaces `$(VAR)` in `subPathExpr`.
+/// `lookup` gives the values of the container's variables for `subPathExpr`.
 pub(crate) fn mounts(
     ctx: &Ctx,
     pod: &Pod,
     container: &Container,
-    expand: impl Fn(&str) -> String,
+    lookup: impl Fn(&str) -> Option<String>,
 ) -> Result<Vec<Mount>, String> {
     let spec = pod::spec(pod);
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
@@ -158,12 +196,19 @@ pub(crate) fn mounts(
                 )
             })?;
         let mut host_path = directory(ctx, pod, volume);
-        let sub_path = match (&wanted.sub_path, &wanted.sub_path_expr) {
-            (Some(path), _) if !path.is_empty() => Some(path.clone()),
-            (_, Some(expression)) if !expression.is_empty() => Some(expand(expression)),
-            _ => None,
+        let propagation = match wanted.mount_propagation.as_deref() {
+            Some("HostToContainer") => MountPropagation::HostToContainer,
+            Some("Bidirectional") => MountPropagation::Bidirectional,
+            _ => MountPropagation::Private,
         };
-        if let Some(sub_path) = sub_path {
+        let sub_path = match wanted.sub_path_expr.as_deref().filter(|e| !e.is_empty()) {
+            Some(expression) => {
+                Some(subpath::expand(expression, &lookup).map_err(|e| e.to_string())?)
+            }
+            None => wanted.sub_path.clone(),
+        };
+        if let Some(sub_path) = sub_path.filter(|path| !path.is_empty()) {
+            subpath::check(&sub_path).map_err(|e| e.to_string())?;
             let place = ctx
                 .config
                 .pod_dir(uid)
@@ -171,8 +216,14 @@ pub(crate) fn mounts(
                 .join(&volume.name)
                 .join(&container.name)
                 .join(index.to_string());
-            subpath::bind(&host_path, Path::new(&sub_path), &place, fs_group(pod)).map_err(|error| {
-                format!("failed to prepare subPath for volumeMount \"{}\" of container \"{}\": {error}", wanted.name, container.name)
+            let events = match propagation {
+                MountPropagation::Bidirectional => subpath::Events::BothWays,
+                _ => subpath::Events::FromHost,
+            };
+            subpath::bind(&host_path, Path::new(&sub_path), &place, events).map_err(|error| {
+                let key = pod::PodKey::of(pod);
+                tracing::error!(pod = %key, error = chain(&error), "mount a path inside a volume");
+                error.message(&wanted.name, &container.name)
             })?;
             host_path = place;
         }
@@ -189,11 +240,7 @@ pub(crate) fn mounts(
                 wanted.recursive_read_only.as_deref(),
                 Some("Enabled" | "IfPossible")
             ),
-            propagation: match wanted.mount_propagation.as_deref() {
-                Some("HostToContainer") => MountPropagation::HostToContainer,
-                Some("Bidirectional") => MountPropagation::Bidirectional,
-                _ => MountPropagation::Private,
-            },
+            propagation,
         });
     }
     Ok(mounts)

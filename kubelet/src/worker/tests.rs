@@ -3,14 +3,8 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::config::KubeletConfig;
-use crate::ctx::Machine;
-use crate::events::Events;
-use crate::identity::Identity;
-use crate::objects::{Kind, Objects, Reference};
-use crate::services::Services;
+use crate::objects::{Kind, Reference};
 use crate::testing::fake::{FakeApi, FakeRuntime, Told};
-use crate::volumes::TokenCache;
 
 struct Running {
     api: FakeApi,
@@ -24,38 +18,9 @@ struct Running {
 impl Running {
     fn start(spec: Value, runtime: FakeRuntime, api: FakeApi) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let key = rcgen::KeyPair::generate().expect("a key");
-        let certificate = rcgen::CertificateParams::default()
-            .self_signed(&key)
-            .expect("a certificate");
-        let serving =
-            Identity::from_pem(&certificate.pem(), &key.serialize_pem()).expect("an identity");
-        let mut config = KubeletConfig::new(
-            "node".into(),
-            [192, 168, 0, 1].into(),
-            directory.path().join("node"),
-            serving,
-            String::new(),
-        );
-        config.log_root = directory.path().join("log");
-        std::fs::create_dir_all(config.log_root.join("containers")).expect("made");
         let runtime = Arc::new(runtime);
-        let client = api.client();
-        let (events, write) = Events::new(client.clone(), "node".into());
+        let (ctx, write) = crate::testing::ctx(directory.path(), runtime.clone(), &api);
         tokio::spawn(write);
-        let ctx = Arc::new(Ctx {
-            config,
-            objects: Objects::new(client.clone()),
-            services: Services::new(),
-            tokens: TokenCache::default(),
-            machine: Machine {
-                cpus: 2,
-                memory_bytes: 1 << 30,
-            },
-            client,
-            runtime: runtime.clone(),
-            events,
-        });
         tokio::spawn({
             let ctx = ctx.clone();
             async move { ctx.services.follow(ctx.client.clone()).await }
@@ -75,8 +40,8 @@ impl Running {
             ctx: ctx.clone(),
             input: receiver,
             wake,
-            sandboxes: vec![],
-            containers: vec![],
+            existing: Existing::default(),
+            rejected: None,
         });
         Self {
             api,
@@ -97,6 +62,8 @@ impl Running {
         });
     }
 }
+
+mod volumes;
 
 /// Waits until a file holds a text.
 async fn wait_content(path: &std::path::Path, wanted: &str) {
@@ -280,6 +247,34 @@ async fn config_maps_reach_environment_and_volumes() {
 }
 
 #[tokio::test]
+async fn the_logins_of_all_pull_secrets_come_with_a_pull() {
+    let login = |registry: &str, user: &str| {
+        let file = json!({"auths": {registry: {"username": user, "password": "x"}}}).to_string();
+        k8s_openapi::ByteString(file.into_bytes())
+    };
+    let secret = |name: &str, registry: &str, user: &str| json!({"metadata": {"name": name, "namespace": "ns"}, "data": {".dockerconfigjson": login(registry, user)}});
+    let spec = json!({
+        "imagePullSecrets": [{"name": "one"}, {"name": "other"}, {"name": "two"}, {"name": "three"}],
+        "containers": [{"name": "a", "image": "reg.io/team/x", "imagePullPolicy": "Always"}],
+    });
+    let pod = Running::start(
+        spec,
+        FakeRuntime::new(),
+        FakeApi::new(&[
+            ("one", secret("one", "reg.io", "first")),
+            ("other", secret("other", "other.io", "none")),
+            ("two", secret("two", "reg.io", "second")),
+            ("three", secret("three", "reg.io/team", "best")),
+        ]),
+    );
+    pod.api
+        .wait("running", |t| t.status["phase"] == "Running")
+        .await;
+    assert_eq!(*pod.runtime.users.lock(), ["best", "first", "second"]);
+    pod.task.abort();
+}
+
+#[tokio::test]
 async fn a_config_map_that_changes_while_the_sandbox_is_made_reaches_its_volume() {
     let settings = |colour: &str| json!({"metadata": {"name": "settings", "namespace": "ns"}, "data": {"COLOUR": colour}});
     let spec = json!({
@@ -368,4 +363,165 @@ async fn a_failing_liveness_probe_restarts_its_container() {
     let killing = "Killing: Container a failed liveness probe, will be restarted";
     assert!(events.iter().any(|e| e == killing), "{events:?}");
     pod.task.abort();
+}
+
+#[tokio::test]
+async fn a_pod_past_its_deadline_shows_its_containers_as_ended() {
+    let spec = json!({"activeDeadlineSeconds": 1, "terminationGracePeriodSeconds": 0,
+        "containers": [{"name": "a", "image": "busybox"}]});
+    let pod = Running::start(spec, FakeRuntime::new(), FakeApi::new(&[]));
+    let told = pod
+        .api
+        .wait("the end", |t| t.status["phase"] == "Failed")
+        .await;
+    assert_eq!(told.status["reason"], "DeadlineExceeded");
+    let own = &told.status["containerStatuses"][0];
+    assert_eq!(own["state"]["terminated"]["exitCode"], 143, "{own}");
+    assert_eq!(own["ready"], false);
+    pod.delete();
+    pod.api.wait("the deletion", |t| t.deleted.is_some()).await;
+    pod.task.await.expect("the task ended");
+}
+
+#[tokio::test]
+async fn what_somebody_else_made_terminal_still_shows_how_its_containers_ended() {
+    let spec = json!({"containers": [{"name": "a", "image": "busybox"}]});
+    let pod = Running::start(spec, FakeRuntime::new(), FakeApi::new(&[]));
+    let told = pod
+        .api
+        .wait("running", |t| t.status["phase"] == "Running")
+        .await;
+    pod.input.send_modify(|input| {
+        let mut pod = (*input.pod).clone();
+        let mut status = told.status.clone();
+        status["phase"] = json!("Failed");
+        status["reason"] = json!("Evicted");
+        pod.status = serde_json::from_value(status).expect("a status");
+        input.pod = Arc::new(pod);
+    });
+    let ended = |t: &Told| !t.status["containerStatuses"][0]["state"]["terminated"].is_null();
+    let told = pod.api.wait("the container's end", ended).await;
+    assert_eq!(
+        (&told.status["phase"], &told.status["reason"]),
+        (&json!("Failed"), &json!("Evicted"))
+    );
+    pod.task.abort();
+}
+
+#[tokio::test]
+async fn a_pod_that_loses_its_sandbox_gives_it_back_and_runs_again() {
+    let spec = json!({"containers": [{"name": "a", "image": "busybox"}]});
+    let pod = Running::start(spec, FakeRuntime::new(), FakeApi::new(&[]));
+    pod.api
+        .wait("running", |t| t.status["phase"] == "Running")
+        .await;
+    pod.runtime.lose_sandbox();
+    pod.api
+        .wait("a restart", |t| {
+            t.status["containerStatuses"][0]["restartCount"] == 1
+        })
+        .await;
+    let calls: Vec<String> = pod.runtime.calls.lock().clone();
+    let about_sandboxes = |call: &&String| call.contains("_sandbox ");
+    assert_eq!(
+        calls.iter().filter(about_sandboxes).collect::<Vec<_>>(),
+        [
+            "run_sandbox sandbox-0",
+            "stop_sandbox sandbox-0",
+            "run_sandbox sandbox-1"
+        ]
+    );
+    let changed = "SandboxChanged: Pod sandbox changed, it will be killed and re-created.";
+    pod.api
+        .wait("the event", |t| t.events.iter().any(|e| e == changed))
+        .await;
+    pod.task.abort();
+}
+
+#[tokio::test]
+async fn another_image_restarts_its_container_and_no_other_one() {
+    let spec = |image: &str| {
+        json!({"restartPolicy": "Never", "containers": [
+        {"name": "a", "image": image}, {"name": "b", "image": "busybox:1"}]})
+    };
+    let pod = Running::start(spec("busybox:1"), FakeRuntime::new(), FakeApi::new(&[]));
+    pod.api
+        .wait("running", |t| t.status["phase"] == "Running")
+        .await;
+    pod.input.send_modify(|input| {
+        input.pod = Arc::new(crate::testing::pod(spec("busybox:2")));
+    });
+    let told = pod
+        .api
+        .wait("a restart", |t| {
+            t.status["containerStatuses"][0]["image"] == "busybox:2"
+                && !t.status["containerStatuses"][0]["state"]["running"].is_null()
+        })
+        .await;
+    let statuses = &told.status["containerStatuses"];
+    assert_eq!(statuses[0]["restartCount"], 1);
+    assert_eq!(statuses[1]["restartCount"], 0);
+    assert_eq!(told.status["phase"], "Running");
+    let killing = "Killing: Container a definition changed, will be restarted";
+    pod.api
+        .wait("the event", |t| t.events.iter().any(|e| e == killing))
+        .await;
+    pod.task.abort();
+}
+
+/// A pod whose container has a preStop hook that takes this long.
+fn with_pre_stop(takes: Duration) -> Running {
+    let spec = json!({"terminationGracePeriodSeconds": 30, "containers": [{"name": "a", "image": "busybox",
+        "lifecycle": {"preStop": {"exec": {"command": ["drain"]}}},
+        "livenessProbe": {"exec": {"command": ["false"]}, "failureThreshold": 1, "periodSeconds": 1, "initialDelaySeconds": 2}}]});
+    let runtime = FakeRuntime::new();
+    *runtime.exec_takes.lock() = takes;
+    Running::start(spec, runtime, FakeApi::new(&[]))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pre_stop_hook_runs_once_though_its_container_is_stopped_again_and_again() {
+    let pod = with_pre_stop(Duration::from_secs(3));
+    // The probe condemns the container, …
+    let begun = |t: &Told| t.events.iter().any(|e| e.starts_with("Killing"));
+    pod.api.wait("the stop", begun).await;
+    // … the pod is deleted, and then once more with less time.
+    for grace in [20, 10] {
+        pod.input.send_modify(|input| {
+            let mut pod = (*input.pod).clone();
+            pod.metadata.deletion_timestamp = Some(status::time(SystemTime::now()));
+            pod.metadata.deletion_grace_period_seconds = Some(grace);
+            input.pod = Arc::new(pod);
+        });
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    pod.api.wait("the deletion", |t| t.deleted.is_some()).await;
+    assert_eq!(pod.runtime.count("exec drain"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pre_stop_hook_does_not_run_again_for_the_next_agent() {
+    let pod = with_pre_stop(Duration::from_secs(3));
+    pod.api
+        .wait("running", |t| t.status["phase"] == "Running")
+        .await;
+    pod.delete();
+    let begun = || pod.runtime.count("exec drain") == 1;
+    while !begun() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    pod.task.abort();
+    let existing = Existing::of_pod(&pod.ctx, "u").await.expect("listed");
+    assert_eq!(existing.containers.len(), 1);
+    let next = Worker::new(Start {
+        ctx: pod.ctx.clone(),
+        input: pod.input.subscribe(),
+        wake: Arc::new(Notify::new()),
+        existing,
+        rejected: None,
+    });
+    tokio::spawn(next.run());
+    pod.api.wait("the deletion", |t| t.deleted.is_some()).await;
+    assert_eq!(pod.runtime.count("exec drain"), 1);
+    assert_eq!(pod.runtime.count("stop_container a-0"), 1);
 }
