@@ -1,5 +1,7 @@
 //! The budgets of a whole cluster: `make bench` prints them as rows of a table.
 //!
+//! `make bench` prints all of them; `cargo bench -p knarr-bench -- pods` (or `idle`, `api`) only those.
+//!
 //! The bench starts a simulated machine and itself again inside it, so that its client shares the cluster's network.
 
 #[path = "../tests/harness/mod.rs"]
@@ -36,9 +38,11 @@ fn main() -> anyhow::Result<()> {
         return tokio::runtime::Runtime::new()?.block_on(measure());
     }
     let machine = harness::Machine::start("bench", "192.168.77.2/24", harness::Disk::Real);
+    let wanted = std::env::args().skip(1).filter(|arg| arg != "--bench");
     let status = machine
         .command(std::env::current_exe()?)
         .arg("inside")
+        .args(wanted)
         .env(
             "KNARR_BIN_DIR",
             harness::program("knarr").parent().context("a directory")?,
@@ -90,10 +94,33 @@ async fn measure() -> anyhow::Result<()> {
     if !import.status.success() {
         bail!("import: {}", String::from_utf8_lossy(&import.stderr));
     }
-    idle(&knarr).await?;
-    one_at_a_time(&client, 50).await?;
-    at_once(&client, 50).await?;
-    config_maps(&client).await
+    let pid = knarr.0.id();
+    let wanted: Vec<String> = std::env::args().skip(2).collect();
+    let wants = |part: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == part);
+    if wants("idle") {
+        idle(pid).await?;
+    }
+    if wants("pods") {
+        one_at_a_time(&client, pid, 50).await?;
+        at_once(&client, pid, 50).await?;
+    }
+    if wants("api") {
+        api_rows(&client, pid).await?;
+    }
+    Ok(())
+}
+
+/// The CPU time that a process has used so far, in ticks of 10 ms. On a noisy machine it says more than a rate.
+fn cpu(pid: u32) -> anyhow::Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let behind_name = stat.rsplit(')').next().context("stat")?;
+    let fields: Vec<&str> = behind_name.split_whitespace().collect();
+    Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
+}
+
+/// The CPU time since then, in milliseconds for each of so many.
+fn cpu_each(pid: u32, before: u64, count: usize) -> anyhow::Result<f64> {
+    Ok((cpu(pid)? - before) as f64 * 10.0 / count as f64)
 }
 
 /// Waits for a Ready node.
@@ -130,24 +157,12 @@ async fn try_ready() -> anyhow::Result<Client> {
 }
 
 /// PSS, private memory and CPU of an idle cluster.
-async fn idle(knarr: &Knarr) -> anyhow::Result<()> {
+async fn idle(pid: u32) -> anyhow::Result<()> {
     tokio::time::sleep(Duration::from_secs(5)).await;
-    let pid = knarr.0.id();
-    let cpu = || -> anyhow::Result<u64> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let fields: Vec<&str> = stat
-            .rsplit(')')
-            .next()
-            .context("stat")?
-            .split_whitespace()
-            .collect();
-        Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
-    };
-    let before = cpu()?;
+    let before = cpu(pid)?;
     let time = Duration::from_secs(15);
     tokio::time::sleep(time).await;
-    // Clock ticks are 10 ms each.
-    let share = (cpu()? - before) as f64 * 0.01 / time.as_secs_f64() * 100.0;
+    let share = (cpu(pid)? - before) as f64 * 0.01 / time.as_secs_f64() * 100.0;
     row(
         "idle memory of `knarr up`, PSS",
         &format!("{:.1} MiB", rollup(pid, &["Pss"])?),
@@ -184,10 +199,11 @@ fn pod(name: &str) -> anyhow::Result<Pod> {
 }
 
 /// From the create request to `Running` in a watch's event, one pod after another.
-async fn one_at_a_time(client: &Client, count: usize) -> anyhow::Result<()> {
+async fn one_at_a_time(client: &Client, pid: u32, count: usize) -> anyhow::Result<()> {
     let pods = Api::<Pod>::default_namespaced(client.clone());
     wait_for_service_account(client).await?;
     let mut times = Vec::new();
+    let before = cpu(pid)?;
     for n in 0..count {
         let name = format!("one-{n}");
         let start = Instant::now();
@@ -205,6 +221,11 @@ async fn one_at_a_time(client: &Client, count: usize) -> anyhow::Result<()> {
         "pod from create to Running, one at a time",
         &format!("p50 {:.0} ms, p99 {:.0} ms", ms(count / 2), ms(count - 1)),
         "p50 60 ms",
+    );
+    row(
+        "CPU of knarr for a pod, created, run and deleted",
+        &format!("{:.1} ms", cpu_each(pid, before, count)?),
+        "",
     );
     Ok(())
 }
@@ -310,9 +331,10 @@ async fn wait_running(pods: &Api<Pod>, count: usize, name: Option<&str>) -> anyh
         .context("pods did not run")?
 }
 
-async fn at_once(client: &Client, count: usize) -> anyhow::Result<()> {
+async fn at_once(client: &Client, pid: u32, count: usize) -> anyhow::Result<()> {
     let pods = Api::<Pod>::default_namespaced(client.clone());
     wait_gone(&pods).await?;
+    let before = cpu(pid)?;
     let start = Instant::now();
     let creates = (0..count).map(|n| {
         let pods = pods.clone();
@@ -328,6 +350,11 @@ async fn at_once(client: &Client, count: usize) -> anyhow::Result<()> {
         &format!("{count} pods at once, all Running"),
         &format!("{:.2} s", start.elapsed().as_secs_f64()),
         "3 s",
+    );
+    row(
+        &format!("CPU of knarr for each of {count} pods at once"),
+        &format!("{:.1} ms", cpu_each(pid, before, count)?),
+        "",
     );
     shims(count).await?;
     let start = Instant::now();
@@ -357,22 +384,114 @@ async fn wait_gone(pods: &Api<Pod>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Creates by 16 clients for some seconds.
-async fn config_maps(client: &Client) -> anyhow::Result<()> {
+/// What the API serves to clients with a certificate, and to clients with a service account's token, as everything inside a
+/// cluster has.
+async fn api_rows(certificate: &Client, pid: u32) -> anyhow::Result<()> {
+    let token = token_client(certificate).await?;
+    let mut rates = Vec::new();
+    // Alternated, so that neither has the warmer machine.
+    for (round, (who, client)) in [
+        ("certificate", certificate),
+        ("token", &token),
+        ("certificate", certificate),
+        ("token", &token),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let created = config_maps(client, pid, round).await?;
+        let read = reads(client, pid).await?;
+        rates.push((who, created, read));
+    }
+    let best = |wanted: &str, of: fn(&(&str, Rate, Rate)) -> Rate| -> anyhow::Result<Rate> {
+        let own = rates.iter().filter(|(who, ..)| *who == wanted).map(of);
+        own.max_by(|a, b| a.each_second.total_cmp(&b.each_second))
+            .context("no rates")
+    };
+    for (what, of, budget) in [
+        (
+            "ConfigMap create, 16 clients",
+            (|row| row.1) as fn(&(&str, Rate, Rate)) -> Rate,
+            "8,675/s, p99 7.7 ms",
+        ),
+        ("ConfigMap get, 16 clients", |row| row.2, "11,264/s"),
+    ] {
+        let (certificate, token) = (best("certificate", of)?, best("token", of)?);
+        for (who, rate) in [("a certificate", certificate), ("a token", token)] {
+            let measured = format!(
+                "{:.0}/s, p99 {:.1} ms, {:.0} us of CPU",
+                rate.each_second, rate.p99_ms, rate.cpu_us
+            );
+            row(&format!("{what} with {who}"), &measured, budget);
+        }
+        let share = token.each_second / certificate.each_second;
+        row(
+            &format!("{what}: token to certificate"),
+            &format!("{share:.2} x"),
+            "0.9 x",
+        );
+    }
+    Ok(())
+}
+
+/// A client with a token of the default service account, and no certificate.
+async fn token_client(admin: &Client) -> anyhow::Result<Client> {
+    use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+    use k8s_openapi::api::core::v1::ServiceAccount;
+    let accounts = Api::<ServiceAccount>::default_namespaced(admin.clone());
+    let request = TokenRequest {
+        spec: Some(TokenRequestSpec {
+            expiration_seconds: Some(3600),
+            ..TokenRequestSpec::default()
+        }),
+        ..TokenRequest::default()
+    };
+    let answer = accounts
+        .create_token_request("default", &PostParams::default(), &request)
+        .await
+        .context("ask for a token")?;
+    let token = answer
+        .status
+        .and_then(|status| status.token)
+        .context("no token")?;
+    let kubeconfig = Kubeconfig::read_from(KUBECONFIG)?;
+    let mut config =
+        kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    config.auth_info = kube::config::AuthInfo {
+        token: Some(token.into()),
+        ..kube::config::AuthInfo::default()
+    };
+    Ok(Client::try_from(config)?)
+}
+
+/// How many requests were answered, and how long all but the slowest hundredth took at most.
+#[derive(Clone, Copy)]
+struct Rate {
+    each_second: f64,
+    p99_ms: f64,
+    /// The server's.
+    cpu_us: f64,
+}
+
+/// 16 clients, each with so many requests one after another.
+async fn sixteen<F>(
+    pid: u32,
+    each: usize,
+    request: impl Fn(usize, usize) -> F + Clone + Send + 'static,
+) -> anyhow::Result<Rate>
+where
+    F: Future<Output = anyhow::Result<()>> + Send,
+{
+    let before = cpu(pid)?;
     let start = Instant::now();
-    let each = 300;
     let mut tasks = tokio::task::JoinSet::new();
     for worker in 0..16 {
-        let maps = Api::<ConfigMap>::default_namespaced(client.clone());
+        let request = request.clone();
         tasks.spawn(async move {
             let mut times = Vec::new();
             for n in 0..each {
-                let map: ConfigMap = serde_json::from_value(json!({
-                    "metadata": { "name": format!("bench-{worker}-{n}") },
-                    "data": { "key": "value".repeat(20) },
-                }))?;
                 let start = Instant::now();
-                maps.create(&PostParams::default(), &map).await?;
+                request(worker, n).await?;
                 times.push(start.elapsed());
             }
             anyhow::Ok(times)
@@ -382,13 +501,39 @@ async fn config_maps(client: &Client) -> anyhow::Result<()> {
     while let Some(done) = tasks.join_next().await {
         times.extend(done??);
     }
-    let rate = times.len() as f64 / start.elapsed().as_secs_f64();
+    let each_second = times.len() as f64 / start.elapsed().as_secs_f64();
     times.sort();
-    let p99 = times[times.len() * 99 / 100].as_secs_f64() * 1000.0;
-    row(
-        "ConfigMap create, 16 clients",
-        &format!("{rate:.0}/s, p99 {p99:.1} ms"),
-        "8,675/s, p99 7.7 ms",
-    );
-    Ok(())
+    Ok(Rate {
+        each_second,
+        p99_ms: times[times.len() * 99 / 100].as_secs_f64() * 1000.0,
+        cpu_us: cpu_each(pid, before, times.len())? * 1000.0,
+    })
+}
+
+async fn config_maps(client: &Client, pid: u32, round: usize) -> anyhow::Result<Rate> {
+    let maps = Api::<ConfigMap>::default_namespaced(client.clone());
+    sixteen(pid, 300, move |worker, n| {
+        let maps = maps.clone();
+        async move {
+            let map: ConfigMap = serde_json::from_value(json!({
+                "metadata": { "name": format!("bench-{round}-{worker}-{n}") },
+                "data": { "key": "value".repeat(20) },
+            }))?;
+            maps.create(&PostParams::default(), &map).await?;
+            Ok(())
+        }
+    })
+    .await
+}
+
+async fn reads(client: &Client, pid: u32) -> anyhow::Result<Rate> {
+    let maps = Api::<ConfigMap>::default_namespaced(client.clone());
+    sixteen(pid, 600, move |worker, _| {
+        let maps = maps.clone();
+        async move {
+            maps.get(&format!("bench-0-{worker}-0")).await?;
+            Ok(())
+        }
+    })
+    .await
 }

@@ -8,6 +8,7 @@ use anyhow::Context;
 use knarr_image::{Image, ImageStore, Reference, Removed, StoreConfig};
 
 use crate::cli::{Credentials, ImageCommand, Run};
+use crate::data_dir;
 use crate::login;
 
 /// Executes one of the commands.
@@ -30,6 +31,7 @@ pub async fn execute(command: ImageCommand) -> anyhow::Result<()> {
 
 fn open(run: Run) -> anyhow::Result<ImageStore> {
     let config = crate::load(run)?;
+    data_dir::close(&config.data_dir, &["images"])?;
     Ok(ImageStore::open(StoreConfig::new(
         config.data_dir.join("images"),
     ))?)
@@ -49,9 +51,9 @@ fn import(store: &ImageStore, from: &str) -> anyhow::Result<()> {
 
 async fn pull(store: &ImageStore, reference: &str, given: &Credentials) -> anyhow::Result<()> {
     let reference = Reference::from_str(reference)?;
-    let auth = login::find(given, &reference)?;
+    let auths = login::find(given, &reference)?;
     let image = store
-        .pull(&reference, &auth)
+        .pull_with_any(&reference, &auths)
         .await
         .with_context(|| format!("pull {}", reference.name()))?;
     print_names(&image);

@@ -11,7 +11,7 @@ use crate::config::Config;
 ///
 /// If there is no kubeconfig (no server has run here yet), or it is not whole.
 pub async fn admin_client(config: &Config) -> anyhow::Result<(kube::Client, String)> {
-    let path = &config.kubeconfig;
+    let path = &config.own_kubeconfig();
     let kubeconfig = Kubeconfig::read_from(path).with_context(|| {
         format!(
             "read {}: has `knarr up` or `knarr server` run here?",
@@ -38,7 +38,7 @@ pub async fn admin_client(config: &Config) -> anyhow::Result<(kube::Client, Stri
 ///
 /// If it cannot be read.
 pub fn print(config: &Config) -> anyhow::Result<()> {
-    let path = &config.kubeconfig;
+    let path = &config.own_kubeconfig();
     let text = std::fs::read_to_string(path).with_context(|| {
         format!(
             "read {}: has `knarr up` or `knarr server` run here?",

@@ -9,40 +9,45 @@ use knarr_image::{Auth, Login, Logins, Reference};
 
 use crate::cli::Credentials;
 
-/// What `--creds` or `--authfile` say; without them, what the first file that knows the registry says.
+/// What `--creds` or `--authfile` say; without them, what the first file that knows the registry says. All that fit, in the order in
+/// which they are to be tried.
 ///
 /// # Errors
 ///
 /// A file cannot be read, or `--creds` is not `USER:PASSWORD`.
-pub fn find(given: &Credentials, image: &Reference) -> anyhow::Result<Auth> {
+pub fn find(given: &Credentials, image: &Reference) -> anyhow::Result<Vec<Auth>> {
     if let Some(text) = &given.creds {
         let login = text.split_once(':').filter(|(user, _)| !user.is_empty());
         let (username, password) = login.context("--creds is not USER:PASSWORD")?;
-        return Ok(Auth::Basic {
+        return Ok(vec![Auth::Basic {
             username: username.to_owned(),
             password: password.to_owned(),
-        });
+        }]);
     }
     let variable = |name: &str| env::var_os(name).map(PathBuf::from);
     let chosen = given.authfile.clone();
     if let Some(path) = chosen.or_else(|| variable("REGISTRY_AUTH_FILE")) {
         let logins = read(&path)?.with_context(|| format!("{} is not there", path.display()))?;
-        return Ok(auth(logins.find(image)));
+        return Ok(auths(&logins, image));
     }
     for path in usual_files(variable) {
         let logins = read(&path)?.unwrap_or_default();
-        if let Some(login) = logins.find(image) {
-            return Ok(auth(Some(login)));
+        let auths = auths(&logins, image);
+        if !auths.is_empty() {
+            return Ok(auths);
         }
     }
-    Ok(Auth::Anonymous)
+    Ok(vec![])
 }
 
-fn auth(login: Option<&Login>) -> Auth {
-    login.map_or(Auth::Anonymous, |login| Auth::Basic {
-        username: login.username.clone(),
-        password: login.password.clone(),
-    })
+fn auths(logins: &Logins, image: &Reference) -> Vec<Auth> {
+    let matching = logins.matching(image).into_iter();
+    matching
+        .map(|Login { username, password }| Auth::Basic {
+            username: username.clone(),
+            password: password.clone(),
+        })
+        .collect()
 }
 
 /// `None` if there is no such file.
@@ -105,12 +110,13 @@ mod tests {
             creds: Some(creds.to_owned()),
             authfile: None,
         };
-        let auth = find(&given("anna:a:b"), &image).expect("a login");
+        let auths = find(&given("anna:a:b"), &image).expect("a login");
         assert!(
-            auth == Auth::Basic {
-                username: "anna".to_owned(),
-                password: "a:b".to_owned()
-            }
+            auths
+                == [Auth::Basic {
+                    username: "anna".to_owned(),
+                    password: "a:b".to_owned()
+                }]
         );
         for bad in ["anna", ":secret"] {
             assert!(find(&given(bad), &image).is_err(), "{bad}");

@@ -2,12 +2,15 @@
 
 mod cli;
 mod config;
+mod data_dir;
 mod image;
 mod kubeconfig;
+mod logging;
 mod login;
 #[cfg(test)]
 mod man;
 mod node;
+mod panics;
 mod run;
 mod server;
 mod token;
@@ -16,12 +19,18 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser};
-use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command, TokenCommand};
 use crate::config::Config;
 
 fn main() -> ExitCode {
+    // Before there are threads: the mask of file modes and the dispositions of signals are those of all. A descriptor of the
+    // caller's stays open for as long as this program runs (a lock, say), and not for as long as the pods do.
+    let settled = knarr_oci::sys::settle();
+    if let Err(error) = settled.and_then(|()| knarr_oci::sys::close_range_cloexec(3)) {
+        eprintln!("knarr: leave the caller's state behind: {error}");
+        return ExitCode::FAILURE;
+    }
     let cli = Cli::parse();
     match execute(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -34,14 +43,14 @@ fn main() -> ExitCode {
 
 fn execute(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Up(run) => daemon(&load(run)?, run::Role::Up),
-        Command::Server(run) => daemon(&load(run)?, run::Role::Server),
+        Command::Up(run) => daemon(&load_with(run, DAEMON)?, run::Role::Up),
+        Command::Server(run) => daemon(&load_with(run, DAEMON)?, run::Role::Server),
         Command::Node(node) => {
             let join = node::Join {
                 server: node.server,
                 token: node.token,
             };
-            daemon(&load(node.run)?, run::Role::Node(join))
+            daemon(&load_with(node.run, DAEMON)?, run::Role::Node(join))
         }
         Command::Image(args) => short(image::execute(args.command)),
         Command::Token(args) => match args.command {
@@ -63,23 +72,32 @@ fn execute(command: Command) -> anyhow::Result<()> {
     }
 }
 
+/// What a role logs that runs on.
+const DAEMON: &str = "info";
+
+/// The configuration of a command that ends; its log has what went wrong.
 fn load(run: cli::Run) -> anyhow::Result<Config> {
-    let host_name =
-        std::fs::read_to_string("/proc/sys/kernel/hostname").context("read the host's name")?;
-    Ok(Config::load(
-        run.settings,
-        run.config.as_deref(),
-        host_name.trim(),
-    )?)
+    load_with(run, "warn")
 }
 
-/// A long-running role: several threads, logs on stderr.
+/// The configuration; the log is started with it.
+fn load_with(run: cli::Run, usual_level: &str) -> anyhow::Result<Config> {
+    let host_name =
+        std::fs::read_to_string("/proc/sys/kernel/hostname").context("read the host's name")?;
+    let config = Config::load(run.settings, run.config.as_deref(), host_name.trim())?;
+    config.logging.start(usual_level);
+    Ok(config)
+}
+
+/// A long-running role: several threads.
 fn daemon(config: &Config, role: run::Role) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_from_env("KNARR_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
+    panics::log();
+    let parts = match role {
+        run::Role::Up => [data_dir::SERVER, data_dir::NODE].concat(),
+        run::Role::Server => data_dir::SERVER.to_vec(),
+        run::Role::Node(_) => data_dir::NODE.to_vec(),
+    };
+    data_dir::close(&config.data_dir, &parts)?;
     tls();
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8)))

@@ -85,10 +85,13 @@ pub async fn start(config: &Config, identity: Identity, parts: &mut Parts) -> an
     kubelet.kill_pods_on_exit = config.kill_pods_on_exit;
     {
         let (client, stop, clean) = (client.clone(), parts.stop_token(), config.kill_pods_on_exit);
+        // Not started again after a panic: it holds the engine and the state of every pod. The pods go on under their shims,
+        // and the next process takes them up.
         parts.spawn("kubelet", async move {
-            knarr_kubelet::run(kubelet, client, engine, stop).await?;
+            knarr_kubelet::run(kubelet, client, engine.clone(), stop).await?;
             // Without pods nothing needs their bridge.
             if clean {
+                engine.release_network().await;
                 knarr_network::cleanup("knarr0")
                     .await
                     .context("remove the pod network")?
@@ -99,8 +102,11 @@ pub async fn start(config: &Config, identity: Identity, parts: &mut Parts) -> an
 
     let feed = knarr_proxy::Feed::new();
     {
-        let (feed, client, stop) = (feed.clone(), client.clone(), parts.stop_token());
-        parts.spawn("service watch", async move { feed.run(client, stop).await });
+        let (feed, client) = (feed.clone(), client.clone());
+        parts.restart("service watch", move |stop| {
+            let (feed, client) = (feed.clone(), client.clone());
+            async move { feed.run(client, stop).await }
+        });
     }
     let proxy = knarr_proxy::ProxyConfig {
         node_name: config.node_name.clone(),
@@ -109,38 +115,44 @@ pub async fn start(config: &Config, identity: Identity, parts: &mut Parts) -> an
         own_addresses: vec![config.cluster_dns],
     };
     {
-        let (feed, stop, clean) = (feed.clone(), parts.stop_token(), config.kill_pods_on_exit);
-        parts.spawn("service proxy", async move {
-            knarr_proxy::run(feed, proxy, stop).await?;
-            // Pods that go on running keep their services; without pods nothing needs the rules.
-            if clean {
-                knarr_proxy::cleanup().await
-            } else {
-                Ok(())
+        let (feed, clean) = (feed.clone(), config.kill_pods_on_exit);
+        parts.restart("service proxy", move |stop| {
+            let (feed, proxy) = (feed.clone(), proxy.clone());
+            async move {
+                knarr_proxy::run(feed, proxy, stop).await;
+                // Pods that go on running keep their services; without pods nothing needs the rules.
+                if clean {
+                    knarr_proxy::cleanup().await
+                } else {
+                    Ok(())
+                }
             }
         });
     }
     let mut dns = knarr_dns::DnsConfig::new(config.cluster_dns, config.cluster_domain.clone());
     dns.service_cidrs = vec![config.service_cidr.into()];
     {
-        let (stop, clean) = (parts.stop_token(), config.kill_pods_on_exit);
-        parts.spawn("DNS", async move {
-            let address = dns.address;
-            knarr_dns::run(feed, dns, stop).await?;
-            if clean {
-                knarr_dns::cleanup(address).await
-            } else {
-                Ok(())
+        let clean = config.kill_pods_on_exit;
+        parts.restart("DNS", move |stop| {
+            let (feed, dns) = (feed.clone(), dns.clone());
+            async move {
+                let address = dns.address;
+                knarr_dns::run(feed, dns, stop).await?;
+                if clean {
+                    knarr_dns::cleanup(address).await
+                } else {
+                    Ok(())
+                }
             }
         });
     }
     let route = knarr_route::RouteConfig {
         node_name: config.node_name.clone(),
+        cluster_cidrs: vec![config.cluster_cidr.into()],
     };
-    parts.spawn(
-        "route keeper",
-        knarr_route::run(client, route, parts.stop_token()),
-    );
+    parts.restart("route keeper", move |stop| {
+        knarr_route::run(client.clone(), route.clone(), stop)
+    });
     if let Some(renew) = identity.renew {
         let stop = parts.stop_token();
         parts.spawn("certificate renewal", async move {

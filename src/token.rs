@@ -21,7 +21,7 @@ pub async fn create(config: &Config, ttl: &str) -> anyhow::Result<()> {
     let hash = knarr_api::pki::ca_hash(&ca_cert_pem).with_context(|| {
         format!(
             "the CA in {} is no certificate",
-            config.kubeconfig.display()
+            config.own_kubeconfig().display()
         )
     })?;
     let (id, secret) = (random(6), random(16));

@@ -5,11 +5,26 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rand::Rng;
+use rand::{Rng, SeedableRng};
 
 use crate::harness::Cluster;
 
 const KILLS: usize = 20;
+
+/// Names the moments of the kills; set it to what a failing test printed to have them again.
+const SEED: &str = "KNARR_FAULTS_SEED";
+
+/// The moments of the kills, from the seed of the environment or a new one, which is printed.
+fn moments() -> rand::rngs::StdRng {
+    let seed = match std::env::var(SEED) {
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|error| panic!("{SEED}={text}: {error}")),
+        Err(_) => rand::random(),
+    };
+    println!("{SEED}={seed}");
+    rand::rngs::StdRng::seed_from_u64(seed)
+}
 
 /// Container ids and the host's process ids of all running pods that carry a label.
 fn processes(cluster: &Cluster) -> BTreeMap<String, String> {
@@ -45,8 +60,11 @@ fn kill_9_under_load_loses_nothing_and_leaks_nothing() {
     let steady = processes(&cluster);
     assert_eq!(steady.len(), 3, "{steady:?}");
 
+    let mut moments = moments();
     let mut acknowledged = BTreeSet::new();
     for round in 0..KILLS {
+        let moment = Duration::from_millis(moments.random_range(50..900));
+        println!("round {round}: killed after {moment:?}");
         let stop = AtomicBool::new(false);
         let written = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
@@ -87,7 +105,7 @@ fn kill_9_under_load_loses_nothing_and_leaks_nothing() {
                 }
             });
             // A random moment: the sleep is the fault's timing, nothing is waited for.
-            std::thread::sleep(Duration::from_millis(rand::rng().random_range(50..900)));
+            std::thread::sleep(moment);
             cluster.kill_9();
             stop.store(true, Ordering::Release);
         });

@@ -376,7 +376,22 @@ fn images_are_imported_from_a_file_a_directory_and_a_pipe() {
 fn the_small_commands_work_beside_a_running_cluster() {
     let cluster = Cluster::start("small");
     assert!(good(&cluster, &["version"]).starts_with("knarr "));
+    // Wherever the administrator's own kubeconfig is.
+    let theirs = "/var/lib/knarr/admin.kubeconfig";
+    cluster
+        .machine()
+        .sh_ok(&format!("mv {theirs} {theirs}.aside"));
     let token = good(&cluster, &["token", "create"]);
+    cluster
+        .machine()
+        .sh_ok(&format!("mv {theirs}.aside {theirs}"));
+    let log = std::fs::read(cluster.log_path()).expect("the log");
+    let text_of_log = String::from_utf8_lossy(&log);
+    assert!(
+        text_of_log.contains(" INFO knarr::server: the API server is ready address=")
+            && !text_of_log.contains('\u{1b}'),
+        "a file has no colours: {text_of_log}"
+    );
     let (hash, secret) = token
         .trim()
         .strip_prefix("K10")

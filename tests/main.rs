@@ -7,10 +7,13 @@ mod features;
 mod harness;
 mod images;
 mod kubectl;
+mod lifecycle;
 mod nodes;
 mod pods;
 mod scheduling;
 mod storage;
+mod streams;
+mod volumes;
 
 use harness::{Disk, Machine};
 

@@ -2,7 +2,7 @@
 
 use std::process::{Child, Command, Stdio};
 
-use crate::harness::{Disk, Machine, busybox_image, hello_image, program, wait_until};
+use crate::harness::{Cluster, Disk, Machine, busybox_image, hello_image, program, wait_until};
 
 /// A program that ends with the test.
 struct Daemon(Child);
@@ -209,4 +209,79 @@ fn a_server_and_a_node_on_two_machines_run_pods_that_reach_services() {
     )
     .unwrap();
     assert!(version.starts_with("v1.37"), "{version}");
+}
+
+/// What a caller may leave to `knarr`: its mask of file modes, ignored and blocked signals, an open descriptor, a directory that
+/// is gone, no standard input, a low priority, memory without a random layout.
+const CALLER: &str = "umask 077
+mkdir /run/gone; cd /run/gone; rmdir /run/gone
+exec 7</dev/zero <&-
+exec setarch -R nice -n 5 env --ignore-signal=CHLD --ignore-signal=HUP --ignore-signal=USR1 --block-signal=TERM --block-signal=CHLD \"$@\"";
+
+#[test]
+fn pods_are_what_they_are_whoever_started_knarr() {
+    let cluster = Cluster::start_by("caller", CALLER);
+    cluster.import(&busybox_image());
+    cluster.apply(
+        "apiVersion: v1
+kind: ConfigMap
+metadata: {name: words}
+data: {word: read}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: pod}
+spec:
+  restartPolicy: Never
+  securityContext: {runAsUser: 1000}
+  containers:
+  - name: main
+    image: knarr.local/busybox:1
+    command:
+    - sh
+    - -c
+    - |
+      cat /words/word; echo
+      stat -c '%a %n' /etc/hosts /etc/hostname /etc/resolv.conf /work
+      umask; pwd; cut -d' ' -f19 /proc/self/stat; cat /proc/self/personality
+      grep -E '^Sig(Blk|Ign)' /proc/self/status
+      exit 3
+    volumeMounts: [{name: words, mountPath: /words}, {name: work, mountPath: /work}]
+  volumes: [{name: words, configMap: {name: words}}, {name: work, emptyDir: {}}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: long}
+spec:
+  containers: [{name: main, image: knarr.local/busybox:1, command: [sleep, '1000']}]
+",
+    );
+    cluster.wait("the pod's end", || {
+        let path =
+            "jsonpath={.status.phase} {.status.containerStatuses[0].state.terminated.exitCode}";
+        match cluster.try_kubectl(&["get", "pod", "pod", "-o", path])? {
+            ended if ended == "Failed 3" => Ok(()),
+            other => Err(other),
+        }
+    });
+    assert_eq!(
+        cluster.kubectl(&["logs", "pod"]),
+        "read
+644 /etc/hosts
+644 /etc/hostname
+644 /etc/resolv.conf
+777 /work
+0022
+/
+0
+00000000
+SigBlk:\t0000000000000000
+SigIgn:\t0000000000000000
+"
+    );
+    cluster.kubectl(&["wait", "pod/long", "--for=condition=Ready", "--timeout=60s"]);
+    // The pod outlives `knarr`; whoever waits for the descriptor to be closed does not wait for the pod.
+    let held = "for shim in $(pidof knarr-shim); do ls -l /proc/$shim/fd; done | grep -c /dev/zero";
+    assert_eq!(cluster.machine().sh(held).stdout, b"0\n");
+    cluster.end(nix::sys::signal::Signal::SIGTERM);
 }

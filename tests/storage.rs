@@ -169,3 +169,82 @@ fn a_start_on_a_full_disk_serves_reads_and_disturbs_nobody() {
     // Whether a file or the store was refused first.
     assert!(said.to_lowercase().contains("no space left"), "{said}");
 }
+
+#[test]
+fn a_disk_that_cannot_flush_ends_the_program_and_loses_nothing() {
+    let cluster = Cluster::start("flush");
+    let create = |n: u32| {
+        let name = format!("map-{n}");
+        cluster.try_kubectl(&["create", "configmap", &name, "--from-literal=a=b"])
+    };
+    for n in 0..5 {
+        create(n).expect("it is created");
+    }
+    let version = |name: &str| -> u64 {
+        let path = "jsonpath={.metadata.resourceVersion}";
+        let version = cluster.kubectl(&["get", "configmap", name, "-o", path]);
+        version.parse().expect("a number")
+    };
+    let newest = version("map-4");
+    // From here on every flush fails, as it does once the kernel could not write a page.
+    let mut strace = cluster
+        .machine()
+        .command("sh")
+        .arg("-c")
+        .arg(
+            "exec strace --follow-forks --trace=fdatasync --inject=fdatasync:error=EIO \
+             --attach=$(pgrep -x knarr) --output=/dev/null 2>&1",
+        )
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("start strace");
+    {
+        use std::io::BufRead as _;
+        let said = std::io::BufReader::new(strace.stdout.take().expect("a pipe"));
+        let attached = said
+            .lines()
+            .map_while(Result::ok)
+            .find(|line| line.contains("attached"));
+        attached.expect("strace follows knarr");
+    }
+    let mut unknown = Vec::new();
+    let mut n = 5;
+    let said = loop {
+        assert!(n < 100, "nothing failed");
+        unknown.push(format!("map-{n}"));
+        match create(n) {
+            // It was written before strace stopped the thread that flushes.
+            Ok(_) => drop(unknown.pop()),
+            Err(said) => break said,
+        }
+        n += 1;
+    };
+    assert!(
+        said.contains("not known")
+            || said.contains("the server is shutting down")
+            || said.contains("refused"),
+        "{said}"
+    );
+    let (status, log) = cluster.outcome();
+    assert_eq!(status.code(), Some(1), "{log}");
+    let last = log.lines().rev().find(|line| line.starts_with("knarr: "));
+    let last = last.unwrap_or_else(|| panic!("no message in\n{log}"));
+    assert!(
+        last.contains("the store failed")
+            && last.contains("commit to /var/lib/knarr/server/db/state.redb"),
+        "{last}"
+    );
+    strace.wait().expect("strace ends with what it follows");
+
+    cluster.up();
+    cluster.wait_ready();
+    let maps = names(&cluster, "configmaps");
+    for name in (0..n).map(|n| format!("map-{n}")) {
+        assert!(
+            maps.contains(&name) || unknown.contains(&name),
+            "{name} is not in {maps:?}"
+        );
+    }
+    cluster.kubectl(&["create", "configmap", "after"]);
+    assert!(version("after") > newest);
+}

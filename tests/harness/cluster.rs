@@ -58,14 +58,33 @@ impl Cluster {
 
     /// [`Cluster::start`] in a machine that a script prepared.
     pub fn start_after(name: &str, script: &str) -> Self {
-        let cluster = Self {
-            machine: Machine::start(name, "192.168.77.2/24", Disk::Memory),
-            knarr: Mutex::default(),
-        };
+        let cluster = Self::stopped(name);
         cluster.machine.sh_ok(script);
         cluster.up();
         cluster.wait_ready();
         cluster
+    }
+
+    /// [`Cluster::start`] by a shell, which executes `"$@"` in a state of the test's choice.
+    pub fn start_by(name: &str, script: &str) -> Self {
+        let cluster = Self::stopped(name);
+        cluster.launch(
+            cluster
+                .machine
+                .command("sh")
+                .args(["-c", script, "sh"])
+                .arg(program("knarr"))
+                .arg("up"),
+        );
+        cluster.wait_ready();
+        cluster
+    }
+
+    fn stopped(name: &str) -> Self {
+        Self {
+            machine: Machine::start(name, "192.168.77.2/24", Disk::Memory),
+            knarr: Mutex::default(),
+        }
     }
 
     /// The machine.
@@ -80,16 +99,16 @@ impl Cluster {
 
     /// The same, with these arguments.
     pub fn up_with(&self, args: &[&str]) {
+        self.launch(self.machine.command(program("knarr")).arg("up").args(args));
+    }
+
+    fn launch(&self, command: &mut Command) {
         let log = File::options()
             .create(true)
             .append(true)
             .open(self.log_path())
             .expect("open the log");
-        let knarr = self
-            .machine
-            .command(program("knarr"))
-            .arg("up")
-            .args(args)
+        let knarr = command
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("duplicate a descriptor"))
             .stderr(log)
@@ -137,6 +156,17 @@ impl Cluster {
         }
     }
 
+    /// Waits until the program ends by itself; how it ended, and all that it has logged.
+    pub fn outcome(&self) -> (std::process::ExitStatus, String) {
+        let mut knarr = self.running().take().expect("it was started");
+        let status = wait_until("the end of knarr", || {
+            let status = knarr.try_wait().expect("ask for the end of knarr");
+            status.ok_or_else(|| "it runs".to_owned())
+        });
+        let log = std::fs::read_to_string(self.log_path()).expect("read the log");
+        (status, log)
+    }
+
     /// Sends `knarr` a signal, without waiting for what comes of it.
     pub fn signal(&self, signal: nix::sys::signal::Signal) {
         let running = self.running();
@@ -155,7 +185,8 @@ impl Cluster {
         self.knarr.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn log_path(&self) -> PathBuf {
+    /// Where the program's log is.
+    pub fn log_path(&self) -> PathBuf {
         self.machine.dir().join("knarr.log")
     }
 
