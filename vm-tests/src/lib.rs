@@ -8,6 +8,8 @@
 //! ```text
 //! KNARR-VM ok <what was checked>
 //! KNARR-VM failed <what was checked>: <why>
+//! KNARR-VM acknowledged <what the program under test has answered for> end
+//! KNARR-VM cut
 //! KNARR-VM done
 //! ```
 

@@ -51,7 +51,7 @@ pub fn run(kernel: &Kernel, files: &Initramfs, hardware: Hardware) -> anyhow::Re
     run_with_disks(kernel, files, &[], hardware)
 }
 
-/// The same with disks: `/dev/vda` and so on. They are written to without care for what a crash would leave of them.
+/// The same with disks: `/dev/vda` and so on. They are written to without care for what a crash of the host would leave of them.
 ///
 /// # Errors
 ///
@@ -62,6 +62,41 @@ pub fn run_with_disks(
     disks: &[&Path],
     hardware: Hardware,
 ) -> anyhow::Result<Vec<String>> {
+    Ok(boot(kernel, files, disks, hardware, None)?.passed)
+}
+
+/// What was known of a machine when it lost its power.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// What its scenario checked, in order.
+    pub passed: Vec<String>,
+    /// What it reported as acknowledged.
+    pub acknowledged: Vec<String>,
+}
+
+/// The same, but the machine loses its power a while `after` the scenario reported `cut`: what it had not yet written to its disks
+/// is lost, as in the caches of a kernel.
+///
+/// # Errors
+///
+/// As [`run`], and if the scenario is done before.
+pub fn run_and_cut(
+    kernel: &Kernel,
+    files: &Initramfs,
+    disks: &[&Path],
+    hardware: Hardware,
+    after: Duration,
+) -> anyhow::Result<Report> {
+    boot(kernel, files, disks, hardware, Some(after))
+}
+
+fn boot(
+    kernel: &Kernel,
+    files: &Initramfs,
+    disks: &[&Path],
+    hardware: Hardware,
+    cut: Option<Duration>,
+) -> anyhow::Result<Report> {
     let dir = tempfile::tempdir()?;
     let initramfs = dir.path().join("initramfs.cpio");
     fs::write(&initramfs, files.archive())?;
@@ -70,7 +105,7 @@ pub fn run_with_disks(
         let drive = format!("file={},format=raw,if=virtio,cache=unsafe", disk.display());
         qemu.args(["-drive", &drive]);
     }
-    watch(&mut qemu, hardware.deadline)
+    watch(&mut qemu, hardware.deadline, cut)
 }
 
 fn command(
@@ -113,8 +148,9 @@ fn command(
     qemu
 }
 
-fn watch(qemu: &mut Command, limit: Duration) -> anyhow::Result<Vec<String>> {
-    let deadline = Instant::now() + limit;
+fn watch(qemu: &mut Command, limit: Duration, cut: Option<Duration>) -> anyhow::Result<Report> {
+    let begin = Instant::now();
+    let deadline = begin + limit;
     let mut process = Guard(qemu.spawn().context("start qemu-system-x86_64")?);
     let console = process.0.stdout.take().expect("it is piped");
     let (lines, console_lines) = mpsc::channel();
@@ -130,31 +166,60 @@ fn watch(qemu: &mut Command, limit: Duration) -> anyhow::Result<Vec<String>> {
             }
         }
     });
-    let begin = Instant::now();
-    let mut passed = Vec::new();
+    let mut report = Report::default();
+    let mut end = None;
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = end
+            .unwrap_or(deadline)
+            .saturating_duration_since(Instant::now());
         let line = match console_lines.recv_timeout(left) {
             Ok(line) => line,
+            Err(RecvTimeoutError::Timeout) if end.is_some() => break,
             Err(RecvTimeoutError::Timeout) => bail!("no end after {limit:?}"),
             Err(RecvTimeoutError::Disconnected) => bail!("the machine stopped"),
         };
         show(begin, &line);
         // The firmware's last words may be on the same line.
-        match line.split_once("KNARR-VM ").map(|(_, report)| report) {
-            Some("done") => return Ok(passed),
-            Some(report) => match report.strip_prefix("ok ") {
-                Some(what) => passed.push(what.to_owned()),
-                None => {
-                    // What the scenario shows of the state after a failure, up to the machine's end.
-                    while let Ok(line) = console_lines.recv_timeout(Duration::from_secs(60)) {
-                        show(begin, &line);
-                    }
-                    bail!("{report}");
-                }
-            },
-            None => {}
+        let Some((_, words)) = line.split_once("KNARR-VM ") else {
+            continue;
+        };
+        match (words, cut) {
+            ("done", None) => return Ok(report),
+            ("done", Some(_)) => bail!("done before its power was cut"),
+            ("cut", Some(after)) => end = Some(deadline.min(Instant::now() + after)),
+            _ => {}
         }
+        if !report.note(words) {
+            // What the scenario shows of the state after a failure, up to the machine's end.
+            while let Ok(line) = console_lines.recv_timeout(Duration::from_secs(60)) {
+                show(begin, &line);
+            }
+            bail!("{words}");
+        }
+    }
+    drop(process);
+    println!("{:7.1} the power is cut", begin.elapsed().as_secs_f64());
+    // What it said before.
+    for line in console_lines {
+        show(begin, &line);
+        if let Some((_, words)) = line.split_once("KNARR-VM ") {
+            report.note(words);
+        }
+    }
+    Ok(report)
+}
+
+impl Report {
+    /// Takes in what the scenario reports; returns whether it may go on.
+    fn note(&mut self, words: &str) -> bool {
+        if let Some(what) = words.strip_prefix("ok ") {
+            self.passed.push(what.to_owned());
+        } else if let Some(what) = words.strip_prefix("acknowledged ") {
+            // The last line may be cut as well.
+            self.acknowledged
+                .extend(what.strip_suffix(" end").map(str::to_owned));
+        }
+        !words.starts_with("failed ")
     }
 }
 
@@ -192,7 +257,7 @@ fn accelerator(kernel: &Kernel) -> anyhow::Result<Accelerator> {
         deadline: limit,
     };
     let mut qemu = command(kernel, &initramfs, hardware, Accelerator::Kvm);
-    let works = watch(&mut qemu, limit).is_ok();
+    let works = watch(&mut qemu, limit, None).is_ok();
     fs::write(&verdict, if works { "works" } else { "does not work" })?;
     Ok(if works {
         Accelerator::Kvm

@@ -1,5 +1,6 @@
-//! Podman, containerd and Buildah on a machine with pure cgroup v2: the suite of `runtime/oci/tests/callers`, the same program.
+//! Podman, containerd and Buildah on a machine with pure cgroup v2: the suite of `runtime/oci/tests/callers`, in the same program.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -90,11 +91,14 @@ fn callers_run_containers_on_pure_cgroup_v2() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The program of the suite, built as it is for the host: with the features of the whole workspace, so that nothing is built twice.
+/// The program of the suite, built as it is for the host: with the profile of this test and the features of the whole workspace,
+/// so that nothing is built twice.
 fn suite() -> anyhow::Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let own = std::env::current_exe().context("find this program")?;
     let output = Command::new(cargo)
-        .args(["test", "--workspace", "--test", "callers", "--no-run"])
+        .args(["test", "--workspace", "--test", "suite", "--no-run"])
+        .args(["--profile", &profile(&own)?])
         .args(["--locked", "--message-format=json-render-diagnostics"])
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
         .output()
@@ -102,12 +106,22 @@ fn suite() -> anyhow::Result<PathBuf> {
     let words = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{}\n{words}", output.status);
     let messages = String::from_utf8(output.stdout)?;
-    executable(&messages).with_context(|| format!("no program callers in {messages}"))
+    executable(&messages).with_context(|| format!("no program of the suite in {messages}"))
 }
 
-/// How many tests the program has.
+/// The profile of a test program, by its place: `target/PROFILE/deps/NAME`.
+fn profile(program: &Path) -> anyhow::Result<String> {
+    let directory = program.ancestors().nth(2).and_then(Path::file_name);
+    let name = directory
+        .and_then(OsStr::to_str)
+        .with_context(|| format!("no profile in {}", program.display()))?;
+    // The one profile whose directory has another name than it has itself.
+    Ok(if name == "debug" { "dev" } else { name }.to_owned())
+}
+
+/// How many tests of the callers the program has.
 fn tests_of(suite: &Path) -> anyhow::Result<usize> {
-    let output = Command::new(suite).arg("--list").output()?;
+    let output = Command::new(suite).args(["callers::", "--list"]).output()?;
     let list = String::from_utf8(output.stdout)?;
     Ok(list.lines().filter(|line| line.ends_with(": test")).count())
 }
@@ -119,7 +133,7 @@ fn executable(messages: &str) -> Option<PathBuf> {
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter(|message| {
             let source = message["target"]["src_path"].as_str().unwrap_or_default();
-            source.ends_with("runtime/oci/tests/callers/main.rs")
+            source.ends_with("runtime/oci/tests/main.rs")
         })
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
 }
