@@ -112,18 +112,32 @@ pub trait Strategy: Send + Sync + 'static {
     /// Defaults that depend on other fields.
     fn default(&self, _object: &mut Value) {}
 
+    /// Whether the kind has the usual spec and status: the status is written through `status` alone, and
+    /// `metadata.generation` counts the changes of the spec.
+    fn has_status(&self) -> bool {
+        false
+    }
+
     /// Clears what a client may not set (status), sets `generation` and the like.
-    fn prepare_for_create(&self, _ctx: &Context, _object: &mut Value) {}
+    fn prepare_for_create(&self, _ctx: &Context, object: &mut Value) {
+        if self.has_status() {
+            object["status"] = serde_json::json!({});
+            common::first_generation(object);
+        }
+    }
 
     /// Carries over what this request may not change: the status in an update of the object, all but the status in an
     /// update of `status`; raises `metadata.generation` where the spec changed.
     fn prepare_for_update(
         &self,
         _ctx: &Context,
-        _subresource: Option<Subresource>,
-        _object: &mut Value,
-        _old: &Value,
+        subresource: Option<Subresource>,
+        object: &mut Value,
+        old: &Value,
     ) {
+        if self.has_status() {
+            common::split_update(subresource, object, old, true);
+        }
     }
 
     /// Mistakes in a new object.
