@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn both_forms_name_the_same_resources() {
-        let resources = crate::kinds::builtin();
+        let resources = crate::kinds::builtin().resources;
         let legacy = api_resources(&resources, "apps", "v1").expect("apps/v1");
         let names: Vec<&str> = legacy["resources"]
             .as_array()

@@ -7,7 +7,8 @@ use crate::resource::Subresource::{
     Proxy, Resize, Scale, Status, Token,
 };
 use crate::resource::{GroupVersionKind, Resource, Scope, Subresource, Verb};
-use crate::strategy::{self, Review, Strategy};
+use crate::schema::Schemas;
+use crate::strategy::{self as s, Review, Strategy};
 
 /// Every verb of a stored resource, in discovery's order.
 const ALL: &[Verb] = &[
@@ -27,290 +28,152 @@ const REQUEST: &[Verb] = &[Verb::Create];
 const NAMESPACED: Scope = Scope::Namespaced;
 const CLUSTER: Scope = Scope::Cluster;
 
+const POD: &[Subresource] = &[
+    Attach,
+    Binding,
+    EphemeralContainers,
+    Eviction,
+    Exec,
+    Log,
+    PortForward,
+    Proxy,
+    Resize,
+    Status,
+];
+
+/// One kind in one version.
 struct Row {
     /// `group/version`, or `v1`.
     api: &'static str,
     kind: &'static str,
-    plural: &'static str,
-    /// Short names, then after `|` categories.
+    /// The plural name, short names, and after `|` categories.
     names: &'static str,
     scope: Scope,
     verbs: &'static [Verb],
     subresources: &'static [Subresource],
     /// Where objects are stored, if not under the plural name.
-    prefix: &'static str,
+    prefix: Option<&'static str>,
+    /// The `apiVersion` in which objects are stored, if not this one.
+    stored: Option<&'static str>,
     strategy: Arc<dyn Strategy>,
 }
 
 fn row(
     api: &'static str,
     kind: &'static str,
-    plural: &'static str,
     names: &'static str,
     scope: Scope,
     subresources: &'static [Subresource],
     strategy: impl Strategy,
 ) -> Row {
-    let strategy = Arc::new(strategy);
     Row {
         api,
         kind,
-        plural,
         names,
         scope,
         verbs: ALL,
         subresources,
-        prefix: plural,
-        strategy,
+        prefix: None,
+        stored: None,
+        strategy: Arc::new(strategy),
     }
 }
 
-fn request(
+fn asks(
     api: &'static str,
     kind: &'static str,
-    plural: &'static str,
+    names: &'static str,
     scope: Scope,
     review: Review,
 ) -> Row {
     Row {
         verbs: REQUEST,
-        ..row(api, kind, plural, "", scope, &[], strategy::Request(review))
+        ..row(api, kind, names, scope, &[], s::Request(review))
     }
 }
 
+impl Row {
+    /// Objects are stored under another name than the plural: kube-apiserver's, from before the plural was what it is.
+    fn at(self, prefix: &'static str) -> Self {
+        let prefix = Some(prefix);
+        Self { prefix, ..self }
+    }
+
+    /// Objects are stored in another version.
+    fn stored_in(self, api: &'static str) -> Self {
+        let stored = Some(api);
+        Self { stored, ..self }
+    }
+}
+
+/// The table. One line a kind, so that the eye compares columns.
+#[rustfmt::skip]
 fn rows() -> Vec<Row> {
-    let pod_subresources = &[
-        Attach,
-        Binding,
-        EphemeralContainers,
-        Eviction,
-        Exec,
-        Log,
-        PortForward,
-        Proxy,
-        Resize,
-        Status,
-    ];
     vec![
-        row(
-            "v1",
-            "ConfigMap",
-            "configmaps",
-            "cm",
-            NAMESPACED,
-            &[],
-            strategy::ConfigMap,
-        ),
-        Row {
-            prefix: "services/endpoints",
-            ..row(
-                "v1",
-                "Endpoints",
-                "endpoints",
-                "ep",
-                NAMESPACED,
-                &[],
-                strategy::Endpoints,
-            )
-        },
-        row(
-            "v1",
-            "Event",
-            "events",
-            "ev",
-            NAMESPACED,
-            &[],
-            strategy::Event::core(),
-        ),
-        row(
-            "v1",
-            "Namespace",
-            "namespaces",
-            "ns",
-            CLUSTER,
-            &[Finalize, Status],
-            strategy::Namespace,
-        ),
-        Row {
-            prefix: "minions",
-            ..row(
-                "v1",
-                "Node",
-                "nodes",
-                "no",
-                CLUSTER,
-                &[Proxy, Status],
-                strategy::Node,
-            )
-        },
-        row(
-            "v1",
-            "Pod",
-            "pods",
-            "po|all",
-            NAMESPACED,
-            pod_subresources,
-            strategy::Pod,
-        ),
-        row(
-            "v1",
-            "Secret",
-            "secrets",
-            "",
-            NAMESPACED,
-            &[],
-            strategy::Secret,
-        ),
-        row(
-            "v1",
-            "ServiceAccount",
-            "serviceaccounts",
-            "sa",
-            NAMESPACED,
-            &[Token],
-            strategy::ServiceAccount,
-        ),
-        Row {
-            prefix: "services/specs",
-            ..row(
-                "v1",
-                "Service",
-                "services",
-                "svc|all",
-                NAMESPACED,
-                &[Proxy, Status],
-                strategy::Service,
-            )
-        },
-        row(
-            "apps/v1",
-            "Deployment",
-            "deployments",
-            "deploy|all",
-            NAMESPACED,
-            &[Scale, Status],
-            strategy::Deployment,
-        ),
-        row(
-            "apps/v1",
-            "ReplicaSet",
-            "replicasets",
-            "rs|all",
-            NAMESPACED,
-            &[Scale, Status],
-            strategy::ReplicaSet,
-        ),
-        request(
-            "authentication.k8s.io/v1",
-            "SelfSubjectReview",
-            "selfsubjectreviews",
-            CLUSTER,
-            Review::SelfSubject,
-        ),
-        request(
-            "authentication.k8s.io/v1",
-            "TokenReview",
-            "tokenreviews",
-            CLUSTER,
-            Review::Token,
-        ),
-        request(
-            "authorization.k8s.io/v1",
-            "LocalSubjectAccessReview",
-            "localsubjectaccessreviews",
-            NAMESPACED,
-            Review::SubjectAccess,
-        ),
-        request(
-            "authorization.k8s.io/v1",
-            "SelfSubjectAccessReview",
-            "selfsubjectaccessreviews",
-            CLUSTER,
-            Review::SelfSubjectAccess,
-        ),
-        request(
-            "authorization.k8s.io/v1",
-            "SubjectAccessReview",
-            "subjectaccessreviews",
-            CLUSTER,
-            Review::SubjectAccess,
-        ),
-        row(
-            "certificates.k8s.io/v1",
-            "CertificateSigningRequest",
-            "certificatesigningrequests",
-            "csr",
-            CLUSTER,
-            &[Approval, Status],
-            strategy::CertificateSigningRequest,
-        ),
-        row(
-            "coordination.k8s.io/v1",
-            "Lease",
-            "leases",
-            "",
-            NAMESPACED,
-            &[],
-            strategy::Lease,
-        ),
-        row(
-            "discovery.k8s.io/v1",
-            "EndpointSlice",
-            "endpointslices",
-            "",
-            NAMESPACED,
-            &[],
-            strategy::EndpointSlice,
-        ),
-        row(
-            "events.k8s.io/v1",
-            "Event",
-            "events",
-            "ev",
-            NAMESPACED,
-            &[],
-            strategy::Event::new(),
-        ),
-        row(
-            "networking.k8s.io/v1",
-            "IPAddress",
-            "ipaddresses",
-            "ip",
-            CLUSTER,
-            &[],
-            strategy::IpAddress,
-        ),
+        //  API                          kind                         names                            scope       subresources       strategy
+        row("v1",                        "ConfigMap",                 "configmaps cm",                 NAMESPACED, &[],               s::ConfigMap),
+        row("v1",                        "Endpoints",                 "endpoints ep",                  NAMESPACED, &[],               s::Endpoints).at("services/endpoints"),
+        row("v1",                        "Event",                     "events ev",                     NAMESPACED, &[],               s::Event::core()),
+        row("v1",                        "Namespace",                 "namespaces ns",                 CLUSTER,    &[Finalize, Status], s::Namespace),
+        row("v1",                        "Node",                      "nodes no",                      CLUSTER,    &[Proxy, Status],  s::Node).at("minions"),
+        row("v1",                        "Pod",                       "pods po|all",                   NAMESPACED, POD,               s::Pod),
+        row("v1",                        "Secret",                    "secrets",                       NAMESPACED, &[],               s::Secret),
+        row("v1",                        "ServiceAccount",            "serviceaccounts sa",            NAMESPACED, &[Token],          s::ServiceAccount),
+        row("v1",                        "Service",                   "services svc|all",              NAMESPACED, &[Proxy, Status],  s::Service).at("services/specs"),
+        row("apps/v1",                   "Deployment",                "deployments deploy|all",        NAMESPACED, &[Scale, Status],  s::Deployment),
+        row("apps/v1",                   "ReplicaSet",                "replicasets rs|all",            NAMESPACED, &[Scale, Status],  s::ReplicaSet),
+        asks("authentication.k8s.io/v1", "SelfSubjectReview",         "selfsubjectreviews",            CLUSTER,    Review::SelfSubject),
+        asks("authentication.k8s.io/v1", "TokenReview",               "tokenreviews",                  CLUSTER,    Review::Token),
+        asks("authorization.k8s.io/v1",  "LocalSubjectAccessReview",  "localsubjectaccessreviews",     NAMESPACED, Review::SubjectAccess),
+        asks("authorization.k8s.io/v1",  "SelfSubjectAccessReview",   "selfsubjectaccessreviews",      CLUSTER,    Review::SelfSubjectAccess),
+        asks("authorization.k8s.io/v1",  "SubjectAccessReview",       "subjectaccessreviews",          CLUSTER,    Review::SubjectAccess),
+        row("certificates.k8s.io/v1",    "CertificateSigningRequest", "certificatesigningrequests csr", CLUSTER,   &[Approval, Status], s::CertificateSigningRequest),
+        row("coordination.k8s.io/v1",    "Lease",                     "leases",                        NAMESPACED, &[],               s::Lease),
+        row("discovery.k8s.io/v1",       "EndpointSlice",             "endpointslices",                NAMESPACED, &[],               s::EndpointSlice),
+        row("events.k8s.io/v1",          "Event",                     "events ev",                     NAMESPACED, &[],               s::Event::new()).stored_in("v1"),
+        row("networking.k8s.io/v1",      "IPAddress",                 "ipaddresses ip",                CLUSTER,    &[],               s::IpAddress),
     ]
 }
 
-/// The built-in resources, by group.
-pub fn builtin() -> Vec<Arc<Resource>> {
-    rows()
-        .into_iter()
-        .map(|row| Arc::new(resource(row)))
-        .collect()
+/// The built-in resources, by group, and the schemas of all that is sent to them.
+pub struct Builtin {
+    /// The resources.
+    pub resources: Vec<Arc<Resource>>,
+    /// The schemas.
+    pub schemas: Arc<Schemas>,
 }
 
-fn resource(row: Row) -> Resource {
-    let (short_names, categories) = row.names.split_once('|').unwrap_or((row.names, ""));
-    let words = |text: &str| {
-        text.split_whitespace()
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-    };
+/// What the program serves without a custom resource.
+pub fn builtin() -> Builtin {
+    let schemas = Schemas::builtin();
+    let resources = rows()
+        .into_iter()
+        .map(|row| Arc::new(resource(row, &schemas)))
+        .collect();
+    Builtin { resources, schemas }
+}
+
+fn resource(row: Row, schemas: &Schemas) -> Resource {
+    let (names, categories) = row.names.split_once('|').unwrap_or((row.names, ""));
+    let mut names = names.split_whitespace().map(str::to_owned);
+    let plural = names.next().expect("a row names the plural first");
     let gvk = gvk(row.api, row.kind);
-    let storage_version = (row.api == "events.k8s.io/v1").then(|| self::gvk("v1", "Event"));
+    let schema = schemas
+        .find(&gvk)
+        .expect("build.rs makes a schema for each row")
+        .clone();
     Resource {
+        storage_prefix: row.prefix.unwrap_or(&plural).to_owned(),
+        storage_version: row.stored.map(|api| self::gvk(api, row.kind)),
         gvk,
-        plural: row.plural.to_owned(),
+        plural,
         singular: row.kind.to_lowercase(),
-        short_names: words(short_names),
-        categories: words(categories),
+        short_names: names.collect(),
+        categories: categories.split_whitespace().map(str::to_owned).collect(),
         scope: row.scope,
         verbs: row.verbs.to_vec(),
         subresources: row.subresources.to_vec(),
-        storage_prefix: row.prefix.to_owned(),
-        storage_version,
+        schema,
         strategy: row.strategy,
     }
 }
@@ -325,28 +188,14 @@ pub fn gvk(api_version: &str, kind: &str) -> GroupVersionKind {
     }
 }
 
-/// Converts an object to another version of its kind (`to`), where the two differ in more than `apiVersion`.
-pub fn convert(object: &mut serde_json::Value, to: &GroupVersionKind) {
-    if to.kind == "Event" {
-        strategy::convert_event(object, to);
-    }
-    object["apiVersion"] = to.api_version().into();
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schema::Schemas;
 
     #[test]
     fn every_resource_has_a_schema_and_as_many_cells_as_columns() {
         let now = jiff::Timestamp::UNIX_EPOCH;
-        for resource in builtin() {
-            assert!(
-                Schemas::builtin().find(&resource.gvk).is_some(),
-                "{:?} has no schema",
-                resource.gvk
-            );
+        for resource in builtin().resources {
             let columns = resource.strategy.columns();
             for object in [
                 serde_json::json!({}),
@@ -356,7 +205,7 @@ mod tests {
                 assert_eq!(columns.len(), cells.len(), "{:?}", resource.gvk);
             }
             let mut object = serde_json::json!({ "metadata": { "name": "x" } });
-            Schemas::builtin().apply_defaults(&resource.gvk, &mut object);
+            resource.schema.apply_defaults(&mut object);
             resource.strategy.default(&mut object);
             let ctx = crate::strategy::Context::component("u");
             resource.strategy.prepare_for_create(&ctx, &mut object);

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use crate::schema::Schema;
 use crate::strategy::Strategy;
 
 /// A group, a version and a kind.
@@ -115,8 +116,18 @@ pub struct Resource {
     pub storage_prefix: String,
     /// The group and version that stored objects carry, where it is not this one (events).
     pub storage_version: Option<GroupVersionKind>,
+    /// The fields of its objects.
+    pub schema: Schema,
     /// What is special about the kind.
     pub strategy: Arc<dyn Strategy>,
+}
+
+impl Resource {
+    /// Converts an object to another version of its kind (`to`).
+    pub fn convert(&self, object: &mut serde_json::Value, to: &GroupVersionKind) {
+        self.strategy.convert(object, to);
+        object["apiVersion"] = to.api_version().into();
+    }
 }
 
 impl std::fmt::Debug for Resource {

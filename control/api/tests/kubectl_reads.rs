@@ -26,7 +26,7 @@ fn serve(aggregated: bool, version_three: bool) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
     let url = format!("http://{}", listener.local_addr().expect("bound"));
     let server = Arc::new(Server {
-        resources: kinds::builtin(),
+        resources: kinds::builtin().resources,
         aggregated,
         version_three,
         deployment: Mutex::new(None),
@@ -155,7 +155,9 @@ impl Server {
                     "PATCH" => {
                         let patch = serde_json::from_slice(body).expect("JSON");
                         let old = kept.as_ref().expect("created");
-                        let merged = schemas.strategic_merge(&gvk, old, &patch).expect("applies");
+                        let merged =
+                            knarr_api::patch::strategic::merge(schemas.find(&gvk), old, &patch)
+                                .expect("applies");
                         Some(
                             schemas
                                 .check(&gvk, merged, FieldValidation::Strict)

@@ -71,7 +71,8 @@ impl Check {
             InformerSync if registry.feed.is_following() => Ok(()),
             InformerSync => Err("the store is being read anew".to_owned()),
             StorageReadiness => {
-                let empty = registry.collections().filter(|c| !c.is_filled());
+                let table = registry.table();
+                let empty = table.collections().filter(|c| !c.is_filled());
                 let empty: Vec<&str> = empty.map(|collection| &*collection.prefix).collect();
                 match &empty[..] {
                     [] => Ok(()),

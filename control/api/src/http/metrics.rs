@@ -192,7 +192,7 @@ impl Metrics {
 
     /// All metrics as text.
     pub fn render(&self, registry: &Registry) -> String {
-        for collection in registry.collections() {
+        for collection in registry.table().collections() {
             let stored = Stored {
                 resource: collection.prefix.clone(),
             };

@@ -20,7 +20,7 @@ use crate::registry::selector::Selector;
 use crate::registry::watch::{Frames, Start, WatchRequest, Watcher};
 use crate::registry::write::Target;
 use crate::resource::{GroupVersionKind, Resource, Subresource, Verb};
-use crate::schema::{Decoded, FieldValidation, Format, Schemas, protobuf, yaml};
+use crate::schema::{Decoded, FieldValidation, Format, Schema, yaml};
 use crate::status::{ApiError, FieldError};
 use crate::table;
 
@@ -281,14 +281,15 @@ pub async fn decode(
     body: RequestBody,
 ) -> Result<Decoded, ApiError> {
     let mode = field_validation(call)?;
+    let schemas = &call.server.registry.table().schemas;
     if negotiate::media_type(&call.parts.headers) == negotiate::PROTOBUF {
         let bytes = body::read(body).await?;
-        let object = protobuf::decode(Schemas::builtin(), gvk, &bytes)?;
-        return Schemas::builtin().check(gvk, object, mode);
+        let object = schemas.decode_protobuf(gvk, &bytes)?;
+        return schemas.check(gvk, object, mode);
     }
     let format = negotiate::input(&call.parts.headers)?;
     let bytes = body::read(body).await?;
-    Schemas::builtin().decode(gvk, &bytes, format, mode)
+    schemas.decode(gvk, &bytes, format, mode)
 }
 
 async fn create(call: &Call, target: Target, body: RequestBody) -> Result<Answer, ApiError> {
@@ -430,16 +431,16 @@ impl Patch {
         })
     }
 
-    /// Applies it to an object of the kind.
+    /// Applies it to an object of the kind that the schema describes.
     ///
     /// # Errors
     ///
     /// 400 or 422 if it does not apply.
-    pub fn apply(&self, gvk: &GroupVersionKind, object: &Value) -> Result<Value, ApiError> {
+    pub fn apply(&self, schema: Option<&Schema>, object: &Value) -> Result<Value, ApiError> {
         match self {
             Self::Json(patch) => crate::patch::json_patch(object, patch),
             Self::Merge(patch) => Ok(crate::patch::merge_patch(object, patch)),
-            Self::Strategic(patch) => Schemas::builtin().strategic_merge(gvk, object, patch),
+            Self::Strategic(patch) => crate::patch::strategic::merge(schema, object, patch),
         }
     }
 }
@@ -456,9 +457,11 @@ pub async fn patch(
     let mode = field_validation(call)?;
     let patch = Patch::read(call, body).await?;
     let gvk = &target.resource.gvk;
+    let (table, schema) = (call.server.registry.table(), &target.resource.schema);
     let warnings = parking_lot::Mutex::new(Vec::new());
     let change = |old: &Value| {
-        let decoded = Schemas::builtin().check(gvk, patch.apply(gvk, old)?, mode)?;
+        let patched = patch.apply(Some(schema), old)?;
+        let decoded = table.schemas.check(gvk, patched, mode)?;
         *warnings.lock() = decoded.warnings;
         let mut object = decoded.object;
         named_as_in_the_path(target, &mut object)?;
@@ -490,11 +493,8 @@ pub async fn delete_options(
     let bytes = body::read(body).await?;
     let mut options = json!({});
     if !bytes.is_empty() && negotiate::media_type(&call.parts.headers) == negotiate::PROTOBUF {
-        options = protobuf::decode(
-            Schemas::builtin(),
-            &crate::kinds::gvk("v1", "DeleteOptions"),
-            &bytes,
-        )?;
+        let schemas = &call.server.registry.table().schemas;
+        options = schemas.decode_protobuf(&crate::kinds::gvk("v1", "DeleteOptions"), &bytes)?;
     } else if !bytes.is_empty() {
         options = match negotiate::input(&call.parts.headers)? {
             Format::Json => serde_json::from_slice(&bytes).map_err(|error| {

@@ -8,6 +8,7 @@ use super::dispatch::Call;
 use super::negotiate::{self, Output};
 use super::respond::{self, Answer};
 use super::{health, objects};
+use crate::registry::table::Table;
 use crate::status::ApiError;
 use crate::{VERSION, discovery, openapi};
 
@@ -34,7 +35,8 @@ pub async fn answer(call: &Call) -> Result<Answer, ApiError> {
         return Err(ApiError::method_not_allowed());
     }
     let server = &call.server;
-    let resources = server.registry.resources();
+    let table = server.registry.table();
+    let resources = table.resources();
     let json = |value: &Value| Ok(respond::value(StatusCode::OK, value, Output::JSON));
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     match parts[..] {
@@ -110,34 +112,32 @@ pub async fn answer(call: &Call) -> Result<Answer, ApiError> {
 /// `/openapi/v2`, `/openapi/v3` and what is below.
 async fn openapi(call: &Call, name: &[&str]) -> Result<Answer, ApiError> {
     let server = &call.server;
-    let resources = server.registry.resources();
+    let table = server.registry.table();
     let headers = &call.parts.headers;
     let accepted = headers
         .get(ACCEPT)
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
     let json = "application/json";
-    // Held by whoever makes the document, however long the request waits for it.
-    let registry = server.registry.clone();
     let (content_type, made) = match name {
         ["v2"] if accepted.contains(openapi::V2_PROTOBUF_ACCEPT) => {
-            let make = move || Some(openapi::v2_protobuf(registry.resources()));
-            let made = server.documents.get("v2 in protobuf", make).await;
+            let make = |table: &Table| Some(openapi::v2_protobuf(table.resources()));
+            let made = server.documents.get(&table, "v2 in protobuf", make).await;
             (openapi::V2_PROTOBUF_CONTENT_TYPE, made)
         }
         ["v2"] => {
-            let make = move || Some(openapi::v2(registry.resources()));
-            (json, server.documents.get("v2", make).await)
+            let make = |table: &Table| Some(openapi::v2(table.resources()));
+            (json, server.documents.get(&table, "v2", make).await)
         }
         ["v3"] => {
-            let make = move || Some(openapi::v3_index(registry.resources()));
-            (json, server.documents.get("v3", make).await)
+            let make = |table: &Table| Some(openapi::v3_index(table.resources()));
+            (json, server.documents.get(&table, "v3", make).await)
         }
-        ["v3", name @ ..] if openapi::has_v3(resources, &name.join("/")) => {
+        ["v3", name @ ..] if openapi::has_v3(table.resources(), &name.join("/")) => {
             let name = name.join("/");
             let key = format!("v3/{name}");
-            let make = move || openapi::v3(registry.resources(), &name);
-            (json, server.documents.get(&key, make).await)
+            let make = move |table: &Table| openapi::v3(table.resources(), &name);
+            (json, server.documents.get(&table, &key, make).await)
         }
         _ => return Err(ApiError::no_such_path()),
     };

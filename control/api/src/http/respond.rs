@@ -107,7 +107,7 @@ pub fn object(
     let mut parsed: Value =
         serde_json::from_slice(object).map_err(|error| ApiError::internal(&error))?;
     if resource.storage_version.is_some() {
-        crate::kinds::convert(&mut parsed, &resource.gvk);
+        resource.convert(&mut parsed, &resource.gvk);
     }
     let shaped = match output.shape {
         OutputShape::Object => parsed,
@@ -180,7 +180,7 @@ pub fn list(
     let parse = |entry: &Arc<Entry>| {
         let mut object = entry.parse();
         if resource.storage_version.is_some() {
-            crate::kinds::convert(&mut object, &resource.gvk);
+            resource.convert(&mut object, &resource.gvk);
         }
         object
     };

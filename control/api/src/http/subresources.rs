@@ -17,7 +17,6 @@ use crate::registry::operation::{Action, Operation};
 use crate::registry::views::View;
 use crate::registry::write::{Change, Target};
 use crate::resource::Subresource;
-use crate::schema::Schemas;
 use crate::status::ApiError;
 use crate::strategy::Proxied;
 
@@ -157,10 +156,10 @@ async fn scale(
         Method::PATCH => {
             let patch = Patch::read(call, body).await?;
             let mode = objects::field_validation(call)?;
+            let table = call.server.registry.table();
             Box::new(move |scale| {
-                Ok(Schemas::builtin()
-                    .check(&kind, patch.apply(&kind, scale)?, mode)?
-                    .object)
+                let patched = patch.apply(table.schemas.find(&kind), scale)?;
+                Ok(table.schemas.check(&kind, patched, mode)?.object)
             })
         }
         _ => return Err(ApiError::method_not_allowed()),

@@ -1,4 +1,5 @@
-//! The documents, made once for a table of resources, and kept as they travel: compressed.
+//! The documents, made once for a table of resources, and kept as they travel: compressed. Those of a table that has been
+//! replaced go when the first of the next one is asked for.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -10,6 +11,8 @@ use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
+
+use crate::registry::table::Table;
 
 /// One document.
 pub struct Document {
@@ -43,12 +46,37 @@ impl Document {
     }
 }
 
+type Cell = Arc<OnceCell<Option<Document>>>;
+
 /// The documents that were asked for so far.
 #[derive(Default)]
-pub struct Documents(Mutex<BTreeMap<String, Arc<OnceCell<Option<Document>>>>>);
+pub struct Documents(Mutex<Kept>);
+
+/// Those of one table, by name.
+#[derive(Default)]
+struct Kept {
+    version: u64,
+    cells: BTreeMap<String, Cell>,
+}
+
+impl Kept {
+    /// The place of a document; one of a table that another has replaced meanwhile is kept nowhere.
+    fn cell(&mut self, version: u64, name: &str) -> Cell {
+        if version > self.version {
+            *self = Self {
+                version,
+                cells: BTreeMap::new(),
+            };
+        }
+        if version < self.version {
+            return Cell::default();
+        }
+        self.cells.entry(name.to_owned()).or_default().clone()
+    }
+}
 
 /// A document that somebody made, if there is one of the name.
-pub struct Made(Arc<OnceCell<Option<Document>>>);
+pub struct Made(Cell);
 
 impl Made {
     /// The document.
@@ -58,16 +86,19 @@ impl Made {
 }
 
 impl Documents {
-    /// The document of this name; `make` makes it, off the threads that serve, once however many ask for it. Only names that
+    /// The document of this name of a table; `make` makes it, off the threads that serve, once however many ask for it. Only names that
     /// there can be may be asked for: each is kept.
     pub async fn get(
         &self,
+        table: &Arc<Table>,
         name: &str,
-        make: impl FnOnce() -> Option<Vec<u8>> + Send + 'static,
+        make: impl FnOnce(&Table) -> Option<Vec<u8>> + Send + 'static,
     ) -> Made {
-        let cell = self.0.lock().entry(name.to_owned()).or_default().clone();
+        let cell = self.0.lock().cell(table.version, name);
         cell.get_or_init(|| async {
-            let made = tokio::task::spawn_blocking(move || Some(Document::new(&make()?))).await;
+            let table = table.clone();
+            let made =
+                tokio::task::spawn_blocking(move || Some(Document::new(&make(&table)?))).await;
             match made {
                 Ok(made) => made,
                 // A panic of ours costs this request, as if it had happened here.
@@ -89,8 +120,10 @@ mod tests {
     async fn a_document_is_made_once_and_read_by_all() {
         static MADE: AtomicUsize = AtomicUsize::new(0);
         let documents = Documents::default();
+        let table = |version| Arc::new(Table::new(version, Vec::new(), Arc::default(), []));
+        let (first, second) = (table(0), table(1));
         let ask = || {
-            documents.get("v2", || {
+            documents.get(&first, "v2", |_| {
                 MADE.fetch_add(1, Ordering::SeqCst);
                 Some(b"a document".repeat(100))
             })
@@ -103,5 +136,15 @@ mod tests {
             assert!(document.gzip().len() < 100);
             assert_eq!(document.tag, crate::openapi::etag(&document.plain()));
         }
+        let other = documents.get(&second, "v2", |_| Some(b"another".to_vec()));
+        let other = other.await;
+        assert_eq!(*other.document().expect("it was made").plain(), *b"another");
+        let old = documents
+            .get(&first, "v2", |_| Some(b"late".to_vec()))
+            .await;
+        assert_eq!(*old.document().expect("it was made").plain(), *b"late");
+        let again = documents.get(&second, "v2", |_| unreachable!("it is kept"));
+        let again = again.await;
+        assert_eq!(*again.document().expect("it was made").plain(), *b"another");
     }
 }

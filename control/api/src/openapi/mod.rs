@@ -130,9 +130,8 @@ impl Definitions {
         let mut paths = Map::new();
         for resource in &own {
             paths::add(&mut paths, resource, paths::Version::Three);
-            if resource.verbs.contains(&Verb::List)
-                && let Some((name, list)) = list_definition(resource)
-            {
+            if resource.verbs.contains(&Verb::List) {
+                let (name, list) = list_definition(resource);
                 made.insert(name, list);
             }
         }
@@ -196,14 +195,13 @@ fn references(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// The name of a kind's definition: `io.k8s.api.core.v1.Pod`.
-fn definition_name(resource: &Resource) -> Option<&'static str> {
-    let schemas = crate::schema::Schemas::builtin();
-    schemas.find(&resource.gvk).map(|id| schemas.get(id).name)
+fn definition_name(resource: &Resource) -> &str {
+    &resource.schema.root().name
 }
 
 /// The definition of the list of a kind.
-fn list_definition(resource: &Resource) -> Option<(String, Value)> {
-    let item = definition_name(resource)?;
+fn list_definition(resource: &Resource) -> (String, Value) {
+    let item = definition_name(resource);
     let kind = &resource.gvk.kind;
     let list = json!({
         "description": format!("{kind}List is a list of {kind} objects."),
@@ -219,7 +217,7 @@ fn list_definition(resource: &Resource) -> Option<(String, Value)> {
             "group": resource.gvk.group, "version": resource.gvk.version, "kind": format!("{kind}List"),
         }],
     });
-    Some((format!("{item}List"), list))
+    (format!("{item}List"), list)
 }
 
 fn v2_document(resources: &[Arc<Resource>]) -> Value {
@@ -229,19 +227,15 @@ fn v2_document(resources: &[Arc<Resource>]) -> Value {
     let mut paths = Map::new();
     for resource in resources {
         paths::add(&mut paths, resource, paths::Version::Two);
-        if resource.verbs.contains(&Verb::List)
-            && let Some((name, list)) = list_definition(resource)
-        {
+        if resource.verbs.contains(&Verb::List) {
+            let (name, list) = list_definition(resource);
             made.insert(name, list);
         }
     }
     // Paths of version 2 refer to definitions, not to components; the kinds are all reachable from their lists or by name.
     let mut roots = serde_json::to_string(&made).expect("a JSON value always serialises");
     for resource in resources {
-        roots.push_str(&format!(
-            "{COMPONENT}{}\"",
-            definition_name(resource).unwrap_or_default()
-        ));
+        roots.push_str(&format!("{COMPONENT}{}\"", definition_name(resource)));
     }
     for name in ["DeleteOptions", "Status", "Patch"] {
         roots.push_str(&format!("{COMPONENT}{META}{name}\""));
@@ -295,7 +289,7 @@ mod tests {
 
     #[test]
     fn every_reference_of_a_document_is_defined_in_it() {
-        let resources = crate::kinds::builtin();
+        let resources = crate::kinds::builtin().resources;
         for (name, _, _) in documents(&resources) {
             let document = v3(&resources, &name).expect("a document of the index");
             let text = String::from_utf8(document).expect("UTF-8");
@@ -323,7 +317,7 @@ mod tests {
 
     #[test]
     fn kubectl_finds_what_it_looks_for() {
-        let resources = crate::kinds::builtin();
+        let resources = crate::kinds::builtin().resources;
         let document: Value =
             serde_json::from_slice(&v3(&resources, "api/v1").expect("core")).expect("JSON");
         let pod = &document["components"]["schemas"]["io.k8s.api.core.v1.Pod"];

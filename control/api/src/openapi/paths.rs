@@ -174,7 +174,7 @@ impl Writer<'_> {
     }
 
     fn operation(&self, action: &str, other: Option<Other>) -> Value {
-        let own = definition_name(self.resource).unwrap_or_default();
+        let own = definition_name(self.resource);
         let (definition, gvk) = match other {
             Some((name, [group, version, kind])) => (
                 name,

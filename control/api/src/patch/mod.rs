@@ -1,6 +1,6 @@
-//! Patches: RFC 6902, RFC 7386, and Kubernetes' strategic merge ([`crate::schema::Schemas::strategic_merge`]).
+//! Patches: RFC 6902, RFC 7386, and Kubernetes' strategic merge ([`strategic::merge`]).
 
-pub(crate) mod strategic;
+pub mod strategic;
 
 use json_patch::PatchOperation;
 use json_patch::jsonptr::{Pointer, PointerBuf, Token};

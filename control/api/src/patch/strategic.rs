@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::schema::{Field, Schemas, Shape, TypeId};
+use crate::schema::{Field, Schema, Shape};
 use crate::status::ApiError;
 
 const DIRECTIVE: &str = "$patch";
@@ -12,18 +12,17 @@ const RETAIN_KEYS: &str = "$retainKeys";
 const DELETE_PRIMITIVES: &str = "$deleteFromPrimitiveList/";
 const SET_ORDER: &str = "$setElementOrder/";
 
-/// Applies `patch` to `original`, an object of the type `kind`.
-pub fn merge(
-    schemas: &Schemas,
-    kind: Option<TypeId>,
-    original: &Value,
-    patch: &Value,
-) -> Result<Value, ApiError> {
+/// Applies `patch` to `original`, an object of the kind that the schema describes; without one every list is replaced.
+///
+/// # Errors
+///
+/// 400 for a patch with wrong directives, 500 as kube-apiserver for one that does not keep its own order.
+pub fn merge(schema: Option<&Schema>, original: &Value, patch: &Value) -> Result<Value, ApiError> {
     let (Value::Object(original), Value::Object(patch)) = (original, patch) else {
         return Err(bad("the patch is not an object".into()));
     };
-    let shape = kind.map_or(Shape::Any, Shape::Object);
-    Merge { schemas }
+    let shape = schema.map_or(Shape::Any, |schema| Shape::Object(schema.root_id()));
+    Merge { schema }
         .map(original.clone(), patch, &shape)
         .map(Value::Object)
 }
@@ -33,7 +32,7 @@ fn bad(message: String) -> ApiError {
 }
 
 struct Merge<'a> {
-    schemas: &'a Schemas,
+    schema: Option<&'a Schema>,
 }
 
 /// How the items of a list are found: by a key, or by themselves where it is empty.
@@ -42,7 +41,7 @@ type Key<'a> = &'a str;
 impl<'a> Merge<'a> {
     fn field(&self, shape: &Shape, name: &str) -> Option<&'a Field> {
         match shape {
-            Shape::Object(id) => self.schemas.get(*id).field(name),
+            Shape::Object(id) => self.schema?.get(*id).field(name),
             _ => None,
         }
     }
@@ -129,7 +128,7 @@ impl<'a> Merge<'a> {
         order: &[Value],
     ) -> Result<(), ApiError> {
         let field = self.field(shape, name);
-        let key = field.map_or("", |field| field.merge_key);
+        let key = field.map_or("", |field| &*field.merge_key);
         let old = match original.get(name) {
             Some(Value::Array(items)) => Some(items.clone()),
             _ => None,
@@ -178,7 +177,7 @@ impl<'a> Merge<'a> {
         let Shape::List(item) = &field.shape else {
             return Ok(patch.to_vec());
         };
-        let key: Key<'_> = field.merge_key;
+        let key: Key<'_> = &field.merge_key;
         if key.is_empty() {
             let mut merged = original.clone();
             for value in patch {
@@ -414,6 +413,7 @@ mod tests {
 
     use super::*;
     use crate::resource::GroupVersionKind;
+    use crate::schema::Schemas;
 
     fn pod() -> GroupVersionKind {
         GroupVersionKind {
@@ -423,13 +423,12 @@ mod tests {
         }
     }
 
+    fn patched(original: &Value, patch: &Value) -> Result<Value, ApiError> {
+        merge(Schemas::builtin().find(&pod()), original, patch)
+    }
+
     fn spec(original: Value, patch: Value) -> Value {
-        let merged = Schemas::builtin()
-            .strategic_merge(
-                &pod(),
-                &json!({ "spec": original }),
-                &json!({ "spec": patch }),
-            )
+        let merged = patched(&json!({ "spec": original }), &json!({ "spec": patch }))
             .expect("the patch applies");
         merged["spec"].clone()
     }
@@ -493,9 +492,7 @@ mod tests {
             json!({ "containers": [{ "$patch": "replace" }, { "name": "z" }] }),
         );
         assert_eq!(merged["containers"], json!([{ "name": "z" }]));
-        let merged = Schemas::builtin()
-            .strategic_merge(
-                &pod(),
+        let merged = patched(
                 &json!({ "metadata": { "finalizers": ["a", "b"] } }),
                 &json!({ "metadata": { "$deleteFromPrimitiveList/finalizers": ["a"], "finalizers": ["c"],
                                        "labels": { "x": null } } }),
@@ -510,8 +507,7 @@ mod tests {
     #[test]
     fn a_patch_that_does_not_keep_its_own_order_is_refused() {
         let ports = |patch: Value, order: Value| {
-            Schemas::builtin().strategic_merge(
-                &pod(),
+            patched(
                 &json!({ "spec": { "containers": [{ "name": "c", "ports": [
                     { "containerPort": 1, "protocol": "TCP" }, { "containerPort": 2, "name": "t", "protocol": "TCP" }] }] } }),
                 &json!({ "spec": { "containers": [{ "name": "c", "$setElementOrder/ports": order, "ports": patch }] } }),
@@ -551,8 +547,7 @@ mod tests {
     #[test]
     fn a_primitive_list_must_keep_its_order_too() {
         let finalizers = |patch: Value| {
-            Schemas::builtin().strategic_merge(
-                &pod(),
+            patched(
                 &json!({ "metadata": { "finalizers": ["a", "b"] } }),
                 &json!({ "metadata": { "$setElementOrder/finalizers": ["b", "a", "c"], "finalizers": patch } }),
             )
@@ -582,14 +577,12 @@ mod tests {
 
     #[test]
     fn an_item_without_its_key_is_refused() {
-        let result = Schemas::builtin().strategic_merge(
-            &pod(),
+        let result = patched(
             &json!({ "spec": {} }),
             &json!({ "spec": { "containers": [{ "image": "x" }] } }),
         );
         assert!(result.is_ok(), "there is nothing to merge with");
-        let result = Schemas::builtin().strategic_merge(
-            &pod(),
+        let result = patched(
             &json!({ "spec": { "containers": [] } }),
             &json!({ "spec": { "containers": [{ "image": "x" }] } }),
         );

@@ -376,7 +376,7 @@ pub fn matches(selector: &Selector, entry: &Entry, converted: Option<&Resource>)
     match converted {
         Some(resource) if !selector.is_empty() => {
             let mut object = entry.parse();
-            crate::kinds::convert(&mut object, &resource.gvk);
+            resource.convert(&mut object, &resource.gvk);
             selector.matches_converted(entry, &object, resource)
         }
         _ => selector.matches(entry),

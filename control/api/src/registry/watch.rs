@@ -332,7 +332,7 @@ impl Watcher {
         let mut object = entry.parse();
         object["metadata"]["resourceVersion"] = revision.to_string().into();
         if self.resource.storage_version.is_some() {
-            crate::kinds::convert(&mut object, &self.resource.gvk);
+            self.resource.convert(&mut object, &self.resource.gvk);
         }
         self.frames.convert(change, &object).unwrap_or_else(|| {
             let mut frame = BytesMut::from(change.frame_start());

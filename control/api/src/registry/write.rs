@@ -283,7 +283,7 @@ impl Registry {
         let view = View::of(subresource);
         let mut old = present.parse();
         if resource.storage_version.is_some() {
-            crate::kinds::convert(&mut old, &resource.gvk);
+            resource.convert(&mut old, &resource.gvk);
         }
         let mut operation = Operation::new(view.action(), target, ctx);
         operation.subresource = subresource;
@@ -478,7 +478,7 @@ pub fn store_error(error: &StoreError) -> ApiError {
 /// The object in the version in which it is stored.
 pub fn stored_version(resource: &Resource, mut object: Value) -> Value {
     if let Some(stored) = &resource.storage_version {
-        crate::kinds::convert(&mut object, stored);
+        resource.convert(&mut object, stored);
     }
     object
 }

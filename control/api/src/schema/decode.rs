@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::json::{self, join};
 use super::yaml;
-use super::{Schemas, Shape, TypeId};
+use super::{Schema, Schemas, Shape, TypeId};
 use crate::resource::GroupVersionKind;
 use crate::status::ApiError;
 
@@ -80,24 +80,18 @@ fn finish(
     body: &[u8],
 ) -> Result<Decoded, ApiError> {
     check_kind(schemas, gvk, &object, body)?;
-    let mut walk = Walk {
-        schemas,
-        unknown: Vec::new(),
-    };
-    if let Some(id) = schemas.find(gvk) {
-        let mut path = Path::default();
-        walk.object(id, &mut object, &mut path)
+    let mut unknown = Vec::new();
+    if let Some(schema) = schemas.find(gvk) {
+        let mut walk = Walk { schema, unknown };
+        walk.object(schema.root, &mut object, &mut Path::default())
             .map_err(|reason| cannot_be_handled(gvk, &reason))?;
+        unknown = walk.unknown;
     }
     object["apiVersion"] = gvk.api_version().into();
     object["kind"] = gvk.kind.as_str().into();
 
     let mut mistakes = repeated;
-    mistakes.extend(
-        walk.unknown
-            .iter()
-            .map(|path| format!("unknown field {path:?}")),
-    );
+    mistakes.extend(unknown.iter().map(|path| format!("unknown field {path:?}")));
     let warnings = match mode {
         FieldValidation::Ignore => Vec::new(),
         FieldValidation::Warn => mistakes,
@@ -249,22 +243,21 @@ fn cannot_be_handled(gvk: &GroupVersionKind, reason: &str) -> ApiError {
 
 /// Where a walk is: the path with indices for unknown fields, and Go's words for type errors.
 #[derive(Default)]
-struct Path {
+struct Path<'a> {
     json: String,
-    go: Vec<&'static str>,
-    owner: &'static str,
+    go: Vec<&'a str>,
+    owner: &'a str,
 }
 
 struct Walk<'a> {
-    schemas: &'a Schemas,
+    schema: &'a Schema,
     unknown: Vec<String>,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
     /// Checks the fields of an object and drops unknown ones, nulls, and empty lists and maps that Go would omit.
-    fn object(&mut self, id: TypeId, value: &mut Value, path: &mut Path) -> Result<(), String> {
-        let schemas = self.schemas;
-        let kind = schemas.get(id);
+    fn object(&mut self, id: TypeId, value: &mut Value, path: &mut Path<'a>) -> Result<(), String> {
+        let kind = self.schema.get(id);
         let Value::Object(fields) = value else {
             return Err(mismatch(value, kind.go_type(), path));
         };
@@ -288,7 +281,7 @@ impl Walk<'_> {
                 path.json.push('.');
             }
             path.json.push_str(name);
-            path.go.push(field.name);
+            path.go.push(&field.name);
             failure = self.shape(&field.shape, value, path).err();
             path.go.pop();
             path.json.truncate(length);
@@ -304,7 +297,12 @@ impl Walk<'_> {
         failure.map_or(Ok(()), Err)
     }
 
-    fn shape(&mut self, shape: &Shape, value: &mut Value, path: &mut Path) -> Result<(), String> {
+    fn shape(
+        &mut self,
+        shape: &'a Shape,
+        value: &mut Value,
+        path: &mut Path<'a>,
+    ) -> Result<(), String> {
         if value.is_null() {
             // Only inside lists and maps, where Go leaves the zero value.
             *value = zero(shape);
@@ -332,12 +330,17 @@ impl Walk<'_> {
             (Shape::Any, _) => return Ok(()),
             _ => {}
         }
-        scalar(shape, value, path, self.schemas)
+        scalar(shape, value, path, self.schema)
     }
 }
 
 /// Checks a scalar, and brings it to the form that Kubernetes stores.
-fn scalar(shape: &Shape, value: &mut Value, path: &Path, schemas: &Schemas) -> Result<(), String> {
+fn scalar(
+    shape: &Shape,
+    value: &mut Value,
+    path: &Path<'_>,
+    schema: &Schema,
+) -> Result<(), String> {
     match (shape, &*value) {
         (Shape::String, Value::String(_))
         | (Shape::Bool, Value::Bool(_))
@@ -396,7 +399,7 @@ fn scalar(shape: &Shape, value: &mut Value, path: &Path, schemas: &Schemas) -> R
                 go_literal(other)
             ));
         }
-        _ => return Err(mismatch(value, &go_type(shape, schemas), path)),
+        _ => return Err(mismatch(value, &go_type(shape, schema), path)),
     }
     Ok(())
 }
@@ -413,7 +416,7 @@ fn zero(shape: &Shape) -> Value {
     }
 }
 
-fn mismatch(value: &Value, into: &str, path: &Path) -> String {
+fn mismatch(value: &Value, into: &str, path: &Path<'_>) -> String {
     let what = go_literal(value);
     if path.go.is_empty() {
         return format!("json: cannot unmarshal {what} into Go value of type {into}");
@@ -444,7 +447,7 @@ fn go_kind(value: &Value) -> &'static str {
     }
 }
 
-fn go_type(shape: &Shape, schemas: &Schemas) -> String {
+fn go_type(shape: &Shape, schema: &Schema) -> String {
     match shape {
         Shape::String => "string".into(),
         Shape::Int32 => "int32".into(),
@@ -457,9 +460,9 @@ fn go_type(shape: &Shape, schemas: &Schemas) -> String {
         Shape::Quantity => "resource.Quantity".into(),
         Shape::IntOrString => "intstr.IntOrString".into(),
         Shape::Any => "interface {}".into(),
-        Shape::Object(id) => schemas.get(*id).go_type().into(),
-        Shape::List(item) => format!("[]{}", go_type(item, schemas)),
-        Shape::Map(of) => format!("map[string]{}", go_type(of, schemas)),
+        Shape::Object(id) => schema.get(*id).go_type().into(),
+        Shape::List(item) => format!("[]{}", go_type(item, schema)),
+        Shape::Map(of) => format!("map[string]{}", go_type(of, schema)),
     }
 }
 

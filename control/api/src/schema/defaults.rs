@@ -2,45 +2,45 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{FieldDefault, Rule, Schemas, Shape, TypeId};
+use super::{FieldDefault, Rule, Schema, Shape, TypeId};
 
 /// Defaults of one object of the type `id`, then of everything inside it.
-pub fn apply(schemas: &Schemas, id: TypeId, value: &mut Value) {
+pub fn apply(schema: &Schema, id: TypeId, value: &mut Value) {
     let Value::Object(object) = value else { return };
-    let kind = schemas.get(id);
+    let kind = schema.get(id);
     for field in &kind.fields {
-        let missing = object.get(field.name).is_none_or(Value::is_null);
+        let missing = object.get(&*field.name).is_none_or(Value::is_null);
         let new = match &field.default {
             FieldDefault::None => None,
             FieldDefault::Missing(value) => missing.then(|| value.clone()),
             FieldDefault::Zero(value) => {
-                (missing || object.get(field.name).is_some_and(is_zero)).then(|| value.clone())
+                (missing || object.get(&*field.name).is_some_and(is_zero)).then(|| value.clone())
             }
-            FieldDefault::Rule(rule) => computed(*rule, object.get(field.name), object),
+            FieldDefault::Rule(rule) => computed(*rule, object.get(&*field.name), object),
         };
         if let Some(new) = new {
-            object.insert(field.name.to_owned(), new);
+            object.insert(field.name.to_string(), new);
         }
     }
     for (name, value) in object.iter_mut() {
         if let Some(field) = kind.field(name) {
-            descend(schemas, &field.shape, value);
+            descend(schema, &field.shape, value);
         }
     }
 }
 
-fn descend(schemas: &Schemas, shape: &Shape, value: &mut Value) {
+fn descend(schema: &Schema, shape: &Shape, value: &mut Value) {
     match (shape, value) {
-        (Shape::Object(id), value) => apply(schemas, *id, value),
+        (Shape::Object(id), value) => apply(schema, *id, value),
         (Shape::List(item), Value::Array(items)) => {
             items
                 .iter_mut()
-                .for_each(|value| descend(schemas, item, value));
+                .for_each(|value| descend(schema, item, value));
         }
         (Shape::Map(of), Value::Object(fields)) => {
             fields
                 .values_mut()
-                .for_each(|value| descend(schemas, of, value));
+                .for_each(|value| descend(schema, of, value));
         }
         _ => {}
     }
@@ -91,6 +91,7 @@ fn is_latest(image: &str) -> bool {
 mod tests {
     use super::*;
     use crate::resource::GroupVersionKind;
+    use crate::schema::Schemas;
 
     fn gvk(group: &str, kind: &str) -> GroupVersionKind {
         GroupVersionKind {

@@ -1,9 +1,11 @@
 //! Unpacks the table of types that build.rs makes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Read as _;
+use std::sync::Arc;
 
-use super::{Field, FieldDefault, ListType, Rule, Schemas, Shape, Type, TypeId};
+use super::{Field, FieldDefault, ListType, Rule, Schema, Schemas, Shape, Type, TypeId};
+use crate::resource::GroupVersionKind;
 
 static TABLE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/types.z"));
 
@@ -12,13 +14,28 @@ pub fn builtin() -> Schemas {
     flate2::read::DeflateDecoder::new(TABLE)
         .read_to_string(&mut text)
         .expect("build.rs wrote valid deflated text");
-    parse(Box::leak(text.into_boxed_str()))
+    parse(&text)
+}
+
+/// Words that many fields share are kept once.
+#[derive(Default)]
+struct Words(HashSet<Arc<str>>);
+
+impl Words {
+    fn keep(&mut self, word: &str) -> Arc<str> {
+        if let Some(kept) = self.0.get(word) {
+            return kept.clone();
+        }
+        let kept: Arc<str> = word.into();
+        self.0.insert(kept.clone());
+        kept
+    }
 }
 
 /// Lines starting with `T` open a type; the lines up to the next are its fields.
-fn parse(text: &'static str) -> Schemas {
+fn parse(text: &str) -> Schemas {
     let mut ids = HashMap::new();
-    let mut kinds = HashMap::new();
+    let mut kinds = Vec::new();
     for line in text.lines().filter(|line| line.starts_with("T\t")) {
         let mut words = line.split('\t').skip(1);
         let mut word = || words.next().unwrap_or_default();
@@ -26,38 +43,50 @@ fn parse(text: &'static str) -> Schemas {
         let id = TypeId(u32::try_from(ids.len()).expect("few types"));
         ids.insert(name, id);
         if !kind.is_empty() {
-            kinds.insert((group, version, kind), id);
+            kinds.push(([group, version, kind], id));
         } else if name == "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions" {
-            kinds.insert(("", "v1", "DeleteOptions"), id);
+            kinds.push((["", "v1", "DeleteOptions"], id));
         }
     }
+    let mut kept = Words::default();
     let mut types: Vec<Type> = Vec::with_capacity(ids.len());
     let mut fields = Vec::new();
     let mut name = "";
     for line in text.lines().chain(["T\t"]) {
         if let Some(head) = line.strip_prefix("T\t") {
             if !name.is_empty() {
-                fields.sort_by(|a: &Field, b: &Field| a.name.cmp(b.name));
+                fields.sort_by(|a: &Field, b: &Field| a.name.cmp(&b.name));
                 types.push(Type {
-                    name,
+                    name: name.into(),
                     fields: std::mem::take(&mut fields).into_boxed_slice(),
                 });
             }
             name = head.split('\t').next().unwrap_or_default();
         } else {
-            fields.push(field(line, &ids));
+            fields.push(field(line, &ids, &mut kept));
         }
     }
-    Schemas { types, kinds }
+    let types: Arc<[Type]> = types.into();
+    let mut schemas = Schemas::default();
+    for ([group, version, kind], root) in kinds {
+        let gvk = GroupVersionKind {
+            group: group.to_owned(),
+            version: version.to_owned(),
+            kind: kind.to_owned(),
+        };
+        let types = types.clone();
+        schemas.insert(gvk, Schema { types, root });
+    }
+    schemas
 }
 
-fn field(line: &'static str, ids: &HashMap<&'static str, TypeId>) -> Field {
+fn field(line: &str, ids: &HashMap<&str, TypeId>, kept: &mut Words) -> Field {
     let mut words = line.split('\t');
     let mut word = || words.next().unwrap_or_default();
     let (name, shape_word, required, list, keys) = (word(), word(), word(), word(), word());
     let (strategy, merge_key, default) = (word(), word(), word());
     Field {
-        name,
+        name: kept.keep(name),
         shape: shape(shape_word, ids),
         required: required == "r",
         list: match list {
@@ -65,15 +94,19 @@ fn field(line: &'static str, ids: &HashMap<&'static str, TypeId>) -> Field {
             "s" => ListType::Set,
             _ => ListType::Atomic,
         },
-        keys: keys.split(',').filter(|key| !key.is_empty()).collect(),
+        keys: keys
+            .split(',')
+            .filter(|key| !key.is_empty())
+            .map(|key| kept.keep(key))
+            .collect(),
         merge: strategy.split(',').any(|s| s == "merge"),
         retain_keys: strategy.split(',').any(|s| s == "retainKeys"),
-        merge_key,
+        merge_key: kept.keep(merge_key),
         default: default_of(default),
     }
 }
 
-fn shape(word: &str, ids: &HashMap<&'static str, TypeId>) -> Shape {
+fn shape(word: &str, ids: &HashMap<&str, TypeId>) -> Shape {
     if let Some(item) = word.strip_prefix("[]") {
         return Shape::List(Box::new(shape(item, ids)));
     }
@@ -129,16 +162,18 @@ mod tests {
     #[test]
     fn every_reference_of_the_table_is_known() {
         let schemas = builtin();
-        let pod = &schemas.types[schemas.kinds[&("", "v1", "Pod")].0 as usize];
-        let spec = pod.field("spec").expect("a pod has a spec");
+        let pod = schemas
+            .find(&crate::kinds::gvk("v1", "Pod"))
+            .expect("pods have a schema");
+        let spec = pod.root().field("spec").expect("a pod has a spec");
         let Shape::Object(id) = spec.shape else {
             panic!("spec is {:?}", spec.shape)
         };
-        let spec = schemas.get(id);
+        let spec = pod.get(id);
         assert_eq!(spec.go_type(), "v1.PodSpec");
         let containers = spec.field("containers").expect("containers");
         assert!(containers.merge && containers.required && containers.list == ListType::Map);
-        assert_eq!(containers.merge_key, "name");
+        assert_eq!(&*containers.merge_key, "name");
         assert!(spec.field("volumes").expect("volumes").retain_keys);
     }
 }

@@ -7,11 +7,11 @@ mod decode;
 mod defaults;
 mod json;
 mod load;
-pub mod protobuf;
+mod protobuf;
 pub mod yaml;
 
 use std::collections::HashMap;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
 
@@ -20,16 +20,20 @@ pub use decode::{Decoded, FieldValidation, Format};
 use crate::resource::GroupVersionKind;
 use crate::status::ApiError;
 
-/// The schemas of a set of kinds.
-///
-/// The built-in ones borrow every string from one text that lives as long as the process.
-#[derive(Debug, Default)]
+/// The schemas of a set of kinds: those of the resources, and of what is only sent (`DeleteOptions`, `Scale`, `Eviction`).
+#[derive(Clone, Debug, Default)]
 pub struct Schemas {
-    types: Vec<Type>,
-    kinds: HashMap<(&'static str, &'static str, &'static str), TypeId>,
+    kinds: HashMap<GroupVersionKind, Schema>,
 }
 
-/// Names a [`Type`] of its [`Schemas`].
+/// The schema of one kind. Clones share the types.
+#[derive(Clone, Debug)]
+pub struct Schema {
+    types: Arc<[Type]>,
+    root: TypeId,
+}
+
+/// Names a [`Type`] of a [`Schema`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TypeId(u32);
 
@@ -37,7 +41,7 @@ pub struct TypeId(u32);
 #[derive(Debug)]
 pub struct Type {
     /// The definition's name: `io.k8s.api.core.v1.PodSpec`.
-    pub name: &'static str,
+    pub name: Arc<str>,
     /// Its fields, sorted by name.
     pub fields: Box<[Field]>,
 }
@@ -46,7 +50,7 @@ pub struct Type {
 #[derive(Debug)]
 pub struct Field {
     /// Its name in JSON.
-    pub name: &'static str,
+    pub name: Arc<str>,
     /// What it holds.
     pub shape: Shape,
     /// Whether the schema requires it, so that an empty value of it is kept.
@@ -54,13 +58,13 @@ pub struct Field {
     /// How several appliers share its items, for a list.
     pub list: ListType,
     /// The keys of its items, for a list of type map.
-    pub keys: Box<[&'static str]>,
+    pub keys: Box<[Arc<str>]>,
     /// Whether a strategic merge patch merges the list rather than replaces it.
     pub merge: bool,
     /// Whether a strategic merge patch may say which keys remain.
     pub retain_keys: bool,
     /// The key by which a strategic merge patch finds items; empty for lists of scalars.
-    pub merge_key: &'static str,
+    pub merge_key: Arc<str>,
     /// What it is when absent.
     pub default: FieldDefault,
 }
@@ -138,22 +142,21 @@ pub enum Rule {
 }
 
 impl Schemas {
-    /// The schemas of the built-in kinds, unpacked at first use.
-    pub fn builtin() -> &'static Self {
-        static BUILTIN: OnceLock<Schemas> = OnceLock::new();
-        BUILTIN.get_or_init(load::builtin)
+    /// The schemas of the built-in kinds, unpacked at first use and shared from then on.
+    pub fn builtin() -> Arc<Self> {
+        static BUILTIN: OnceLock<Arc<Schemas>> = OnceLock::new();
+        let unpacked = || Arc::new(load::builtin());
+        BUILTIN.get_or_init(unpacked).clone()
     }
 
-    /// The type of a kind.
-    pub fn find(&self, gvk: &GroupVersionKind) -> Option<TypeId> {
-        // The keys are 'static, the question is not: compare by hand only where a hash cannot.
-        let key: (&str, &str, &str) = (&gvk.group, &gvk.version, &gvk.kind);
-        self.kinds.get(&key).copied()
+    /// The schema of a kind.
+    pub fn find(&self, gvk: &GroupVersionKind) -> Option<&Schema> {
+        self.kinds.get(gvk)
     }
 
-    /// A type by its id.
-    pub fn get(&self, id: TypeId) -> &Type {
-        &self.types[id.0 as usize]
+    /// Adds the schema of a kind, or puts it in the place of another.
+    pub fn insert(&mut self, gvk: GroupVersionKind, schema: Schema) {
+        self.kinds.insert(gvk, schema);
     }
 
     /// Reads a request's body as an object of the kind `gvk`.
@@ -188,25 +191,42 @@ impl Schemas {
         decode::check(self, gvk, object, mode)
     }
 
-    /// Fills in the defaults of every field of the object.
-    pub fn apply_defaults(&self, gvk: &GroupVersionKind, object: &mut Value) {
-        if let Some(id) = self.find(gvk) {
-            defaults::apply(self, id, object);
-        }
-    }
-
-    /// Applies a strategic merge patch.
+    /// Reads a body in protobuf as an object of the kind `gvk`, as it was sent: [`Schemas::check`] comes next.
     ///
     /// # Errors
     ///
-    /// 400 for a patch with wrong directives.
-    pub fn strategic_merge(
-        &self,
-        gvk: &GroupVersionKind,
-        original: &Value,
-        patch: &Value,
-    ) -> Result<Value, ApiError> {
-        crate::patch::strategic::merge(self, self.find(gvk), original, patch)
+    /// 400 for what is no such message.
+    pub fn decode_protobuf(&self, gvk: &GroupVersionKind, body: &[u8]) -> Result<Value, ApiError> {
+        protobuf::decode(self.find(gvk), gvk, body)
+    }
+
+    /// Fills in the defaults of every field of the object.
+    pub fn apply_defaults(&self, gvk: &GroupVersionKind, object: &mut Value) {
+        if let Some(schema) = self.find(gvk) {
+            schema.apply_defaults(object);
+        }
+    }
+}
+
+impl Schema {
+    /// The type of the kind itself.
+    pub fn root(&self) -> &Type {
+        self.get(self.root)
+    }
+
+    /// The kind itself, by its id.
+    pub fn root_id(&self) -> TypeId {
+        self.root
+    }
+
+    /// A type by its id.
+    pub fn get(&self, id: TypeId) -> &Type {
+        &self.types[id.0 as usize]
+    }
+
+    /// Fills in the defaults of every field of the object.
+    pub fn apply_defaults(&self, object: &mut Value) {
+        defaults::apply(self, self.root, object);
     }
 }
 
@@ -214,21 +234,21 @@ impl Type {
     /// A field by its name.
     pub fn field(&self, name: &str) -> Option<&Field> {
         self.fields
-            .binary_search_by(|field| field.name.cmp(name))
+            .binary_search_by(|field| (*field.name).cmp(name))
             .ok()
             .map(|index| &self.fields[index])
     }
 
     /// The name of the Go type without its package: `PodSpec`.
-    pub fn go_name(&self) -> &'static str {
-        self.name.rsplit('.').next().unwrap_or(self.name)
+    pub fn go_name(&self) -> &str {
+        self.name.rsplit('.').next().unwrap_or(&self.name)
     }
 
     /// The name of the Go type with its package: `v1.PodSpec`.
-    pub fn go_type(&self) -> &'static str {
+    pub fn go_type(&self) -> &str {
         let mut dots = self.name.rmatch_indices('.');
         dots.next();
         dots.next()
-            .map_or(self.name, |(index, _)| &self.name[index + 1..])
+            .map_or(&*self.name, |(index, _)| &self.name[index + 1..])
     }
 }

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use base64::Engine as _;
 use serde_json::{Map, Value};
 
-use super::{Field, Schemas, Shape, TypeId};
+use super::{Field, Schema, Shape, TypeId};
 use crate::resource::GroupVersionKind;
 use crate::status::ApiError;
 
@@ -60,7 +60,11 @@ const STRING_POINTERS: &[&str] = &["storageClassName", "volumeAttributesClassNam
 /// # Errors
 ///
 /// 400 for what is no such message.
-pub fn decode(schemas: &Schemas, gvk: &GroupVersionKind, body: &[u8]) -> Result<Value, ApiError> {
+pub fn decode(
+    schema: Option<&Schema>,
+    gvk: &GroupVersionKind,
+    body: &[u8],
+) -> Result<Value, ApiError> {
     let refused = |detail: &str| {
         ApiError::bad_request(format!(
             "{} in version {:?} cannot be handled as a {}: protobuf: {detail}",
@@ -89,8 +93,8 @@ pub fn decode(schemas: &Schemas, gvk: &GroupVersionKind, body: &[u8]) -> Result<
         }
     }
     let mut object = Map::new();
-    if let Some(id) = schemas.find(gvk) {
-        message(schemas, id, None, raw, &mut object, 0).map_err(refused)?;
+    if let Some(schema) = schema {
+        message(schema, schema.root, None, raw, &mut object, 0).map_err(refused)?;
     }
     for (name, value) in [("apiVersion", api_version), ("kind", kind)] {
         if !value.is_empty() {
@@ -128,7 +132,7 @@ fn name_of(message: &str, number: u64) -> Option<(&'static str, Option<&'static 
 
 /// Reads a message of the type `id` into `object`; `inline` is its name where it is none of the schemas'.
 fn message(
-    schemas: &Schemas,
+    schema: &Schema,
     id: TypeId,
     inline: Option<&str>,
     bytes: &[u8],
@@ -138,7 +142,7 @@ fn message(
     if depth > MAX_DEPTH {
         return Err("nested too deeply");
     }
-    let kind = schemas.get(id);
+    let kind = schema.get(id);
     let own = kind.name.to_lowercase();
     let name = match (inline, own.rsplit_once('.')) {
         (Some(inline), Some((package, _))) => format!("{package}.{inline}"),
@@ -154,9 +158,9 @@ fn message(
             .iter()
             .find(|field| field.name.eq_ignore_ascii_case(field_name));
         match (field, inlined, wire) {
-            (Some(field), _, wire) => put(schemas, field, wire, object, depth)?,
+            (Some(field), _, wire) => put(schema, field, wire, object, depth)?,
             (None, Some(inlined), Wire::Bytes(bytes)) => {
-                message(schemas, id, Some(inlined), bytes, object, depth + 1)?;
+                message(schema, id, Some(inlined), bytes, object, depth + 1)?;
             }
             // A field that is newer than our schemas: dropped, as an older kube-apiserver does.
             _ => {}
@@ -166,7 +170,7 @@ fn message(
 }
 
 fn put(
-    schemas: &Schemas,
+    schema: &Schema,
     field: &Field,
     wire: Wire<'_>,
     object: &mut Map<String, Value>,
@@ -175,7 +179,7 @@ fn put(
     match &field.shape {
         Shape::List(item) => {
             let list = object
-                .entry(field.name)
+                .entry(&*field.name)
                 .or_insert_with(|| Value::Array(Vec::new()));
             let Some(list) = list.as_array_mut() else {
                 return Ok(());
@@ -186,10 +190,10 @@ fn put(
                     let mut reader = Reader(bytes);
                     while !reader.0.is_empty() {
                         let number = Wire::Varint(reader.varint()?);
-                        list.push(value(schemas, item, number, depth)?);
+                        list.push(value(schema, item, number, depth)?);
                     }
                 }
-                wire => list.push(value(schemas, item, wire, depth)?),
+                wire => list.push(value(schema, item, wire, depth)?),
             }
         }
         Shape::Map(item) => {
@@ -201,32 +205,32 @@ fn put(
             while let Some((number, wire)) = reader.next()? {
                 match (number, wire) {
                     (1, Wire::Bytes(bytes)) => key = text(bytes)?,
-                    (2, wire) => entry = Some(value(schemas, item, wire, depth)?),
+                    (2, wire) => entry = Some(value(schema, item, wire, depth)?),
                     _ => {}
                 }
             }
             let map = object
-                .entry(field.name)
+                .entry(&*field.name)
                 .or_insert_with(|| Value::Object(Map::new()));
             if let Some(map) = map.as_object_mut() {
                 map.insert(key, entry.unwrap_or_else(|| zero(item)));
             }
         }
         shape => {
-            let value = value(schemas, shape, wire, depth)?;
+            let value = value(schema, shape, wire, depth)?;
             let absent = match &value {
                 Value::Null => true,
                 Value::String(text) => {
-                    text.is_empty() && !field.required && !STRING_POINTERS.contains(&field.name)
+                    text.is_empty() && !field.required && !STRING_POINTERS.contains(&&*field.name)
                 }
-                Value::Bool(false) => NO_POINTERS.contains(&field.name),
+                Value::Bool(false) => NO_POINTERS.contains(&&*field.name),
                 Value::Number(number) => {
-                    number.as_i64() == Some(0) && NO_POINTERS.contains(&field.name)
+                    number.as_i64() == Some(0) && NO_POINTERS.contains(&&*field.name)
                 }
                 _ => false,
             };
             if !absent {
-                object.insert(field.name.to_owned(), value);
+                object.insert(field.name.to_string(), value);
             }
         }
     }
@@ -243,7 +247,7 @@ fn zero(shape: &Shape) -> Value {
 }
 
 fn value(
-    schemas: &Schemas,
+    schema: &Schema,
     shape: &Shape,
     wire: Wire<'_>,
     depth: usize,
@@ -279,7 +283,7 @@ fn value(
         },
         (Shape::Object(id), Wire::Bytes(bytes)) => {
             let mut object = Map::new();
-            message(schemas, *id, None, bytes, &mut object, depth + 1)?;
+            message(schema, *id, None, bytes, &mut object, depth + 1)?;
             object.into()
         }
         // A list as a map's value is a message of its own: ExtraValue.
@@ -288,7 +292,7 @@ fn value(
             let mut reader = Reader(bytes);
             while let Some((number, wire)) = reader.next()? {
                 if number == 1 {
-                    list.push(value(schemas, item, wire, depth)?);
+                    list.push(value(schema, item, wire, depth)?);
                 }
             }
             list.into()
@@ -396,6 +400,7 @@ impl<'a> Reader<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schema::Schemas;
     use serde_json::json;
 
     fn bytes(number: u8, content: &[u8]) -> Vec<u8> {
@@ -429,7 +434,7 @@ mod tests {
         let meta = [bytes(1, b"v1"), bytes(2, b"Pod")].concat();
         let body = [MAGIC, &bytes(1, &meta), &bytes(2, &pod)].concat();
         let gvk = crate::kinds::gvk("v1", "Pod");
-        let object = decode(Schemas::builtin(), &gvk, &body).unwrap();
+        let object = decode(Schemas::builtin().find(&gvk), &gvk, &body).unwrap();
         assert_eq!(
             object["metadata"],
             json!({ "name": "p", "labels": { "k": "v" } })
@@ -455,7 +460,9 @@ mod tests {
             b"k8s\0\x12\x03\x0a\x05a",
         ] {
             assert_eq!(
-                decode(Schemas::builtin(), &gvk, body).unwrap_err().code,
+                decode(Schemas::builtin().find(&gvk), &gvk, body)
+                    .unwrap_err()
+                    .code,
                 400
             );
         }

@@ -45,7 +45,7 @@ const NAMES: &[(&str, &str)] = &[
 ];
 
 /// Renames the fields of an event to those of the version `to`; one that is in that version already stays.
-pub fn convert_event(object: &mut Value, to: &GroupVersionKind) {
+fn convert_event(object: &mut Value, to: &GroupVersionKind) {
     let Some(fields) = object.as_object_mut() else {
         return;
     };
@@ -98,6 +98,10 @@ const NEW_FIELDS: &[&str] = &[
 ];
 
 impl Strategy for Event {
+    fn convert(&self, object: &mut Value, to: &GroupVersionKind) {
+        convert_event(object, to);
+    }
+
     fn prepare_for_update(&self, _: &Context, _: Option<Subresource>, _: &mut Value, _: &Value) {}
 
     fn validate(&self, object: &Value) -> Vec<FieldError> {

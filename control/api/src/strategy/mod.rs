@@ -24,7 +24,7 @@ pub use certificate::CertificateSigningRequest;
 pub use cluster::{Lease, Namespace, Node, ServiceAccount};
 pub use config::{ConfigMap, Secret};
 pub use endpoints::{EndpointSlice, Endpoints};
-pub use event::{Event, convert_event};
+pub use event::Event;
 pub use network::IpAddress;
 pub use pod::{Pod, qos_class};
 pub use service::{Service, needs_health_port};
@@ -32,7 +32,7 @@ pub use workload::{Deployment, ReplicaSet};
 
 use crate::auth::UserInfo;
 use crate::registry::names;
-use crate::resource::Subresource;
+use crate::resource::{GroupVersionKind, Subresource};
 use crate::status::{ApiError, FieldError};
 
 /// What a hook may know beyond the objects: who asks, and when.
@@ -221,6 +221,10 @@ pub trait Strategy: Send + Sync + 'static {
     fn selectable_fields(&self, _object: &Value) -> Vec<(&'static str, String)> {
         Vec::new()
     }
+
+    /// Renames and moves the fields of an object for another version of its kind, where the two differ in more than
+    /// `apiVersion`.
+    fn convert(&self, _object: &mut Value, _to: &GroupVersionKind) {}
 
     /// The selectable field by which objects are so often asked for that the watch cache keeps an index.
     fn indexed_field(&self) -> Option<&'static str> {

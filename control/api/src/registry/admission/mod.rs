@@ -97,9 +97,12 @@ impl Registry {
         let Some(new) = &mut operation.new else {
             return;
         };
-        crate::schema::Schemas::builtin().apply_defaults(&operation.kind, new);
         if whole {
+            operation.resource.schema.apply_defaults(new);
             operation.resource.strategy.default(new);
+        } else {
+            let schemas = &self.table().schemas;
+            schemas.apply_defaults(&operation.kind, new);
         }
     }
 }

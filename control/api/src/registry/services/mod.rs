@@ -233,7 +233,7 @@ impl Registry {
         let Some(services) = self.collection(SERVICES) else {
             return Ok(true);
         };
-        let repairs = self.services.repairs(services);
+        let repairs = self.services.repairs(&services);
         if repairs.ops.is_empty() {
             return Ok(true);
         }

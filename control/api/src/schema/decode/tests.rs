@@ -11,7 +11,7 @@ fn decode_as(
     mode: FieldValidation,
 ) -> Result<Decoded, String> {
     decode(
-        Schemas::builtin(),
+        &Schemas::builtin(),
         &gvk(api_version, kind),
         body.as_bytes(),
         Format::Json,
@@ -134,7 +134,7 @@ fn values_take_the_form_that_is_stored() {
 fn yaml_is_read_too() {
     let body = b"apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: a\ndata:\n  k: \"1\"\n";
     let decoded = decode(
-        Schemas::builtin(),
+        &Schemas::builtin(),
         &gvk("v1", "ConfigMap"),
         body,
         Format::Yaml,
@@ -150,7 +150,7 @@ proptest! {
     #[test]
     fn no_body_makes_the_decoder_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
         for format in [Format::Json, Format::Yaml] {
-            let _ = decode(Schemas::builtin(), &gvk("v1", "Pod"), &body, format, FieldValidation::Warn);
+            let _ = decode(&Schemas::builtin(), &gvk("v1", "Pod"), &body, format, FieldValidation::Warn);
         }
     }
 
@@ -165,12 +165,12 @@ proptest! {
         first[field] = container;
         for (api, kind) in [("v1", "Pod"), ("apps/v1", "Deployment"), ("v1", "Service"), ("v1", "Node")] {
             for body in [json!({ "spec": spec }), json!({ "spec": { "containers": [first] }, "status": spec })] {
-                let decoded = check(Schemas::builtin(), &gvk(api, kind), body, FieldValidation::Ignore);
+                let decoded = check(&Schemas::builtin(), &gvk(api, kind), body, FieldValidation::Ignore);
                 let Ok(Decoded { mut object, .. }) = decoded else { continue };
                 Schemas::builtin().apply_defaults(&gvk(api, kind), &mut object);
-                let again = check(Schemas::builtin(), &gvk(api, kind), object.clone(), FieldValidation::Strict);
+                let again = check(&Schemas::builtin(), &gvk(api, kind), object.clone(), FieldValidation::Strict);
                 prop_assert_eq!(&again.expect("what was decoded decodes").object, &object);
-                let resource = crate::kinds::builtin().into_iter().find(|r| r.gvk == gvk(api, kind)).expect("built in");
+                let resource = crate::kinds::builtin().resources.into_iter().find(|r| r.gvk == gvk(api, kind)).expect("built in");
                 resource.strategy.default(&mut object);
                 let errors = resource.strategy.validate(&object);
                 resource.strategy.validate_update(None, &object, &object);

@@ -1,0 +1,99 @@
+//! The table of what is served: the resources, their schemas, and the collections that hold their objects.
+//!
+//! A table is a value. Whoever answers a request takes the table of the moment and keeps it to the end, so that another
+//! may take its place meanwhile.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::collection::Collection;
+use crate::resource::{Resource, Verb};
+use crate::schema::Schemas;
+
+/// A resource and, unless it exists only as a request, its objects.
+pub type Found = (Arc<Resource>, Option<Arc<Collection>>);
+
+/// Every resource and where its objects are.
+pub struct Table {
+    /// The schemas of the resources, and of what is sent to them (`DeleteOptions`, `Scale`).
+    pub schemas: Arc<Schemas>,
+    /// Counts the tables before this one, so that what was made from one is told from what was made from another.
+    pub version: u64,
+    resources: Vec<Arc<Resource>>,
+    index: HashMap<String, Found>,
+    by_prefix: HashMap<String, Arc<Collection>>,
+}
+
+impl Table {
+    /// The table of these resources, whose objects are in `collections` and, where none has the prefix, in new ones.
+    pub fn new(
+        version: u64,
+        resources: Vec<Arc<Resource>>,
+        schemas: Arc<Schemas>,
+        collections: impl IntoIterator<Item = Arc<Collection>>,
+    ) -> Self {
+        let collections = collections.into_iter();
+        let mut by_prefix: HashMap<String, Arc<Collection>> = collections
+            .map(|collection| (collection.prefix.clone(), collection))
+            .collect();
+        // The version that is stored comes first, so that the collection knows its fields.
+        for resource in resources
+            .iter()
+            .filter(|r| is_stored(r) && r.storage_version.is_none())
+        {
+            let prefix = &resource.storage_prefix;
+            let strategy = resource.strategy.clone();
+            by_prefix
+                .entry(prefix.clone())
+                .or_insert_with(|| Arc::new(Collection::new(prefix, strategy)));
+        }
+        let index = resources
+            .iter()
+            .map(|resource| {
+                let collection = is_stored(resource)
+                    .then(|| by_prefix.get(&resource.storage_prefix).cloned())
+                    .flatten();
+                let gvk = &resource.gvk;
+                (
+                    index_key(&gvk.group, &gvk.version, &resource.plural),
+                    (resource.clone(), collection),
+                )
+            })
+            .collect();
+        Self {
+            schemas,
+            version,
+            resources,
+            index,
+            by_prefix,
+        }
+    }
+
+    /// The resources, in the order of discovery.
+    pub fn resources(&self) -> &[Arc<Resource>] {
+        &self.resources
+    }
+
+    /// A resource by its path.
+    pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Found> {
+        self.index.get(&index_key(group, version, plural))
+    }
+
+    /// The objects of a storage prefix.
+    pub fn collection(&self, prefix: &str) -> Option<&Arc<Collection>> {
+        self.by_prefix.get(prefix)
+    }
+
+    /// All collections.
+    pub fn collections(&self) -> impl Iterator<Item = &Arc<Collection>> {
+        self.by_prefix.values()
+    }
+}
+
+fn is_stored(resource: &Resource) -> bool {
+    resource.verbs.contains(&Verb::Get)
+}
+
+fn index_key(group: &str, version: &str, plural: &str) -> String {
+    format!("{group}/{version}/{plural}")
+}
