@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use knarr_api::pki::{self, Pki, Purpose};
 use knarr_api::{ApiServer, ApiServerConfig, UserInfo};
+use knarr_controllers::Credentials;
 use knarr_controllers::supervise::Health;
 use knarr_store::RedbStore;
 use tokio::net::TcpListener;
@@ -111,7 +112,11 @@ pub async fn start(config: &Config, parts: &mut Parts) -> anyhow::Result<Server>
         eviction: config.node_health.eviction,
         ..knarr_controllers::Config::default()
     };
-    let manager = client("system:kube-controller-manager");
+    let accounts = api.clone();
+    let manager = Credentials::new(client("system:kube-controller-manager"), move |name| {
+        let account = UserInfo::service_account("kube-system", name);
+        kube::Client::new(accounts.local(account), "default")
+    });
     parts.restart("controllers", move |stop| {
         knarr_controllers::run(manager.clone(), controllers.clone(), health.clone(), stop)
     });

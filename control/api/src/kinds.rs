@@ -126,12 +126,17 @@ fn rows() -> Vec<Row> {
         asks("authentication.k8s.io/v1", "TokenReview",               "tokenreviews",                  CLUSTER,    Review::Token),
         asks("authorization.k8s.io/v1",  "LocalSubjectAccessReview",  "localsubjectaccessreviews",     NAMESPACED, Review::SubjectAccess),
         asks("authorization.k8s.io/v1",  "SelfSubjectAccessReview",   "selfsubjectaccessreviews",      CLUSTER,    Review::SelfSubjectAccess),
+        asks("authorization.k8s.io/v1",  "SelfSubjectRulesReview",    "selfsubjectrulesreviews",       CLUSTER,    Review::SelfSubjectRules),
         asks("authorization.k8s.io/v1",  "SubjectAccessReview",       "subjectaccessreviews",          CLUSTER,    Review::SubjectAccess),
         row("certificates.k8s.io/v1",    "CertificateSigningRequest", "certificatesigningrequests csr", CLUSTER,   &[Approval, Status], s::CertificateSigningRequest),
         row("coordination.k8s.io/v1",    "Lease",                     "leases",                        NAMESPACED, &[],               s::Lease),
         row("discovery.k8s.io/v1",       "EndpointSlice",             "endpointslices",                NAMESPACED, &[],               s::EndpointSlice),
         row("events.k8s.io/v1",          "Event",                     "events ev",                     NAMESPACED, &[],               s::Event::new()).stored_in("v1"),
         row("networking.k8s.io/v1",      "IPAddress",                 "ipaddresses ip",                CLUSTER,    &[],               s::IpAddress),
+        row("rbac.authorization.k8s.io/v1", "ClusterRole",            "clusterroles",                  CLUSTER,    &[],               s::ClusterRole),
+        row("rbac.authorization.k8s.io/v1", "ClusterRoleBinding",     "clusterrolebindings",           CLUSTER,    &[],               s::ClusterRoleBinding),
+        row("rbac.authorization.k8s.io/v1", "Role",                   "roles",                         NAMESPACED, &[],               s::Role),
+        row("rbac.authorization.k8s.io/v1", "RoleBinding",            "rolebindings",                  NAMESPACED, &[],               s::RoleBinding),
     ]
 }
 

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::UserInfo;
-use crate::auth::authorize::{Authorizer, IdentityIsEnough};
+use crate::auth::authorize::{Authorizer, MASTERS};
 use crate::auth::secrets;
 use crate::auth::token::{KeyError, Tokens};
 use crate::http::local::LocalService;
@@ -22,7 +22,7 @@ use crate::kinds;
 use crate::openapi::cache::Documents;
 use crate::pki::renewal::{Renewal, Shown};
 use crate::pki::{Pki, PkiError, Purpose};
-use crate::registry::{Registry, defaults, expiry, services};
+use crate::registry::{Registry, defaults, expiry, policy, services};
 use crate::status::ApiError;
 use crate::supervise::supervised;
 
@@ -181,7 +181,7 @@ impl ApiServer {
             "apiserver-kubelet-client",
             Purpose::Client {
                 user: "kube-apiserver-kubelet-client".to_owned(),
-                groups: vec!["system:masters".to_owned()],
+                groups: vec![MASTERS.to_owned()],
             },
         )?;
         let mut metrics = Metrics::default();
@@ -189,8 +189,8 @@ impl ApiServer {
             tokens: Tokens::new(pki, &config.cluster_domain)
                 .map_err(|source| OpenError::Key { source })?,
             nodes: Nodes::new(pki.ca_cert_pem(), client).map_err(tls)?,
+            authorizer: registry.authorizer.clone(),
             registry: Arc::new(registry),
-            authorizer: Arc::new(IdentityIsEnough),
             seats: Seats::new(config.max_reading, config.max_changing, metrics.registry()),
             parts: OnceLock::new(),
             documents: Documents::default(),
@@ -205,10 +205,16 @@ impl ApiServer {
             .ensure_defaults(advertise.ip(), advertise.port())
             .await
             .map_err(|source| OpenError::Defaults { source })?;
+        let policy = inner.registry.ensure_policy().await;
+        policy.map_err(|source| OpenError::Defaults { source })?;
         let (registry, stop) = (Arc::downgrade(&inner.registry), inner.stop.clone());
         tokio::spawn(supervised("the cluster's own objects", move || {
             let (address, port) = (advertise.ip(), advertise.port());
             defaults::keep(registry.clone(), address, port, stop.clone())
+        }));
+        let (registry, stop) = (Arc::downgrade(&inner.registry), inner.stop.clone());
+        tokio::spawn(supervised("aggregated roles", move || {
+            policy::keep(registry.clone(), stop.clone())
         }));
         let (registry, stop) = (Arc::downgrade(&inner.registry), inner.stop.clone());
         tokio::spawn(supervised("allocations of services", move || {

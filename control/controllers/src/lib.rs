@@ -11,6 +11,7 @@ mod certificates;
 mod clock;
 mod config;
 mod context;
+mod credentials;
 mod defaults;
 mod deployment;
 mod discovery;
@@ -30,11 +31,11 @@ mod tokens;
 use std::sync::Arc;
 
 use futures::FutureExt as _;
-use kube::Client;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, EvictionLimits};
+pub use credentials::Credentials;
 
 use cache::Caches;
 use context::Context;
@@ -54,16 +55,19 @@ pub enum RunError {
 
 /// Runs every controller until stopped. `health` tells how their loops do.
 ///
+/// What all of them see is read as the manager; each writes with the rights of its own service account.
+///
 /// # Errors
 ///
 /// Only if what starts the loops anew panics itself.
 pub async fn run(
-    client: Client,
+    credentials: Credentials,
     config: Config,
     health: Health,
     stop: CancellationToken,
 ) -> Result<(), RunError> {
     let mut tasks = JoinSet::new();
+    let client = credentials.manager().clone();
     let (recorder, writing) =
         Recorder::start("kube-controller-manager", client.clone(), stop.clone());
     let ctx = Context {
@@ -75,10 +79,13 @@ pub async fn run(
         clock: Arc::default(),
         stop: stop.clone(),
     };
-    let named = |component| Context {
+    // By the name in events and, where that is another, the name of the service account.
+    let acting = |component, account| Context {
+        client: credentials.controller(account),
         recorder: ctx.recorder.named(component),
         ..ctx.clone()
     };
+    let named = |component| acting(component, component);
     // Handlers are registered before the first list, so no change is missed.
     let mut controllers: Vec<(&str, Loop)> = vec![
         (
@@ -91,11 +98,14 @@ pub async fn run(
         ),
         (
             "endpointslice-controller",
-            endpoints::start(named("endpoint-slice-controller")),
+            endpoints::start(acting(
+                "endpoint-slice-controller",
+                "endpointslice-controller",
+            )),
         ),
         (
             "garbage-collector-controller",
-            gc::start(named("garbage-collector")),
+            gc::start(acting("garbage-collector", "generic-garbage-collector")),
         ),
         (
             "namespace-controller",
@@ -107,7 +117,7 @@ pub async fn run(
         ),
         (
             "taint-eviction-controller",
-            node::eviction::start(named("taint-eviction-controller")),
+            node::eviction::start(acting("taint-eviction-controller", "node-controller")),
         ),
         (
             "pod-garbage-collector-controller",
@@ -115,13 +125,16 @@ pub async fn run(
         ),
         (
             "serviceaccount-controller",
-            defaults::start(named("serviceaccount-controller")),
+            defaults::start(acting(
+                "serviceaccount-controller",
+                "service-account-controller",
+            )),
         ),
     ];
     if !ctx.config.cluster_cidrs.is_empty() {
         controllers.push((
             "node-ipam-controller",
-            node::ipam::start(named("cidrAllocator")),
+            node::ipam::start(acting("cidrAllocator", "node-controller")),
         ));
     }
     let (clock, ending) = (ctx.clock.clone(), stop.clone());

@@ -1,11 +1,17 @@
-//! Who may do what.
+//! Who may do what: the authorizers in their order, as kubeadm has them (`--authorization-mode=Node,RBAC`).
 //!
-//! Until RBAC is here, the rule is plain: whoever has an identity may do everything, except that the users of bootstrap
-//! tokens may only ask for certificates, and that administrators alone may act as somebody else. Users without an identity see health, version and the CA's certificate.
+//! Administrators (`system:masters`) may do everything. Health and the CA's certificate are open to everybody.
 
-use super::UserInfo;
-use super::bootstrap::BOOTSTRAPPERS;
+use std::sync::Arc;
+
+use super::node::Lookup;
+use super::rbac::index::Index;
+use super::rbac::{self, PolicyRule};
+use super::{UserInfo, node};
 use crate::status::ApiError;
+
+/// The group of those who may do everything.
+pub const MASTERS: &str = "system:masters";
 
 /// The verb of acting as somebody else, which is a right of its own.
 pub const IMPERSONATE: &str = "impersonate";
@@ -27,12 +33,19 @@ pub struct Attributes<'a> {
     pub name: &'a str,
     /// The path, for what is no resource.
     pub path: &'a str,
+    /// The fields that must have one value to be listed or watched, as the field selector says.
+    pub fields: &'a [(&'a str, &'a str)],
 }
 
 /// Decides.
 pub trait Authorizer: Send + Sync + 'static {
     /// Whether `user` may do this; the reason is for people, and may be empty.
     fn authorize(&self, user: &UserInfo, attributes: &Attributes<'_>) -> Decision;
+
+    /// What `user` may do in a namespace.
+    fn rules(&self, _user: &UserInfo, _namespace: &str) -> Rules {
+        Rules::default()
+    }
 }
 
 /// A decision and its reason.
@@ -51,47 +64,63 @@ impl Decision {
             reason: reason.to_owned(),
         }
     }
+}
 
-    fn deny() -> Self {
-        Self {
-            allowed: false,
-            reason: String::new(),
-        }
+/// The rules by which somebody may do what they may.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    /// The rules.
+    pub rules: Vec<PolicyRule>,
+    /// Why there may be more.
+    pub errors: Vec<String>,
+}
+
+/// The authorizers of the server, of which one has to allow a request: that of nodes, and roles and their bindings.
+pub struct Authorizers {
+    nodes: Box<dyn Lookup>,
+    rbac: Arc<Index>,
+}
+
+impl Authorizers {
+    /// Asks both.
+    pub fn new(nodes: Box<dyn Lookup>, rbac: Arc<Index>) -> Self {
+        Self { nodes, rbac }
     }
 }
 
-/// Identity is enough; see the module's documentation.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct IdentityIsEnough;
-
-impl Authorizer for IdentityIsEnough {
+impl Authorizer for Authorizers {
     fn authorize(&self, user: &UserInfo, attributes: &Attributes<'_>) -> Decision {
+        if user.is_in(MASTERS) {
+            return Decision::allow("");
+        }
         if attributes.resource.is_empty() && is_public(attributes.path) && attributes.verb == "get"
         {
             return Decision::allow("the path is public");
         }
-        if user.is_in("system:masters") {
-            return Decision::allow("");
+        let of_node = node::authorize(&*self.nodes, user, attributes);
+        if of_node.allowed {
+            return of_node;
         }
-        if user.is_in(BOOTSTRAPPERS) {
-            let requests = attributes.group == "certificates.k8s.io"
-                && attributes.resource == "certificatesigningrequests"
-                && attributes.subresource.is_empty()
-                && matches!(attributes.verb, "create" | "get" | "list" | "watch");
-            let discovery = attributes.resource.is_empty() && attributes.verb == "get";
-            return if requests || discovery {
-                Decision::allow("bootstrap")
-            } else {
-                Decision::deny()
-            };
+        self.rbac.catch_up();
+        let of_role = rbac::authorizer::authorize(&*self.rbac, user, attributes);
+        if of_role.allowed || of_node.reason.is_empty() {
+            return of_role;
         }
-        if attributes.verb == IMPERSONATE {
-            return Decision::deny();
+        let reasons = [of_node.reason, of_role.reason];
+        let reasons: Vec<_> = reasons.into_iter().filter(|r| !r.is_empty()).collect();
+        Decision {
+            allowed: false,
+            reason: reasons.join(", "),
         }
-        if user.is_in(super::AUTHENTICATED) {
-            return Decision::allow("every user with an identity may, until RBAC decides");
+    }
+
+    fn rules(&self, user: &UserInfo, namespace: &str) -> Rules {
+        self.rbac.catch_up();
+        let (rules, mut errors) = rbac::authorizer::rules_for(&*self.rbac, user, namespace);
+        if node::node_of(user).is_some() {
+            errors.push("node authorizer does not support user rule resolution".to_owned());
         }
-        Decision::deny()
+        Rules { rules, errors }
     }
 }
 
@@ -102,7 +131,7 @@ pub fn is_public(path: &str) -> bool {
             || path
                 .strip_prefix(open)
                 .is_some_and(|rest| rest.starts_with('/'))
-    }) || matches!(path, "/version" | "/version/" | "/cacerts")
+    }) || path == "/cacerts"
 }
 
 /// 403 in the words of kube-apiserver (apiserver, `endpoints/handlers/responsewriters/errors.go`).
@@ -149,47 +178,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_identity_opens_more_than_health() {
-        let health = Attributes {
-            verb: "get",
-            path: "/livez/ping",
-            ..Attributes::default()
-        };
+    fn a_refusal_says_who_may_not_do_what_where() {
+        let joe = UserInfo::new("joe", []);
         let pods = Attributes {
             verb: "list",
             resource: "pods",
             namespace: "default",
             ..Attributes::default()
         };
-        let csr = Attributes {
-            verb: "create",
-            group: "certificates.k8s.io",
-            resource: "certificatesigningrequests",
-            ..Attributes::default()
-        };
-        let anonymous = UserInfo::anonymous();
-        let joining = UserInfo::new("system:bootstrap:abcdef", [BOOTSTRAPPERS.to_owned()]);
-        let node = UserInfo::new("system:node:a", ["system:nodes".to_owned()]);
-        let becoming = Attributes {
-            verb: IMPERSONATE,
-            resource: "groups",
-            name: "system:masters",
-            ..Attributes::default()
-        };
-        let admin = UserInfo::new("admin", ["system:masters".to_owned()]);
-        let allowed = |user: &UserInfo, what| IdentityIsEnough.authorize(user, what).allowed;
-        assert!(allowed(&admin, &becoming));
-        assert!(!allowed(&node, &becoming) && !allowed(&joining, &becoming));
-        assert!(
-            allowed(&anonymous, &health)
-                && !allowed(&anonymous, &pods)
-                && !allowed(&anonymous, &csr)
-        );
-        assert!(allowed(&joining, &csr) && !allowed(&joining, &pods));
-        assert!(allowed(&node, &pods));
         assert_eq!(
-            forbidden(&joining, &pods, "").message,
-            "pods is forbidden: User \"system:bootstrap:abcdef\" cannot list resource \"pods\" in API group \"\" in the namespace \"default\""
+            forbidden(&joe, &pods, "").message,
+            "pods is forbidden: User \"joe\" cannot list resource \"pods\" in API group \"\" in the namespace \"default\""
         );
+        let path = Attributes {
+            verb: "get",
+            path: "/metrics",
+            ..Attributes::default()
+        };
+        assert_eq!(
+            forbidden(&joe, &path, "no").message,
+            "forbidden: User \"joe\" cannot get path \"/metrics\": no"
+        );
+    }
+
+    #[test]
+    fn health_and_the_certificate_are_open_to_everybody() {
+        let open = ["/healthz", "/livez", "/readyz/etcd", "/cacerts"];
+        assert!(open.iter().all(|path| is_public(path)));
+        let closed = [
+            "/",
+            "/api",
+            "/version",
+            "/healthzz",
+            "/metrics",
+            "/cacerts/x",
+        ];
+        assert!(!closed.iter().any(|path| is_public(path)));
     }
 }

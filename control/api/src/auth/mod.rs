@@ -1,11 +1,14 @@
 //! Who asks, and whether they may.
 //!
 //! `token` signs and checks service account tokens, `secrets` keeps those that live in secrets, `bootstrap` knows the tokens
-//! with which nodes join, `impersonate` lets somebody act as somebody else, `authorize` decides.
+//! with which nodes join, `impersonate` lets somebody act as somebody else, `authorize` decides, with `node` for kubelets and
+//! `rbac` for all others.
 
 pub mod authorize;
 pub mod bootstrap;
 pub mod impersonate;
+pub mod node;
+pub mod rbac;
 pub mod secrets;
 pub mod token;
 
@@ -61,11 +64,22 @@ impl UserInfo {
     /// A part of the control plane, such as `system:kube-scheduler`.
     pub fn component(name: &str) -> Self {
         let groups = if name == "system:apiserver" {
-            vec!["system:masters".to_owned()]
+            vec![authorize::MASTERS.to_owned()]
         } else {
             Vec::new()
         };
         Self::new(name, groups)
+    }
+
+    /// A service account.
+    pub fn service_account(namespace: &str, name: &str) -> Self {
+        Self::new(
+            format!("system:serviceaccount:{namespace}:{name}"),
+            [
+                "system:serviceaccounts".to_owned(),
+                format!("system:serviceaccounts:{namespace}"),
+            ],
+        )
     }
 
     /// The user without an identity.

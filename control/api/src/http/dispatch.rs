@@ -17,8 +17,8 @@ use super::{objects, other, reviews, subresources};
 use crate::auth::authorize::{self, Attributes};
 use crate::auth::impersonate::impersonate;
 use crate::auth::{self, UserInfo};
-use crate::registry::meta;
 use crate::registry::write::Target;
+use crate::registry::{meta, selector};
 use crate::resource::{Scope, Verb};
 use crate::server::Inner;
 use crate::status::ApiError;
@@ -169,32 +169,48 @@ fn permit(
     query: &Query,
     route: &Route,
 ) -> Result<(), ApiError> {
-    let method = parts.method.as_str().to_lowercase();
-    let attributes = match route {
-        Route::Resource(path) => Attributes {
-            verb: path.verb(&parts.method, query),
-            group: &path.group,
-            resource: &path.resource,
-            subresource: &path.subresource,
-            namespace: &path.namespace,
-            name: &path.name,
-            path: parts.uri.path(),
-        },
-        Route::Other => Attributes {
+    let may = |attributes: &Attributes<'_>| {
+        let decision = server.authorizer.authorize(user, attributes);
+        match decision.allowed {
+            true => Ok(()),
+            false => Err(authorize::forbidden(user, attributes, &decision.reason)),
+        }
+    };
+    let Route::Resource(path) = route else {
+        let method = parts.method.as_str().to_lowercase();
+        return may(&Attributes {
             verb: &method,
             path: parts.uri.path(),
             ..Attributes::default()
-        },
+        });
     };
-    let decision = server.authorizer.authorize(user, &attributes);
-    if decision.allowed {
-        return Ok(());
+    let verb = path.verb(&parts.method, query);
+    let selects = path.name.is_empty() && matches!(verb, "list" | "watch" | "deletecollection");
+    let equalities = match query.text("fieldSelector") {
+        text if selects && !text.is_empty() => selector::equalities(text),
+        _ => Vec::new(),
+    };
+    let fields: Vec<(&str, &str)> = (equalities.iter())
+        .map(|(field, value)| (&**field, &**value))
+        .collect();
+    let attributes = Attributes {
+        verb,
+        group: &path.group,
+        resource: &path.resource,
+        subresource: &path.subresource,
+        namespace: &path.namespace,
+        name: selector::only_name(&fields).unwrap_or(&path.name),
+        path: parts.uri.path(),
+        fields: &fields,
+    };
+    may(&attributes)?;
+    // A session that is opened by GET, as WebSockets are, does what one that is opened by POST does.
+    let session = matches!(&*path.subresource, "exec" | "attach" | "portforward");
+    if session && verb == "get" && path.resource == "pods" && path.group.is_empty() {
+        let verb = "create";
+        may(&Attributes { verb, ..attributes })?;
     }
-    // Nobody is admitted without an identity: say so, rather than what the missing identity may not do.
-    if user.name == auth::ANONYMOUS {
-        return Err(ApiError::unauthorized());
-    }
-    Err(authorize::forbidden(user, &attributes, &decision.reason))
+    Ok(())
 }
 
 async fn resource(call: Call, path: ResourcePath, body: RequestBody) -> Result<Answer, ApiError> {

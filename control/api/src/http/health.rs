@@ -35,6 +35,8 @@ enum Check {
     SystemNamespaces,
     /// The service `kubernetes` was made.
     Bootstrap,
+    /// The default roles and bindings were made.
+    BootstrapRoles,
     /// The server is not about to end.
     Shutdown,
 }
@@ -42,7 +44,7 @@ enum Check {
 use Check::*;
 
 #[rustfmt::skip] // A table: what each endpoint looks at, in this order.
-static CHECKS: [(&str, Check, &[&str]); 9] = [
+static CHECKS: [(&str, Check, &[&str]); 10] = [
     ("ping",                                              Ping,             &["healthz", "livez", "readyz"]),
     ("log",                                               Log,              &["healthz", "livez", "readyz"]),
     ("etcd",                                              Etcd,             &["healthz", "livez", "readyz"]),
@@ -51,6 +53,7 @@ static CHECKS: [(&str, Check, &[&str]); 9] = [
     ("poststarthook/storage-readiness",                   StorageReadiness, &["healthz", "livez", "readyz"]),
     ("poststarthook/start-system-namespaces-controller",  SystemNamespaces, &["healthz", "livez", "readyz"]),
     ("poststarthook/bootstrap-controller",                Bootstrap,        &["healthz", "livez", "readyz"]),
+    ("poststarthook/rbac/bootstrap-roles",                BootstrapRoles,   &["healthz", "livez", "readyz"]),
     ("shutdown",                                          Shutdown,         &["readyz"]),
 ];
 
@@ -80,7 +83,7 @@ impl Check {
                 }
             }
             // The server opens only after these were made.
-            SystemNamespaces | Bootstrap => Ok(()),
+            SystemNamespaces | Bootstrap | BootstrapRoles => Ok(()),
             Shutdown if server.stop.is_cancelled() => Err("process is shutting down".to_owned()),
             Shutdown => Ok(()),
         }

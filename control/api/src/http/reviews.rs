@@ -12,8 +12,10 @@ use super::path::ResourcePath;
 use super::respond::{self, Answer};
 use super::tokens::strings;
 use crate::auth::authorize::Attributes;
+use crate::auth::rbac::PolicyRule;
 use crate::auth::{self, UserInfo};
 use crate::registry::operation::{Action, Operation};
+use crate::registry::selector;
 use crate::resource::Resource;
 use crate::status::{ApiError, FieldError};
 use crate::strategy::Review;
@@ -53,6 +55,7 @@ pub async fn answer(
         Review::Token => token(call, &review["spec"])?,
         Review::SelfSubject => json!({ "userInfo": call.user.to_json() }),
         Review::SelfSubjectAccess => access(call, &call.user, &review["spec"]),
+        Review::SelfSubjectRules => rules(call, &review["spec"])?,
         Review::SubjectAccess => access(call, &subject(&review["spec"])?, &review["spec"]),
     };
     Ok(respond::unstored(StatusCode::CREATED, &review, output))
@@ -75,6 +78,29 @@ fn token(call: &Call, spec: &Value) -> Result<Value, ApiError> {
             None => json!({ "user": {}, "error": "invalid bearer token" }),
         },
     )
+}
+
+/// What the user may do in a namespace, as a SubjectRulesReviewStatus.
+fn rules(call: &Call, spec: &Value) -> Result<Value, ApiError> {
+    let namespace = spec["namespace"].as_str().unwrap_or_default();
+    if namespace.is_empty() {
+        return Err(ApiError::bad_request("no namespace on request"));
+    }
+    let known = call.server.authorizer.rules(&call.user, namespace);
+    let (paths, resources): (Vec<_>, Vec<_>) =
+        (known.rules.iter()).partition(|rule: &&PolicyRule| !rule.non_resource_urls.is_empty());
+    let json = |rules: Vec<&PolicyRule>| -> Vec<Value> {
+        rules.into_iter().map(PolicyRule::to_json).collect()
+    };
+    let mut status = json!({
+        "resourceRules": json(resources),
+        "nonResourceRules": json(paths),
+        "incomplete": !known.errors.is_empty(),
+    });
+    if !known.errors.is_empty() {
+        status["evaluationError"] = known.errors.join(", ").into();
+    }
+    Ok(status)
 }
 
 /// The user that a SubjectAccessReview asks about.
@@ -100,6 +126,23 @@ fn subject(spec: &Value) -> Result<UserInfo, ApiError> {
     })
 }
 
+/// The fields that must have one value, of the `fieldSelector` of a review: as text, or as requirements.
+fn equalities(of: &Value) -> Vec<(String, String)> {
+    if let Some(text) = of["rawSelector"].as_str() {
+        return selector::equalities(text);
+    }
+    let requirements = of["requirements"].as_array().into_iter().flatten();
+    let equality = |requirement: &Value| {
+        let [value] = requirement["values"].as_array()?.as_slice() else {
+            return None;
+        };
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        (requirement["operator"] == "In").then_some(())?;
+        Some((text(&requirement["key"])?, text(value)?))
+    };
+    requirements.filter_map(equality).collect()
+}
+
 fn access(call: &Call, user: &UserInfo, spec: &Value) -> Value {
     let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
     let text = |of: &'_ Value, field: &str| of[field].as_str().unwrap_or_default().to_owned();
@@ -111,6 +154,14 @@ fn access(call: &Call, user: &UserInfo, spec: &Value) -> Value {
     );
     let (subresource, namespace) = (text(resource, "subresource"), text(resource, "namespace"));
     let (name, path) = (text(resource, "name"), text(path, "path"));
+    let equalities = equalities(&resource["fieldSelector"]);
+    let fields: Vec<(&str, &str)> = (equalities.iter())
+        .map(|(field, value)| (&**field, &**value))
+        .collect();
+    let name = match &*name {
+        "" => selector::only_name(&fields).unwrap_or_default(),
+        name => name,
+    };
     let decision = call.server.authorizer.authorize(
         user,
         &Attributes {
@@ -119,8 +170,9 @@ fn access(call: &Call, user: &UserInfo, spec: &Value) -> Value {
             resource: &plural,
             subresource: &subresource,
             namespace: &namespace,
-            name: &name,
+            name,
             path: &path,
+            fields: &fields,
         },
     );
     let mut status = json!({ "allowed": decision.allowed });

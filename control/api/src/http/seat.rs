@@ -18,9 +18,7 @@ use super::path::Route;
 use super::query::Query;
 use super::respond::{self, Answer};
 use crate::auth::UserInfo;
-
-/// The group whose members are never sent away.
-const ADMINISTRATORS: &str = "system:masters";
+use crate::auth::authorize::MASTERS;
 
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Kind {
@@ -107,7 +105,7 @@ impl Seats {
         query: &Query,
     ) -> Result<Option<Seat>, TooMany> {
         let waits = matches!(route, Route::Resource(path) if path.waits(method, query));
-        if waits || user.is_in(ADMINISTRATORS) {
+        if waits || user.is_in(MASTERS) {
             return Ok(None);
         }
         let row = match *method {
@@ -159,7 +157,7 @@ mod tests {
     fn reads_and_writes_sit_apart_and_who_waits_or_administrates_stands() {
         let seats = Seats::new(1, 1, &mut Registry::default());
         let user = UserInfo::new("jane", []);
-        let admin = UserInfo::new("admin", [ADMINISTRATORS.to_owned()]);
+        let admin = UserInfo::new("admin", [MASTERS.to_owned()]);
         let take = |user: &UserInfo, method: Method, uri: &str| {
             let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
             seats.take(user, &method, &path::parse(path), &Query::parse(query))

@@ -69,7 +69,8 @@ impl Change {
         }
     }
 
-    fn key(&self) -> &str {
+    /// The object's key.
+    pub fn key(&self) -> &str {
         self.current
             .as_ref()
             .or(self.previous.as_ref())
@@ -474,6 +475,17 @@ impl Collection {
             view => Cursor::Lane(state.lanes.open(view, VecDeque::new())),
         };
         (snapshot, cursor)
+    }
+
+    /// Whether there is nothing at the cursor, which is one of all changes ([`View::Whole`]).
+    pub fn is_at_end(&self, cursor: &Cursor) -> bool {
+        match cursor {
+            Cursor::Window { next, .. } => {
+                let state = self.state.read();
+                *next == state.first + state.window.len() as u64
+            }
+            Cursor::Lane(_) => false,
+        }
     }
 
     /// The changes at the cursor, which moves behind them; at most `limit`.

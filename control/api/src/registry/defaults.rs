@@ -38,9 +38,9 @@ const PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// An object that has to be there.
-struct Wanted {
-    target: Target,
-    object: Value,
+pub(super) struct Wanted {
+    pub target: Target,
+    pub object: Value,
 }
 
 impl Registry {
@@ -105,7 +105,7 @@ impl Registry {
         Ok(all)
     }
 
-    fn wanted(
+    pub(super) fn wanted(
         &self,
         group: &str,
         version: &str,

@@ -16,6 +16,7 @@ pub mod list;
 pub mod meta;
 pub mod names;
 pub mod operation;
+pub mod policy;
 pub mod selector;
 pub mod services;
 pub mod table;
@@ -24,6 +25,7 @@ pub mod watch;
 pub mod write;
 
 mod admission;
+mod node_lookup;
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -34,9 +36,12 @@ use parking_lot::RwLock;
 
 use collection::Collection;
 use feed::Feed;
+use node_lookup::NodeLookup;
 use services::Services;
 use table::{Found, Table};
 
+use crate::auth::authorize::{Authorizer, Authorizers};
+use crate::auth::rbac::index::Index;
 use crate::kinds::Builtin;
 use crate::supervise::supervised;
 
@@ -54,6 +59,10 @@ pub struct Registry {
     pub feed: Arc<Feed>,
     /// Cluster addresses and node ports.
     pub services: Services,
+    /// Decides who may do what.
+    pub authorizer: Arc<dyn Authorizer>,
+    /// The roles and bindings behind it.
+    pub rbac: Arc<Index>,
     table: RwLock<Arc<Table>>,
     namespaces: Arc<Collection>,
 }
@@ -79,6 +88,14 @@ impl Registry {
         };
         let (namespaces, addresses) = (built_in("namespaces"), built_in("ipaddresses"));
         let feed = Feed::start(store.clone(), table.collections().cloned().collect()).await?;
+        let rbac = Arc::new(Index::new(
+            built_in("clusterroles"),
+            built_in("roles"),
+            built_in("clusterrolebindings"),
+            built_in("rolebindings"),
+        ));
+        let nodes = NodeLookup::new(&table);
+        let authorizer = Arc::new(Authorizers::new(Box::new(nodes), rbac.clone()));
         let services = Services::new(service_range, node_ports, addresses, ranges);
         let compacted = Arc::downgrade(&store);
         tokio::spawn(supervised("compaction", move || compact(compacted.clone())));
@@ -88,6 +105,8 @@ impl Registry {
             store,
             feed,
             services,
+            authorizer,
+            rbac,
             table: RwLock::new(Arc::new(table)),
             namespaces,
         };

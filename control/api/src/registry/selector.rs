@@ -147,6 +147,24 @@ impl Requirement {
     }
 }
 
+/// The fields that must have one value for a field selector to match: authorization may look at them. None of a text that is no
+/// selector.
+pub fn equalities(fields: &str) -> Vec<(String, String)> {
+    let terms = parse_fields(fields).unwrap_or_default().into_iter();
+    terms
+        .filter(|term| term.equal)
+        .map(|term| (term.field, term.value))
+        .collect()
+}
+
+/// The one object that a selector is about, if it says so: authorization knows such a list as one of this name.
+pub fn only_name<'a>(equalities: &[(&'a str, &'a str)]) -> Option<&'a str> {
+    let (_, name) = equalities
+        .iter()
+        .find(|(field, _)| *field == "metadata.name")?;
+    (!name.is_empty() && super::names::path_segment(name).is_ok()).then_some(name)
+}
+
 fn parse_labels(text: &str) -> Result<Vec<Requirement>, String> {
     let mut requirements = Vec::new();
     for part in split_outside_parentheses(text) {

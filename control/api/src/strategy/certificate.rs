@@ -2,6 +2,8 @@
 
 use base64::Engine as _;
 use serde_json::{Value, json};
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::FromDer as _;
 
 use super::common::{self, text};
 use super::validation::{Errors, items};
@@ -230,13 +232,35 @@ fn stamp(object: &mut Value, old: &Value, now: &str) {
     }
 }
 
+/// The organizations of the subject that a request asks for: what will be its user's groups. None where it cannot be read,
+/// which validation refuses.
+pub fn requested_organizations(spec: &Value) -> Vec<String> {
+    let pem = base64::engine::general_purpose::STANDARD.decode(text(&spec["request"]));
+    let read = pem.map(|pem| {
+        with_request(&pem, |request| {
+            let subject = &request.certification_request_info.subject;
+            let names = subject.iter_organization();
+            names
+                .filter_map(|name| Some(name.as_str().ok()?.to_owned()))
+                .collect()
+        })
+    });
+    read.ok().and_then(Result::ok).unwrap_or_default()
+}
+
 fn check_request(pem: &[u8]) -> Result<(), String> {
-    use x509_parser::prelude::FromDer as _;
+    with_request(pem, |_| ())
+}
+
+fn with_request<T>(
+    pem: &[u8],
+    look: impl FnOnce(&X509CertificationRequest<'_>) -> T,
+) -> Result<T, String> {
     let (_, pem) = x509_parser::pem::parse_x509_pem(pem)
         .ok()
         .filter(|(_, pem)| pem.label == "CERTIFICATE REQUEST")
         .ok_or("PEM block type must be CERTIFICATE REQUEST")?;
-    x509_parser::certification_request::X509CertificationRequest::from_der(&pem.contents)
-        .map(|_| ())
+    X509CertificationRequest::from_der(&pem.contents)
+        .map(|(_, request)| look(&request))
         .map_err(|err| err.to_string())
 }

@@ -11,6 +11,7 @@ mod endpoints;
 mod event;
 mod network;
 mod pod;
+mod rbac;
 mod service;
 pub mod validation;
 mod warnings;
@@ -20,13 +21,14 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-pub use certificate::CertificateSigningRequest;
+pub use certificate::{CertificateSigningRequest, requested_organizations};
 pub use cluster::{Lease, Namespace, Node, ServiceAccount};
 pub use config::{ConfigMap, Secret};
 pub use endpoints::{EndpointSlice, Endpoints};
 pub use event::Event;
 pub use network::IpAddress;
 pub use pod::{Pod, qos_class};
+pub use rbac::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 pub use service::{Service, needs_health_port};
 pub use workload::{Deployment, ReplicaSet};
 
@@ -68,6 +70,8 @@ pub enum Review {
     SelfSubjectAccess,
     /// Whether somebody may do this.
     SubjectAccess,
+    /// What I may do in a namespace.
+    SelfSubjectRules,
 }
 
 /// What the `proxy` of a resource leads to.

@@ -52,7 +52,7 @@ async fn users_of_bootstrap_tokens_may_only_ask_for_certificates() {
     let server = Server::start().await;
     let joining = server.api.local(UserInfo::new(
         "system:bootstrap:abcdef",
-        ["system:bootstrappers".to_owned()],
+        ["system:bootstrappers:kubeadm:default-node-token".to_owned()],
     ));
     let get = |path: &str| {
         Request::get(path)
@@ -150,6 +150,7 @@ async fn a_token_ends_at_once_with_what_it_is_bound_to() {
         let listening = listen().await;
         let server = &listening.server;
         server.service_account().await;
+        server.allow("system:serviceaccounts", "view").await;
         let created = match kind {
             "" => object.clone(),
             _ => server.post(path, &object).await.expect(201),
@@ -190,6 +191,7 @@ async fn a_bootstrap_token_ends_at_once_with_its_secret() {
         "metadata": { "name": "bootstrap-token-abcdef" }, "data": {
             "token-id": encode("abcdef"), "token-secret": encode("0123456789abcdef"),
             "usage-bootstrap-authentication": encode("true"),
+            "auth-extra-groups": encode("system:bootstrappers:kubeadm:default-node-token"),
     } });
     let requests = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
     let code = async || {

@@ -49,6 +49,7 @@ async fn who_comes_when_all_seats_are_taken_is_told_to_come_back() {
         ..ApiServerConfig::default()
     };
     let listening = listen_with(Server::start_with(config).await).await;
+    listening.server.allow("devs", "edit").await;
     let body = config_map("slow").to_string();
     // It sits there as long as its body has not come.
     let mut slow = post_head(&listening, "jane", "devs", body.len()).await;

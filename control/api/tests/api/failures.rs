@@ -211,11 +211,13 @@ async fn health_tells_each_check_by_its_name() {
     let all = "[+]ping ok\n[+]log ok\n[+]etcd ok\n[+]etcd-readiness ok\n[+]informer-sync ok\n\
                [+]poststarthook/storage-readiness ok\n\
                [+]poststarthook/start-system-namespaces-controller ok\n\
-               [+]poststarthook/bootstrap-controller ok\n[+]shutdown ok\nreadyz check passed\n";
+               [+]poststarthook/bootstrap-controller ok\n\
+               [+]poststarthook/rbac/bootstrap-roles ok\n[+]shutdown ok\nreadyz check passed\n";
     assert_eq!(get("/readyz?verbose").await, (200, all.to_owned()));
     let live = "[+]ping ok\n[+]log ok\n[+]etcd excluded: ok\n[+]poststarthook/storage-readiness ok\n\
                 [+]poststarthook/start-system-namespaces-controller ok\n\
                 [+]poststarthook/bootstrap-controller ok\n\
+                [+]poststarthook/rbac/bootstrap-roles ok\n\
                 warn: some health checks cannot be excluded: no matches for \"nothing\",\"shutdown\"\n\
                 livez check passed\n";
     let excluded = "/livez?verbose&exclude=etcd&exclude=shutdown&exclude=nothing";

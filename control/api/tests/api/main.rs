@@ -9,6 +9,7 @@ mod failures;
 mod lists;
 mod node;
 mod pipeline;
+mod rbac;
 mod services;
 mod support;
 mod watches;

@@ -106,6 +106,17 @@ impl Server {
         }
     }
 
+    /// The same server, asked by another user.
+    pub fn acting(&self, user: &str, groups: &[&str]) -> Self {
+        let user = UserInfo::new(user, groups.iter().map(|group| (*group).to_owned()));
+        Self {
+            api: self.api.clone(),
+            pki: self.pki.clone(),
+            service: self.api.local(user),
+            dir: None,
+        }
+    }
+
     /// What the store's file would hold if the server were killed now.
     pub async fn stored_after_a_crash(&self, key: &str) -> Value {
         let dir = self.dir.as_ref().expect("it is there until a restart");
@@ -290,6 +301,16 @@ pub fn pod(name: &str) -> Value {
 }
 
 impl Server {
+    /// Gives a group a ClusterRole in the whole cluster.
+    pub async fn allow(&self, group: &str, role: &str) {
+        let api = "rbac.authorization.k8s.io";
+        let binding = json!({ "metadata": { "name": format!("{group}-{role}") },
+            "roleRef": { "apiGroup": api, "kind": "ClusterRole", "name": role },
+            "subjects": [{ "apiGroup": api, "kind": "Group", "name": group }] });
+        let path = format!("/apis/{api}/v1/clusterrolebindings");
+        self.post(&path, &binding).await.expect(201);
+    }
+
     pub async fn service_account(&self) {
         let account = json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "default" } });
         self.post("/api/v1/namespaces/default/serviceaccounts", &account)

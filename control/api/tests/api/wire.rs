@@ -125,8 +125,8 @@ impl Listening {
 async fn a_certificate_names_the_user() {
     let listening = listen().await;
     let node = listening.identity("system:node:n", "system:nodes");
-    let (code, list) = listening.get(Some(&node), MAPS, "").await;
-    assert_eq!((code, &list["kind"]), (200, &json!("ConfigMapList")));
+    let (code, list) = listening.get(Some(&node), "/api/v1/nodes", "").await;
+    assert_eq!((code, &list["kind"]), (200, &json!("NodeList")));
     listening.stop.cancel();
     listening.task.await.expect("it ends");
 }
@@ -141,8 +141,13 @@ async fn nobody_is_admitted_without_an_identity_except_to_health() {
         let (code, status) = listening.get(None, path, "").await;
         assert_eq!(
             (code, &status["reason"]),
-            (401, &json!("Unauthorized")),
+            (403, &json!("Forbidden")),
             "{path}"
+        );
+        let message = status["message"].as_str().expect("a message");
+        assert!(
+            message.contains("User \"system:anonymous\" cannot"),
+            "{message}"
         );
     }
     assert_eq!(
@@ -156,6 +161,7 @@ async fn tokens_of_service_accounts_and_nodes_admit() {
     let listening = listen().await;
     let server = &listening.server;
     server.service_account().await;
+    server.allow("system:serviceaccounts", "view").await;
     let tokens = "/api/v1/namespaces/default/serviceaccounts/default/token";
     let token = server
         .post(tokens, &json!({ "spec": {} }))
@@ -174,6 +180,7 @@ async fn tokens_of_service_accounts_and_nodes_admit() {
         "metadata": { "name": "bootstrap-token-abcdef" }, "data": {
             "token-id": encode("abcdef"), "token-secret": encode("0123456789abcdef"),
             "usage-bootstrap-authentication": encode("true"),
+            "auth-extra-groups": encode("system:bootstrappers:kubeadm:default-node-token"),
     } });
     server
         .post("/api/v1/namespaces/kube-system/secrets", &secret)

@@ -9,8 +9,8 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use knarr_api::auth::UserInfo;
 use knarr_api::pki::Pki;
 use knarr_api::server::{ApiServer, ApiServerConfig};
-use knarr_controllers::Config;
 use knarr_controllers::supervise::Health;
+use knarr_controllers::{Config, Credentials};
 use knarr_store::RedbStore;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
@@ -108,7 +108,11 @@ impl Cluster {
     /// Starts the scheduler, behind a gate.
     pub fn start_scheduler(&self, gate: Option<Gate>) {
         tokio::spawn(knarr_scheduler::run(
-            self.gated("system:kube-scheduler", gate),
+            gated(
+                &self.api,
+                UserInfo::component("system:kube-scheduler"),
+                gate,
+            ),
             knarr_scheduler::Config::default(),
             self.health.clone(),
             self.stop.clone(),
@@ -137,6 +141,7 @@ impl Cluster {
     }
 
     /// A client that acts as this user.
+    #[allow(dead_code, reason = "not every test file acts as others")]
     pub fn client(&self, user: UserInfo) -> Client {
         Client::new(self.api.local(user), "default")
     }
@@ -149,31 +154,19 @@ impl Cluster {
             cluster_cidrs: vec![(IpAddr::from([10, 42, 0, 0]), 16)],
             ..config
         };
+        let user = UserInfo::component("system:kube-controller-manager");
+        let manager = gated(&self.api, user, gate.clone());
+        let api = self.api.clone();
+        let credentials = Credentials::new(manager, move |name| {
+            let account = UserInfo::service_account("kube-system", name);
+            gated(&api, account, gate.clone())
+        });
         tokio::spawn(knarr_controllers::run(
-            self.gated("system:kube-controller-manager", gate),
+            credentials,
             config,
             self.health.clone(),
             self.stop.clone(),
         ));
-    }
-
-    fn gated(&self, component: &str, gate: Option<Gate>) -> Client {
-        let user = UserInfo::component(component);
-        let Some(gate) = gate else {
-            return self.client(user);
-        };
-        let service = self.api.local(user);
-        let gated = tower::service_fn(move |request: http::Request<kube::client::Body>| {
-            let (service, gate) = (service.clone(), gate.clone());
-            let (head, body) = request.into_parts();
-            async move {
-                gate.pass(head.clone()).await?;
-                let request = http::Request::from_parts(head, body);
-                let Ok(answer) = service.oneshot(request).await;
-                Ok::<_, std::io::Error>(answer)
-            }
-        });
-        Client::new(gated, "default")
     }
 
     /// Keeps the lease of a node renewed and its status reported, as its kubelet would, until dropped.
@@ -311,4 +304,23 @@ where
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// A client that acts as this user, behind a gate if there is one.
+fn gated(api: &ApiServer, user: UserInfo, gate: Option<Gate>) -> Client {
+    let service = api.local(user);
+    let Some(gate) = gate else {
+        return Client::new(service, "default");
+    };
+    let gated = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+        let (service, gate) = (service.clone(), gate.clone());
+        let (head, body) = request.into_parts();
+        async move {
+            gate.pass(head.clone()).await?;
+            let request = http::Request::from_parts(head, body);
+            let Ok(answer) = service.oneshot(request).await;
+            Ok::<_, std::io::Error>(answer)
+        }
+    });
+    Client::new(gated, "default")
 }

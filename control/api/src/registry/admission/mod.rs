@@ -3,7 +3,10 @@
 //! A plugin is one file and one line of [`PLUGINS`]; the order is kube-apiserver's (`pkg/kubeapiserver/options/plugins.go`), in
 //! which webhooks and policies stand near the end and quotas last.
 
+mod certificate;
+mod escalation;
 mod namespace_lifecycle;
+mod node_restriction;
 mod priority;
 mod service_account;
 mod tolerations;
@@ -15,11 +18,16 @@ use super::operation::Operation;
 use crate::status::ApiError;
 
 /// The plugins that are on, in their order.
-static PLUGINS: [&dyn Plugin; 4] = [
+static PLUGINS: [&dyn Plugin; 9] = [
     &namespace_lifecycle::NamespaceLifecycle,
     &service_account::ServiceAccount,
+    &node_restriction::NodeRestriction,
     &priority::Priority,
     &tolerations::DefaultTolerationSeconds,
+    &certificate::Approval,
+    &certificate::Signing,
+    &certificate::SubjectRestriction,
+    &escalation::Escalation,
 ];
 
 /// Whether a plugin has changed the object.
