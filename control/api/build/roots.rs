@@ -36,7 +36,7 @@ pub fn define(generator: &mut SchemaGenerator) -> KindOf {
         api::authorization::v1 {
             LocalSubjectAccessReview, SelfSubjectAccessReview, SelfSubjectRulesReview, SubjectAccessReview,
         }
-        api::autoscaling::v1 { Scale }
+        api::autoscaling::v1 { HorizontalPodAutoscaler, Scale }
         api::autoscaling::v2 { HorizontalPodAutoscaler }
         api::batch::v1 { CronJob, Job }
         api::certificates::v1 { CertificateSigningRequest }

@@ -73,6 +73,9 @@ fn computed(rule: Rule, value: Option<&Value>, object: &Map<String, Value>) -> O
             let rolling = matches!(text("type"), "" | "RollingUpdate");
             (value.is_none_or(Value::is_null) && rolling).then(|| json!({}))
         }
+        Rule::RollingUpdateIfUntyped => {
+            (value.is_none_or(Value::is_null) && text("type").is_empty()).then(|| json!({}))
+        }
         Rule::SubjectGroup => (unset && matches!(text("kind"), "User" | "Group"))
             .then(|| "rbac.authorization.k8s.io".into()),
     }

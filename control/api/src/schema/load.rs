@@ -141,6 +141,7 @@ fn default_of(word: &str) -> FieldDefault {
         "@emptyDir" => Some(Rule::EmptyDir),
         "@targetPort" => Some(Rule::TargetPort),
         "@rollingUpdate" => Some(Rule::RollingUpdate),
+        "@rollingUpdateIfUntyped" => Some(Rule::RollingUpdateIfUntyped),
         "@subjectGroup" => Some(Rule::SubjectGroup),
         _ => None,
     };

@@ -137,6 +137,8 @@ pub enum Rule {
     TargetPort,
     /// Parameters of a rolling update exist where the type asks for one.
     RollingUpdate,
+    /// As the last, but only where no type was chosen: a stateful set whose type is `RollingUpdate` keeps what it has.
+    RollingUpdateIfUntyped,
     /// The API group of an RBAC subject by its kind.
     SubjectGroup,
 }

@@ -3,6 +3,7 @@
 //! The generic path of a write is: decode and check fields by schema, apply static defaults, `default`,
 //! `prepare_for_create` or `prepare_for_update`, generic metadata checks, `validate` or `validate_update`, admission, store.
 
+mod apps;
 mod certificate;
 mod cluster;
 mod common;
@@ -13,6 +14,8 @@ mod network;
 mod pod;
 mod rbac;
 mod service;
+#[cfg(test)]
+mod testing;
 pub mod validation;
 mod warnings;
 mod workload;
@@ -21,6 +24,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+pub use apps::{ControllerRevision, DaemonSet, PodTemplate, ReplicationController, StatefulSet};
 pub use certificate::{CertificateSigningRequest, requested_organizations};
 pub use cluster::{Lease, Namespace, Node, ServiceAccount};
 pub use config::{ConfigMap, Secret};

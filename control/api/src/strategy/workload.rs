@@ -18,7 +18,7 @@ pub struct Deployment;
 pub struct ReplicaSet;
 
 /// Mistakes of the selector and the template, which every workload has; `kind` as in Kubernetes' messages.
-fn selector_and_template(errors: &mut Errors, spec: &Value, kind: &str) {
+pub(super) fn selector_and_template(errors: &mut Errors, spec: &Value, kind: &str) {
     let selector = &spec["selector"];
     let empty = |value: &Value| value.as_object().is_none_or(serde_json::Map::is_empty);
     if selector.is_null() {
@@ -58,15 +58,21 @@ fn selector_and_template(errors: &mut Errors, spec: &Value, kind: &str) {
         ));
     }
     if !template["spec"]["activeDeadlineSeconds"].is_null() {
+        let shown = match kind {
+            "daemonset" => "DaemonSet",
+            "statefulset" => "StatefulSet",
+            "replicationcontroller" => "ReplicationController",
+            _ => "ReplicaSet",
+        };
         errors.0.push(FieldError::forbidden(
             "spec.template.spec.activeDeadlineSeconds",
-            "activeDeadlineSeconds in ReplicaSet is not Supported",
+            &format!("activeDeadlineSeconds in {shown} is not Supported"),
         ));
     }
 }
 
 /// An integer or a percentage; the resolved number of a hundred, for comparisons with zero.
-fn int_or_percent(errors: &mut Errors, at: &str, value: &Value) -> Option<i64> {
+pub(super) fn int_or_percent(errors: &mut Errors, at: &str, value: &Value) -> Option<i64> {
     match value {
         Value::Number(_) => {
             errors.not_negative(at, value);
@@ -88,7 +94,7 @@ fn int_or_percent(errors: &mut Errors, at: &str, value: &Value) -> Option<i64> {
 
 impl Strategy for Deployment {
     fn default(&self, object: &mut Value) {
-        default_pod_spec(&mut object["spec"]["template"]["spec"]);
+        default_template(&mut object["spec"]);
     }
 
     fn prepare_for_create(&self, _: &Context, object: &mut Value) {
@@ -241,7 +247,7 @@ impl Strategy for Deployment {
 }
 
 /// Leaves out the counts that Go leaves out when they are zero: those of every workload, and `more`.
-fn drop_zero_counts(object: &mut Value, more: &[&str]) {
+pub(super) fn drop_zero_counts(object: &mut Value, more: &[&str]) {
     let Some(status) = object["status"].as_object_mut() else {
         return;
     };
@@ -260,7 +266,11 @@ fn drop_zero_counts(object: &mut Value, more: &[&str]) {
 }
 
 /// The errors, and one more if the selector changed: it cannot. A template from before a rule may stay as it is.
-fn with_the_same_selector(errors: Vec<FieldError>, object: &Value, old: &Value) -> Vec<FieldError> {
+pub(super) fn with_the_same_selector(
+    errors: Vec<FieldError>,
+    object: &Value,
+    old: &Value,
+) -> Vec<FieldError> {
     let mut errors = Errors(errors);
     if object["spec"]["template"] == old["spec"]["template"] {
         errors
@@ -275,7 +285,7 @@ fn with_the_same_selector(errors: Vec<FieldError>, object: &Value, old: &Value) 
     errors.0
 }
 
-fn validate_counts(status: &Value) -> Vec<FieldError> {
+pub(super) fn validate_counts(status: &Value) -> Vec<FieldError> {
     let mut errors = Errors::default();
     let total = status["replicas"].as_i64().unwrap_or(0);
     for field in [
@@ -304,7 +314,62 @@ fn validate_counts(status: &Value) -> Vec<FieldError> {
             );
         }
     }
+    let ready = status["readyReplicas"].as_i64().unwrap_or(0);
+    if status["availableReplicas"]
+        .as_i64()
+        .is_some_and(|n| n > ready)
+    {
+        errors.add(
+            "status.availableReplicas",
+            &status["availableReplicas"],
+            "cannot be greater than readyReplicas",
+        );
+    }
     errors.0
+}
+
+/// Refuses a percentage above 100.
+pub(super) fn at_most_all(errors: &mut Errors, at: &str, value: &Value) {
+    let percent = value.as_str().and_then(|text| text.strip_suffix('%'));
+    if percent
+        .and_then(|digits| digits.parse::<i64>().ok())
+        .is_some_and(|n| n > 100)
+    {
+        errors.add(at, value, "must not be greater than 100%");
+    }
+}
+
+/// Refuses a count of collisions that is lower than before.
+pub(super) fn collisions(errors: &mut Errors, object: &Value, old: &Value) {
+    let count = |object: &Value| object["status"]["collisionCount"].as_i64().unwrap_or(0);
+    if count(object) < count(old) {
+        errors.add(
+            "status.collisionCount",
+            &count(object).into(),
+            "cannot be decremented",
+        );
+    }
+}
+
+/// The defaults of the pod template in `owner`, where it has one.
+pub(super) fn default_template(owner: &mut Value) {
+    if let Some(spec) = owner
+        .get_mut("template")
+        .and_then(|template| template.get_mut("spec"))
+    {
+        default_pod_spec(spec);
+    }
+}
+
+/// A template's labels are those of its owner, where the owner has none.
+pub(super) fn labels_from_template(object: &mut Value) {
+    let labels = object["spec"]["template"]["metadata"]["labels"].clone();
+    let has_none = object["metadata"]["labels"]
+        .as_object()
+        .is_none_or(serde_json::Map::is_empty);
+    if labels.is_object() && has_none {
+        object["metadata"]["labels"] = labels;
+    }
 }
 
 /// An object with `spec.replicas` and a selector as an `autoscaling/v1` Scale.
@@ -357,11 +422,8 @@ pub(super) fn set_scale(object: &mut Value, scale: &Value) -> Result<(), ApiErro
 
 impl Strategy for ReplicaSet {
     fn default(&self, object: &mut Value) {
-        let template_labels = object["spec"]["template"]["metadata"]["labels"].clone();
-        if template_labels.is_object() && object["metadata"]["labels"].is_null() {
-            object["metadata"]["labels"] = template_labels;
-        }
-        default_pod_spec(&mut object["spec"]["template"]["spec"]);
+        labels_from_template(object);
+        default_template(&mut object["spec"]);
     }
 
     fn prepare_for_create(&self, _: &Context, object: &mut Value) {

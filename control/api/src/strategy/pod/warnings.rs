@@ -97,8 +97,8 @@ fn containers<'a>(spec: &'a Value, at: &str) -> Vec<(String, &'a Value)> {
         .collect()
 }
 
-/// `at` is the path of the template and a dot, or empty for a pod.
-fn of_template(warnings: &mut Vec<String>, at: &str, template: &Value) {
+/// The warnings of a template; `at` is its path and a dot, or empty for a pod.
+pub fn of_template(warnings: &mut Vec<String>, at: &str, template: &Value) {
     let (spec, annotations) = (&template["spec"], &template["metadata"]["annotations"]);
     labels_of_nodes(warnings, at, spec);
     for (key, message) in OLD_ANNOTATIONS {
