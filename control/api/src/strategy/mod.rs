@@ -4,6 +4,7 @@
 //! `prepare_for_create` or `prepare_for_update`, generic metadata checks, `validate` or `validate_update`, admission, store.
 
 mod apps;
+mod batch;
 mod certificate;
 mod cluster;
 mod common;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 pub use apps::{ControllerRevision, DaemonSet, PodTemplate, ReplicationController, StatefulSet};
+pub use batch::{CronJob, Job};
 pub use certificate::{CertificateSigningRequest, requested_organizations};
 pub use cluster::{Lease, Namespace, Node, ServiceAccount};
 pub use config::{ConfigMap, Secret};
