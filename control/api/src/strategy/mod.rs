@@ -4,6 +4,7 @@
 //! `prepare_for_create` or `prepare_for_update`, generic metadata checks, `validate` or `validate_update`, admission, store.
 
 mod apps;
+mod autoscaling;
 mod batch;
 mod certificate;
 mod cluster;
@@ -13,6 +14,7 @@ mod endpoints;
 mod event;
 mod network;
 mod pod;
+mod policy;
 mod rbac;
 mod service;
 #[cfg(test)]
@@ -26,6 +28,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 pub use apps::{ControllerRevision, DaemonSet, PodTemplate, ReplicationController, StatefulSet};
+pub use autoscaling::{HorizontalPodAutoscaler, convert_hpa};
 pub use batch::{CronJob, Job};
 pub use certificate::{CertificateSigningRequest, requested_organizations};
 pub use cluster::{Lease, Namespace, Node, ServiceAccount};
@@ -34,6 +37,7 @@ pub use endpoints::{EndpointSlice, Endpoints};
 pub use event::Event;
 pub use network::IpAddress;
 pub use pod::{Pod, qos_class};
+pub use policy::{LimitRange, PodDisruptionBudget, PriorityClass, ResourceQuota};
 pub use rbac::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 pub use service::{Service, needs_health_port};
 pub use workload::{Deployment, ReplicaSet};
