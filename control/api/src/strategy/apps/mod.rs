@@ -7,6 +7,7 @@ mod daemonset;
 mod pod_template;
 mod replication_controller;
 mod statefulset;
+mod volume_claim;
 
 pub use controller_revision::ControllerRevision;
 pub use daemonset::DaemonSet;

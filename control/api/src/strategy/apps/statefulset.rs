@@ -1,14 +1,14 @@
 //! Stateful sets.
 
-use knarr_quantity::Quantity;
 use serde_json::{Value, json};
 
+use super::volume_claim;
 use crate::registry::names;
 use crate::resource::Subresource;
 use crate::status::{ApiError, FieldError};
 use crate::strategy::common::{self, containers_text, text};
 use crate::strategy::pod::warnings;
-use crate::strategy::validation::{Errors, dns_label, items, label_selector, subdomain};
+use crate::strategy::validation::{Errors, dns_label, items};
 use crate::strategy::workload::{
     at_most_all, collisions, default_template, int_or_percent, scale_of, selector_and_template,
     set_scale,
@@ -96,56 +96,6 @@ fn update_strategy(errors: &mut Errors, strategy: &Value) {
     }
 }
 
-/// Mistakes in the spec of a claim that a stateful set makes for its pods; `at` is its path.
-fn claim(errors: &mut Errors, at: &str, spec: &Value) {
-    let modes = &spec["accessModes"];
-    if items(modes).next().is_none() {
-        errors.required(
-            format!("{at}.accessModes"),
-            "at least 1 access mode is required",
-        );
-    }
-    for (_, mode) in items(modes) {
-        let known = [
-            "ReadOnlyMany",
-            "ReadWriteMany",
-            "ReadWriteOnce",
-            "ReadWriteOncePod",
-        ];
-        errors.one_of(format!("{at}.accessModes"), mode, &known);
-    }
-    if items(modes).count() > 1 && items(modes).any(|(_, mode)| mode == "ReadWriteOncePod") {
-        errors.0.push(FieldError::forbidden(
-            format!("{at}.accessModes"),
-            "may not use ReadWriteOncePod with other access modes",
-        ));
-    }
-    if !spec["selector"].is_null() {
-        label_selector(errors, &format!("{at}.selector"), &spec["selector"]);
-    }
-    let storage = &spec["resources"]["requests"]["storage"];
-    if storage.is_null() {
-        errors.required(format!("{at}.resources[storage]"), "");
-    } else if text(storage)
-        .parse::<Quantity>()
-        .is_ok_and(|size| size.nano() <= 0)
-    {
-        errors.add(
-            format!("{at}.resources[storage]"),
-            storage,
-            "must be greater than zero",
-        );
-    }
-    let class = text(&spec["storageClassName"]);
-    if !class.is_empty() {
-        errors.invalid(&format!("{at}.storageClassName"), class, subdomain(class));
-    }
-    if !spec["volumeMode"].is_null() {
-        let known = ["Block", "Filesystem"];
-        errors.one_of(format!("{at}.volumeMode"), &spec["volumeMode"], &known);
-    }
-}
-
 /// Mistakes in a spec but for its claims and the name of its service, which never change.
 fn spec_errors(spec: &Value) -> Errors {
     let mut errors = Errors::default();
@@ -217,7 +167,7 @@ impl Strategy for StatefulSet {
         let mut errors = spec_errors(spec);
         for (index, template) in items(&spec["volumeClaimTemplates"]) {
             let at = format!("spec.volumeClaimTemplates[{index}].spec");
-            claim(&mut errors, &at, &template["spec"]);
+            volume_claim::validate(&mut errors, &at, &template["spec"]);
         }
         let service = text(&spec["serviceName"]);
         if !service.is_empty() {

@@ -2,16 +2,15 @@
 
 use serde_json::{Value, json};
 
-use super::{job_spec, job_status, job_update};
+use super::{job_spec, job_status, job_update, print};
 use crate::resource::Subresource;
 use crate::status::FieldError;
-use crate::strategy::common::{self, containers_text, object_at, selector_text, text};
+use crate::strategy::common::{self, object_at, text};
 use crate::strategy::pod::warnings;
 use crate::strategy::validation::{Errors, dns_label, items, label_selector, selector_matches};
 use crate::strategy::warnings::go_list;
 use crate::strategy::workload::{default_template, labels_from_template};
 use crate::strategy::{Column, Context, Strategy};
-use crate::table::{self, human_duration, since};
 
 /// Jobs.
 pub struct Job;
@@ -125,41 +124,6 @@ fn validate(job: &Value, prefixed: bool) -> Errors {
         }
     }
     errors
-}
-
-/// The status of a job in one word.
-fn state(job: &Value) -> &'static str {
-    let terminating = !job["metadata"]["deletionTimestamp"].is_null();
-    match () {
-        () if is(job, "Complete") => "Complete",
-        () if is(job, "Failed") => "Failed",
-        () if terminating => "Terminating",
-        () if is(job, "Suspended") => "Suspended",
-        () if is(job, "FailureTarget") => "FailureTarget",
-        () => "Running",
-    }
-}
-
-/// `2/5`; `0/1 of 3` for a job of three pods that needs no certain number of successes.
-fn completions(job: &Value) -> String {
-    let (spec, status) = (&job["spec"], &job["status"]);
-    let succeeded = status["succeeded"].as_i64().unwrap_or(0);
-    let parallelism = spec["parallelism"].as_i64().unwrap_or(0);
-    match spec["completions"].as_i64() {
-        Some(wanted) => format!("{succeeded}/{wanted}"),
-        None if parallelism > 1 => format!("{succeeded}/1 of {parallelism}"),
-        None => format!("{succeeded}/1"),
-    }
-}
-
-/// How long a job has run, or took; empty for one that did not start.
-fn duration(status: &Value, now: jiff::Timestamp) -> String {
-    let time = |field: &str| text(&status[field]).parse::<jiff::Timestamp>().ok();
-    match (time("startTime"), time("completionTime")) {
-        (None, _) => String::new(),
-        (Some(_), None) => since(status["startTime"].as_str(), now),
-        (Some(start), Some(end)) => human_duration(end.as_second() - start.as_second()),
-    }
 }
 
 /// The warnings about the spec of a job at `at`.
@@ -287,20 +251,10 @@ impl Strategy for Job {
     }
 
     fn columns(&self) -> Vec<Column> {
-        table::columns("Name Status Completions Duration Age Containers* Images* Selector*")
+        print::columns()
     }
 
     fn cells(&self, object: &Value, now: jiff::Timestamp) -> Vec<Value> {
-        let (names, images) = containers_text(&object["spec"]["template"]);
-        vec![
-            table::name(object),
-            state(object).into(),
-            completions(object).into(),
-            duration(&object["status"], now).into(),
-            table::age(object, now),
-            names.into(),
-            images.into(),
-            selector_text(&object["spec"]["selector"]).into(),
-        ]
+        print::cells(object, now)
     }
 }

@@ -1,7 +1,7 @@
 //! Jobs and cron jobs.
 //!
 //! Reading order: `job` (the hooks), `job_spec` (what a spec may say) with its two `policies`, `job_update` (what may change),
-//! `indexes` and `job_status` (what a controller may report), `cronjob`, `schedule`.
+//! `indexes` and `job_status` (what a controller may report), `print` (the table), `cronjob`, `schedule`.
 
 mod cronjob;
 mod indexes;
@@ -10,6 +10,7 @@ mod job_spec;
 mod job_status;
 mod job_update;
 mod policies;
+mod print;
 mod schedule;
 
 pub use cronjob::CronJob;
