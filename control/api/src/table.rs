@@ -129,19 +129,23 @@ pub fn default_cells(object: &Value, now: jiff::Timestamp) -> Vec<Value> {
     vec![name(object), age(object, now)]
 }
 
-/// Columns from their names; `_` stands for a space, a trailing `*` for `-o wide`, a trailing `#` for integers.
+/// Columns from their names; `_` stands for a space, a trailing `*` for `-o wide`, a trailing `#` for integers, `?` for booleans.
 pub fn columns(names: &str) -> Vec<Column> {
     names
         .split_whitespace()
         .map(|word| {
             let wide = i32::from(word.ends_with('*'));
             let word = word.trim_end_matches('*');
-            let kind = if word.ends_with('#') {
-                "integer"
-            } else {
-                "string"
+            let kind = match word.chars().last() {
+                Some('#') => "integer",
+                Some('?') => "boolean",
+                _ => "string",
             };
-            column(&word.trim_end_matches('#').replace('_', " "), kind, wide)
+            column(
+                &word.trim_end_matches(['#', '?']).replace('_', " "),
+                kind,
+                wide,
+            )
         })
         .collect()
 }

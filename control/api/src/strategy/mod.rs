@@ -12,6 +12,7 @@ mod common;
 mod config;
 mod endpoints;
 mod event;
+mod fields;
 mod network;
 mod pod;
 mod policy;
@@ -19,6 +20,7 @@ mod rbac;
 mod service;
 #[cfg(test)]
 mod testing;
+mod storage;
 pub mod validation;
 mod warnings;
 mod workload;
@@ -40,6 +42,10 @@ pub use pod::{Pod, qos_class};
 pub use policy::{LimitRange, PodDisruptionBudget, PriorityClass, ResourceQuota};
 pub use rbac::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 pub use service::{Service, needs_health_port};
+pub use storage::{
+    CsiDriver, CsiNode, CsiStorageCapacity, PersistentVolume, PersistentVolumeClaim, StorageClass,
+    VolumeAttachment, VolumeAttributesClass,
+};
 pub use workload::{Deployment, ReplicaSet};
 
 use crate::auth::UserInfo;

@@ -13,6 +13,10 @@ mod update;
 mod volumes;
 pub(super) mod warnings;
 
+pub(super) use containers::resources;
+pub(super) use scheduling::{node_selector, tolerations};
+pub(super) use volumes::source as volume_source;
+
 use knarr_quantity::Quantity;
 use serde_json::{Value, json};
 

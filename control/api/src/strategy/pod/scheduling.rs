@@ -66,7 +66,7 @@ fn node_affinity(errors: &mut Errors, at: &str, affinity: &Value) {
 }
 
 /// Mistakes in a NodeSelector.
-fn node_selector(errors: &mut Errors, at: &str, selector: &Value) {
+pub fn node_selector(errors: &mut Errors, at: &str, selector: &Value) {
     let terms = &selector["nodeSelectorTerms"];
     let at = format!("{at}.nodeSelectorTerms");
     if items(terms).next().is_none() {
@@ -293,7 +293,8 @@ fn spread_keys(errors: &mut Errors, at: &str, constraint: &Value) {
     }
 }
 
-fn tolerations(errors: &mut Errors, at: &str, list: &Value) {
+/// Mistakes in tolerations.
+pub fn tolerations(errors: &mut Errors, at: &str, list: &Value) {
     for (index, toleration) in items(list) {
         let path = format!("{at}[{index}]");
         let (key, operator, value) = (

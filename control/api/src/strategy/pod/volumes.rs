@@ -138,6 +138,11 @@ fn source_of(errors: &mut Errors, path: &str, volume: &Value, owner: Owner) {
     }
 }
 
+/// Mistakes in the source of a persistent volume of a kind that pods have too.
+pub fn source(errors: &mut Errors, at: &str, kind: &str, source: &Value) {
+    source_fields(errors, at, kind, source, Owner::Template);
+}
+
 fn source_fields(errors: &mut Errors, at: &str, kind: &str, source: &Value, owner: Owner) {
     let before = errors.0.len();
     for field in NEEDED
