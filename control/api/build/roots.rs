@@ -31,6 +31,10 @@ pub fn define(generator: &mut SchemaGenerator) -> KindOf {
             PersistentVolumeClaim, Pod, PodTemplate, ReplicationController, ResourceQuota, Secret, Service,
             ServiceAccount,
         }
+        api::admissionregistration::v1 {
+            MutatingAdmissionPolicy, MutatingAdmissionPolicyBinding, MutatingWebhookConfiguration,
+            ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding, ValidatingWebhookConfiguration,
+        }
         api::apps::v1 { ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet }
         api::authentication::v1 { SelfSubjectReview, TokenRequest, TokenReview }
         api::authorization::v1 {
@@ -39,16 +43,20 @@ pub fn define(generator: &mut SchemaGenerator) -> KindOf {
         api::autoscaling::v1 { HorizontalPodAutoscaler, Scale }
         api::autoscaling::v2 { HorizontalPodAutoscaler }
         api::batch::v1 { CronJob, Job }
-        api::certificates::v1 { CertificateSigningRequest }
+        api::certificates::v1 { CertificateSigningRequest, ClusterTrustBundle, PodCertificateRequest }
         api::coordination::v1 { Lease }
         api::discovery::v1 { EndpointSlice }
         api::events::v1 { Event }
-        api::networking::v1 { IPAddress, Ingress, IngressClass, NetworkPolicy }
+        api::flowcontrol::v1 { FlowSchema, PriorityLevelConfiguration }
+        api::networking::v1 { IPAddress, Ingress, IngressClass, NetworkPolicy, ServiceCIDR }
         api::node::v1 { RuntimeClass }
         api::policy::v1 { Eviction, PodDisruptionBudget }
         api::rbac::v1 { ClusterRole, ClusterRoleBinding, Role, RoleBinding }
+        api::resource::v1 { DeviceClass, ResourceClaim, ResourceClaimTemplate, ResourceSlice }
         api::scheduling::v1 { PriorityClass }
-        api::storage::v1 { CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment }
+        api::storage::v1 {
+            CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment, VolumeAttributesClass,
+        }
         meta { APIGroup, APIGroupList, APIResourceList, APIVersions, Status }
     }
     generator.subschema_for::<meta::DeleteOptions>();

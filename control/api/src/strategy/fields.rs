@@ -85,13 +85,6 @@ pub fn raise_generation(object: &mut Value, old: &Value, changed: bool) {
     }
 }
 
-/// Removes the status that a client sent with a new object.
-pub fn without_status(object: &mut Value) {
-    if let Some(fields) = object.as_object_mut() {
-        fields.remove("status");
-    }
-}
-
 /// The texts of a list, for tables.
 pub fn joined(list: &Value, separator: &str) -> String {
     let texts: Vec<&str> = super::validation::items(list)

@@ -3,6 +3,7 @@
 //! The generic path of a write is: decode and check fields by schema, apply static defaults, `default`,
 //! `prepare_for_create` or `prepare_for_update`, generic metadata checks, `validate` or `validate_update`, admission, store.
 
+mod admission;
 mod apps;
 mod autoscaling;
 mod batch;
@@ -13,10 +14,14 @@ mod config;
 mod endpoints;
 mod event;
 mod fields;
+mod flow;
+mod ingress;
 mod network;
+mod network_policy;
 mod pod;
 mod policy;
 mod rbac;
+mod runtime_class;
 mod service;
 #[cfg(test)]
 mod testing;
@@ -29,6 +34,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+pub use admission::{AdmissionPolicy, AdmissionPolicyBinding, WebhookConfiguration};
 pub use apps::{ControllerRevision, DaemonSet, PodTemplate, ReplicationController, StatefulSet};
 pub use autoscaling::{HorizontalPodAutoscaler, convert_hpa};
 pub use batch::{CronJob, Job};
@@ -36,11 +42,17 @@ pub use certificate::{CertificateSigningRequest, requested_organizations};
 pub use cluster::{Lease, Namespace, Node, ServiceAccount};
 pub use config::{ConfigMap, Secret};
 pub use endpoints::{EndpointSlice, Endpoints};
+pub use event::{Event, convert_event};
 pub use event::Event;
+pub use flow::{FlowSchema, PriorityLevelConfiguration};
+pub use ingress::{Ingress, IngressClass};
+pub use network::{IpAddress, ServiceCidr};
 pub use network::IpAddress;
+pub use network_policy::NetworkPolicy;
 pub use pod::{Pod, qos_class};
 pub use policy::{LimitRange, PodDisruptionBudget, PriorityClass, ResourceQuota};
 pub use rbac::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
+pub use runtime_class::RuntimeClass;
 pub use service::{Service, needs_health_port};
 pub use storage::{
     CsiDriver, CsiNode, CsiStorageCapacity, PersistentVolume, PersistentVolumeClaim, StorageClass,

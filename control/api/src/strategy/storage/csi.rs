@@ -1,6 +1,6 @@
 //! What CSI drivers can do, where they run, and how much room they have.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::resource::Subresource;
 use crate::status::FieldError;
@@ -25,12 +25,6 @@ const LONGEST_ID: usize = 256;
 const MODES: &[&str] = &["Persistent", "Ephemeral"];
 
 impl Strategy for CsiDriver {
-    fn default(&self, object: &mut Value) {
-        if count(&object["spec"]["volumeLifecycleModes"]) == 0 && object["spec"].is_object() {
-            object["spec"]["volumeLifecycleModes"] = json!(["Persistent"]);
-        }
-    }
-
     fn prepare_for_update(
         &self,
         _: &Context,
@@ -286,6 +280,8 @@ impl Strategy for CsiStorageCapacity {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::strategy::fields::tests::{check_new, check_update};
 
