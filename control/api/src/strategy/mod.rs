@@ -11,6 +11,7 @@ mod certificate;
 mod cluster;
 mod common;
 mod config;
+mod device;
 mod endpoints;
 mod event;
 mod fields;
@@ -26,6 +27,7 @@ mod service;
 #[cfg(test)]
 mod testing;
 mod storage;
+mod trust;
 pub mod validation;
 mod warnings;
 mod workload;
@@ -41,6 +43,7 @@ pub use batch::{CronJob, Job};
 pub use certificate::{CertificateSigningRequest, requested_organizations};
 pub use cluster::{Lease, Namespace, Node, ServiceAccount};
 pub use config::{ConfigMap, Secret};
+pub use device::{DeviceClass, ResourceClaim, ResourceClaimTemplate, ResourceSlice};
 pub use endpoints::{EndpointSlice, Endpoints};
 pub use event::{Event, convert_event};
 pub use event::Event;
@@ -58,6 +61,7 @@ pub use storage::{
     CsiDriver, CsiNode, CsiStorageCapacity, PersistentVolume, PersistentVolumeClaim, StorageClass,
     VolumeAttachment, VolumeAttributesClass,
 };
+pub use trust::{ClusterTrustBundle, PodCertificateRequest};
 pub use workload::{Deployment, ReplicaSet};
 
 use crate::auth::UserInfo;
