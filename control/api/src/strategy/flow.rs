@@ -102,7 +102,7 @@ impl Strategy for FlowSchema {
             1 if name != "exempt" => {
                 Some("only the schema named 'exempt' may have matchingPrecedence 1")
             }
-            ..=LAST => None,
+            1..=LAST => None,
             _ => Some("must not be greater than 10000"),
         };
         if let Some(detail) = detail {
