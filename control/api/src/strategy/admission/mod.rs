@@ -2,12 +2,14 @@
 //!
 //! The CEL expressions of policies and match conditions are stored as they are: nothing compiles them here.
 
+mod binding;
 mod policy;
 mod webhook;
 
 use serde_json::Value;
 
-pub use policy::{AdmissionPolicy, AdmissionPolicyBinding};
+pub use binding::AdmissionPolicyBinding;
+pub use policy::AdmissionPolicy;
 pub use webhook::WebhookConfiguration;
 
 use super::common::text;

@@ -2,12 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::{MOST, configuration, driver, key_and_value, selectors, size, unique};
+use super::{MOST, configuration, key_and_value, selectors, size, status, unique};
 use crate::resource::Subresource;
 use crate::status::FieldError;
 use crate::strategy::common::{self, text};
 use crate::strategy::fields::{Check, anything, count, required_text};
-use crate::strategy::pod::node_selector;
 use crate::strategy::validation::{Errors, dns_label, items, labels, subdomain};
 use crate::strategy::{Column, Context, Strategy};
 use crate::table;
@@ -20,7 +19,6 @@ pub struct ResourceClaimTemplate;
 
 /// How many alternatives a request may have, and how many consumers a claim.
 const MOST_ALTERNATIVES: usize = 8;
-const MOST_CONSUMERS: usize = 256;
 
 const REFERENCE: &str = "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'";
 
@@ -130,7 +128,8 @@ fn device(errors: &mut Errors, at: &str, device: &Value) {
     tolerations(errors, &format!("{at}.tolerations"), &device["tolerations"]);
 }
 
-fn tolerations(errors: &mut Errors, at: &str, list: &Value) {
+/// Mistakes in tolerations of the taints of devices.
+pub(super) fn tolerations(errors: &mut Errors, at: &str, list: &Value) {
     for (index, toleration) in items(list) {
         let at = format!("{at}[{index}]");
         key_and_value(errors, &at, toleration);
@@ -157,7 +156,7 @@ fn tolerations(errors: &mut Errors, at: &str, list: &Value) {
 }
 
 /// Mistakes in names of requests, which must exist: `gpu`, or `gpu/big` for an alternative.
-fn references(errors: &mut Errors, at: &str, object: &Value, requests: &Value) {
+pub(super) fn references(errors: &mut Errors, at: &str, object: &Value, requests: &Value) {
     let (at, names) = (format!("{at}.requests"), &object["requests"]);
     size(errors, &at, names, MOST);
     for (index, name) in items(names) {
@@ -169,7 +168,8 @@ fn references(errors: &mut Errors, at: &str, object: &Value, requests: &Value) {
     }
 }
 
-fn reference(errors: &mut Errors, at: &str, name: &Value, requests: &Value) {
+/// Mistakes in the name of one request.
+pub(super) fn reference(errors: &mut Errors, at: &str, name: &Value, requests: &Value) {
     let named = |list: &Value, name: &str| {
         items(list)
             .map(|(_, item)| item.clone())
@@ -205,111 +205,6 @@ fn attribute_name(errors: &mut Errors, at: &str, name: &Value) {
             "" => errors.required(at, &format!("the {what} must not be empty")),
             part => errors.invalid(at, part, check(part)),
         }
-    }
-}
-
-fn validate_status(object: &Value, old: &Value) -> Vec<FieldError> {
-    let mut errors = Errors::default();
-    let (status, before) = (&object["status"], &old["status"]);
-    let (at, consumers) = ("status.reservedFor", &status["reservedFor"]);
-    size(&mut errors, at, consumers, MOST_CONSUMERS);
-    for (index, consumer) in items(consumers) {
-        for field in ["resource", "name", "uid"] {
-            required_text(
-                &mut errors,
-                &format!("{at}[{index}].{field}"),
-                &consumer[field],
-                anything,
-            );
-        }
-    }
-    unique(&mut errors, at, consumers, "uid");
-    let allocation = &status["allocation"];
-    let is_new =
-        |consumer: &Value| !items(&before["reservedFor"]).any(|(_, other)| other == consumer);
-    let leaving = !object["metadata"]["deletionTimestamp"].is_null();
-    if count(consumers) > 0 && allocation.is_null() {
-        let detail = "may not be specified when `allocated` is not set";
-        errors.0.push(FieldError::forbidden(at, detail));
-    } else if leaving && items(consumers).any(|(_, consumer)| is_new(consumer)) {
-        let detail = "new entries may not be added while `deallocationRequested` or `deletionTimestamp` are set";
-        errors.0.push(FieldError::forbidden(at, detail));
-    }
-    if !allocation.is_null() && !before["allocation"].is_null() {
-        errors.immutable("status.allocation", allocation, &before["allocation"]);
-    } else if !allocation.is_null() {
-        allocated(
-            &mut errors,
-            allocation,
-            &object["spec"]["devices"]["requests"],
-        );
-    }
-    let results = &allocation["devices"]["results"];
-    for (index, device) in items(&status["devices"]) {
-        let same = |result: &Value| {
-            ["driver", "pool", "device", "shareID"]
-                .iter()
-                .all(|field| result[*field] == device[*field])
-        };
-        if !items(results).any(|(_, result)| same(result)) {
-            let detail = "must be an allocated device in the claim";
-            errors.add(
-                format!("status.devices[{index}]"),
-                &device["device"],
-                detail,
-            );
-        }
-    }
-    errors.0
-}
-
-fn allocated(errors: &mut Errors, allocation: &Value, requests: &Value) {
-    let at = "status.allocation.devices";
-    let devices = &allocation["devices"];
-    size(errors, &format!("{at}.results"), &devices["results"], MOST);
-    for (index, result) in items(&devices["results"]) {
-        let at = format!("{at}.results[{index}]");
-        reference(
-            errors,
-            &format!("{at}.request"),
-            &result["request"],
-            requests,
-        );
-        driver(errors, &format!("{at}.driver"), &result["driver"]);
-        super::slice::pool_name(errors, &format!("{at}.pool"), &result["pool"]);
-        required_text(
-            errors,
-            &format!("{at}.device"),
-            &result["device"],
-            dns_label,
-        );
-        tolerations(errors, &format!("{at}.tolerations"), &result["tolerations"]);
-    }
-    size(
-        errors,
-        &format!("{at}.config"),
-        &devices["config"],
-        2 * MOST,
-    );
-    for (index, value) in items(&devices["config"]) {
-        let at = format!("{at}.config[{index}]");
-        match text(&value["source"]) {
-            "" => errors.required(format!("{at}.source"), ""),
-            _ => errors.one_of(
-                format!("{at}.source"),
-                &value["source"],
-                &["FromClaim", "FromClass"],
-            ),
-        }
-        references(errors, &at, value, requests);
-        configuration(errors, &at, value);
-    }
-    if !allocation["nodeSelector"].is_null() {
-        node_selector(
-            errors,
-            "status.allocation.nodeSelector",
-            &allocation["nodeSelector"],
-        );
     }
 }
 
@@ -354,7 +249,7 @@ impl Strategy for ResourceClaim {
         old: &Value,
     ) -> Vec<FieldError> {
         if sub == Some(Subresource::Status) {
-            return validate_status(object, old);
+            return status::validate(object, old);
         }
         let mut errors = Errors::default();
         errors.immutable("spec", &object["spec"], &old["spec"]);
@@ -418,7 +313,7 @@ impl Strategy for ResourceClaimTemplate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::strategy::fields::tests::{check_new, check_update, shown, with};
+    use crate::strategy::fields::tests::{check_new, check_update, with};
 
     fn claim() -> Value {
         let exactly =
@@ -467,23 +362,5 @@ mod tests {
             1
         );
         assert!(!claim.to_string().contains("null"));
-    }
-
-    #[test]
-    #[rustfmt::skip] // One status a line.
-    fn only_an_allocated_claim_is_reserved() {
-        let pod = json!({ "resource": "pods", "name": "a", "uid": "1" });
-        let result = json!({ "request": "one", "driver": "gpu.example.com", "pool": "node", "device": "gpu0" });
-        let allocation = json!({ "devices": { "results": [result] } });
-        for (status, wanted) in [
-            (json!({ "allocation": allocation, "reservedFor": [pod] }), vec![]),
-            (json!({ "reservedFor": [pod] }), vec!["status.reservedFor: Forbidden: may not be specified when `allocated` is not set"]),
-            (json!({ "allocation": allocation, "reservedFor": [pod, pod] }), vec!["status.reservedFor[1]: Duplicate value: \"1\""]),
-            (json!({ "allocation": { "devices": { "results": [{ "request": "one", "driver": "a", "pool": "b" }] } } }), vec!["status.allocation.devices.results[0].device: Required value"]),
-            (json!({ "allocation": allocation, "devices": [{ "driver": "gpu.example.com", "pool": "node", "device": "gpu1" }] }), vec!["status.devices[0]: Invalid value: \"gpu1\": must be an allocated device in the claim"]),
-        ] {
-            let object = with(&claim(), "/status", status.clone());
-            assert_eq!(shown(&ResourceClaim.validate_update(Some(Subresource::Status), &object, &claim())), wanted, "{status}");
-        }
     }
 }

@@ -3,7 +3,9 @@
 //! The CEL expressions of selectors are stored as they are: nothing compiles them here.
 
 mod claim;
+mod offered;
 mod slice;
+mod status;
 
 use serde_json::Value;
 

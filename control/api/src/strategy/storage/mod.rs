@@ -4,6 +4,7 @@ mod attachment;
 mod claim;
 mod class;
 mod csi;
+mod source;
 mod volume;
 
 use serde_json::Value;

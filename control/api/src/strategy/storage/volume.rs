@@ -2,52 +2,20 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{access_modes, annotation_warning, class_name, modes_text, nano, or_unset, phase};
+use super::{
+    access_modes, annotation_warning, class_name, modes_text, nano, or_unset, phase, source,
+};
 use crate::resource::Subresource;
 use crate::status::FieldError;
 use crate::strategy::common::{self, text};
-use crate::strategy::fields::{anything, changes, required_text};
-use crate::strategy::pod::{node_selector, volume_source};
-use crate::strategy::validation::{Errors, no_backsteps, subdomain};
+use crate::strategy::fields::changes;
+use crate::strategy::pod::node_selector;
+use crate::strategy::validation::{Errors, subdomain};
 use crate::strategy::{Column, Context, Strategy};
 use crate::table;
 
 /// Persistent volumes.
 pub struct PersistentVolume;
-
-/// The sources of a persistent volume, in the order in which Kubernetes checks them.
-const SOURCES: &[&str] = &[
-    "hostPath",
-    "gcePersistentDisk",
-    "awsElasticBlockStore",
-    "glusterfs",
-    "flocker",
-    "nfs",
-    "rbd",
-    "quobyte",
-    "cephfs",
-    "iscsi",
-    "cinder",
-    "fc",
-    "flexVolume",
-    "azureFile",
-    "vsphereVolume",
-    "photonPersistentDisk",
-    "portworxVolume",
-    "azureDisk",
-    "scaleIO",
-    "local",
-    "storageos",
-    "csi",
-];
-
-/// The secrets that a CSI volume may name.
-const SECRETS: &[&str] = &[
-    "controllerPublishSecretRef",
-    "controllerExpandSecretRef",
-    "nodePublishSecretRef",
-    "nodeExpandSecretRef",
-];
 
 /// Mistakes in the spec of a volume, which may stand `inline` in a VolumeAttachment.
 pub(super) fn validate_spec(errors: &mut Errors, at: &str, spec: &Value, inline: bool) {
@@ -87,7 +55,7 @@ pub(super) fn validate_spec(errors: &mut Errors, at: &str, spec: &Value, inline:
             node_selector(errors, &at, required);
         }
     }
-    source(errors, at, spec);
+    source::validate(errors, at, spec);
     let root = text(&spec["hostPath"]["path"]);
     let is_root = !root.is_empty() && root.chars().all(|c| c == '/');
     if is_root && spec["persistentVolumeReclaimPolicy"] == "Recycle" {
@@ -139,51 +107,6 @@ fn capacity(errors: &mut Errors, at: &str, capacity: &Value) {
     }
 }
 
-fn source(errors: &mut Errors, at: &str, spec: &Value) {
-    let mut given = SOURCES.iter().filter(|source| !spec[**source].is_null());
-    let Some(kind) = given.next() else {
-        return errors.required(at, "must specify a volume type");
-    };
-    let source = &spec[*kind];
-    match *kind {
-        "local" => {
-            let at = format!("{at}.local.path");
-            required_text(errors, &at, &source["path"], no_backsteps);
-            if spec["nodeAffinity"].is_null() {
-                let at = at.replace("local.path", "nodeAffinity");
-                errors.required(at, "Local volume requires node affinity");
-            }
-        }
-        "csi" => csi(errors, &format!("{at}.csi"), source),
-        // The path in the messages is the one of kube-apiserver.
-        "gcePersistentDisk" => volume_source(errors, &format!("{at}.persistentDisk"), kind, source),
-        _ => volume_source(errors, &format!("{at}.{kind}"), kind, source),
-    }
-    for other in given {
-        let detail = "may not specify more than 1 volume type";
-        errors
-            .0
-            .push(FieldError::forbidden(format!("{at}.{other}"), detail));
-    }
-}
-
-fn csi(errors: &mut Errors, at: &str, source: &Value) {
-    let name = |driver: &str| subdomain(&driver.to_lowercase());
-    required_text(errors, &format!("{at}.driver"), &source["driver"], name);
-    required_text(
-        errors,
-        &format!("{at}.volumeHandle"),
-        &source["volumeHandle"],
-        anything,
-    );
-    for secret in SECRETS.iter().filter(|secret| !source[**secret].is_null()) {
-        for field in ["name", "namespace"] {
-            let at = format!("{at}.{secret}.{field}");
-            required_text(errors, &at, &source[*secret][field], anything);
-        }
-    }
-}
-
 fn attributes_class(errors: &mut Errors, at: &str, spec: &Value) {
     let class = &spec["volumeAttributesClassName"];
     if class.is_null() {
@@ -200,19 +123,6 @@ fn attributes_class(errors: &mut Errors, at: &str, spec: &Value) {
             "has to be specified when using volumeAttributesClassName",
         );
     }
-}
-
-/// The source of a volume without what may be added later: the secret with which the driver expands it.
-fn sources(spec: &Value, old: &Value) -> Value {
-    let given = SOURCES.iter().filter(|source| !spec[**source].is_null());
-    let mut found: Map<_, _> = given
-        .map(|source| ((*source).to_owned(), spec[*source].clone()))
-        .collect();
-    if old["csi"].is_object() && old["csi"]["controllerExpandSecretRef"].is_null() {
-        let csi = found.get_mut("csi").and_then(Value::as_object_mut);
-        csi.map(|csi| csi.remove("controllerExpandSecretRef"));
-    }
-    Value::Object(found)
 }
 
 impl Strategy for PersistentVolume {
@@ -258,7 +168,7 @@ impl Strategy for PersistentVolume {
         }
         let mut errors = Errors(self.validate(object));
         let (spec, before) = (&object["spec"], &old["spec"]);
-        let (new_source, old_source) = (sources(spec, before), sources(before, before));
+        let (new_source, old_source) = (source::of(spec, before), source::of(before, before));
         if new_source != old_source {
             let detail = format!(
                 "spec.persistentvolumesource is immutable after creation\n{}",

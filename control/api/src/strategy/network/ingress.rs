@@ -1,30 +1,23 @@
-//! Ingresses and their classes.
+//! Ingresses.
 
 use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
-use super::common::{self, none_if_empty, text};
-use super::fields::{anything, optional_text, path_segment, raise_generation, required_text};
-use super::validation::{Errors, dns_label, ip_address, items, port_name, subdomain};
-use super::{Column, Context, Strategy};
 use crate::resource::Subresource;
 use crate::status::FieldError;
+use crate::strategy::common::{self, text};
+use crate::strategy::fields::{optional_text, path_segment, required_text};
+use crate::strategy::validation::{Errors, dns_label, ip_address, items, port_name, subdomain};
+use crate::strategy::{Column, Context, Strategy};
 use crate::table;
 
 /// Rules by which requests from outside reach services.
 pub struct Ingress;
 
-/// Classes of ingresses: who implements them.
-pub struct IngressClass;
-
 const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
-const DEFAULT_CLASS: &str = "ingressclass.kubernetes.io/is-default-class";
 const NOT_AN_ADDRESS: &str = "must be a DNS name, not an IP address";
 const WILDCARD: &str = "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character (e.g. '*.example.com', regex used for validation is '\\*\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
-
-/// The longest name of a controller.
-const LONGEST_CONTROLLER: usize = 250;
 
 /// What is wrong with a host, whose first label may be `*`.
 fn host(name: &str) -> Vec<String> {
@@ -75,7 +68,8 @@ fn backend(errors: &mut Errors, at: &str, backend: &Value) {
     }
 }
 
-fn reference(errors: &mut Errors, at: &str, reference: &Value) {
+/// Mistakes in a reference to an object of any kind, in the same namespace or none.
+pub(super) fn reference(errors: &mut Errors, at: &str, reference: &Value) {
     optional_text(
         errors,
         &format!("{at}.apiGroup"),
@@ -291,115 +285,6 @@ fn addresses_text(status: &Value) -> String {
     all.join(",")
 }
 
-/// What is wrong with the name of a controller: `example.com/name`, each mistake with the part that it is about.
-fn controller(errors: &mut Errors, at: &str, name: &str) {
-    let parts = name
-        .split_once('/')
-        .filter(|(host, path)| !host.is_empty() && !path.is_empty());
-    let Some((host, path)) = parts else {
-        let detail = "must be a domain-prefixed path (such as \"acme.io/foo\")";
-        return errors.add(at, &name.into(), detail);
-    };
-    errors.invalid(at, host, subdomain(host));
-    let allowed = |c: u8| c.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:".contains(&c);
-    if !path.bytes().all(allowed) {
-        let detail =
-            "Invalid path (regex used for validation is '[A-Za-z0-9/\\-._~%!$&'()*+,;=:]+')";
-        errors.add(at, &path.into(), detail);
-    }
-}
-
-fn parameters(errors: &mut Errors, parameters: &Value) {
-    let at = "spec.parameters";
-    reference(errors, at, parameters);
-    let (scope, namespace) = (&parameters["scope"], &parameters["namespace"]);
-    let place = format!("{at}.namespace");
-    match scope.as_str() {
-        None => errors.required(format!("{at}.scope"), ""),
-        Some("Namespace") if namespace.is_null() => {
-            errors.required(place, "`parameters.scope` is set to 'Namespace'");
-        }
-        Some("Namespace") => optional_text(errors, &place, namespace, dns_label),
-        Some("Cluster") if !namespace.is_null() => {
-            let detail = "`parameters.scope` is set to 'Cluster'";
-            errors.0.push(FieldError::forbidden(place, detail));
-        }
-        Some(_) => errors.one_of(format!("{at}.scope"), scope, &["Cluster", "Namespace"]),
-    }
-}
-
-impl Strategy for IngressClass {
-    fn prepare_for_create(&self, _: &Context, object: &mut Value) {
-        common::first_generation(object);
-    }
-
-    fn prepare_for_update(
-        &self,
-        _: &Context,
-        _: Option<Subresource>,
-        object: &mut Value,
-        old: &Value,
-    ) {
-        let changed = object["spec"] != old["spec"];
-        raise_generation(object, old, changed);
-    }
-
-    fn validate(&self, object: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::default();
-        let (at, spec) = ("spec.controller", &object["spec"]);
-        required_text(&mut errors, at, &spec["controller"], anything);
-        let name = text(&spec["controller"]);
-        if name.len() > LONGEST_CONTROLLER {
-            errors
-                .0
-                .push(FieldError::too_long(at, LONGEST_CONTROLLER, "bytes"));
-        }
-        if !name.is_empty() {
-            controller(&mut errors, at, name);
-        }
-        if !spec["parameters"].is_null() {
-            parameters(&mut errors, &spec["parameters"]);
-        }
-        errors.0
-    }
-
-    fn validate_update(
-        &self,
-        _: Option<Subresource>,
-        object: &Value,
-        old: &Value,
-    ) -> Vec<FieldError> {
-        let mut errors = Errors::default();
-        let (name, before) = (&object["spec"]["controller"], &old["spec"]["controller"]);
-        errors.immutable("spec.controller", name, before);
-        errors.0.extend(self.validate(object));
-        errors.0
-    }
-
-    fn columns(&self) -> Vec<Column> {
-        table::columns("Name Controller Parameters Age")
-    }
-
-    fn cells(&self, object: &Value, now: jiff::Timestamp) -> Vec<Value> {
-        let parameters = &object["spec"]["parameters"];
-        let mut shown = text(&parameters["kind"]).to_owned();
-        if let Some(group) = parameters["apiGroup"].as_str() {
-            shown.push_str(&format!(".{group}"));
-        }
-        if parameters.is_object() {
-            shown.push_str(&format!("/{}", text(&parameters["name"])));
-        }
-        let is_default = object["metadata"]["annotations"][DEFAULT_CLASS] == "true";
-        let mark = if is_default { " (default)" } else { "" };
-        vec![
-            format!("{}{mark}", text(&object["metadata"]["name"])).into(),
-            text(&object["spec"]["controller"]).into(),
-            none_if_empty(shown).into(),
-            table::age(object, now),
-        ]
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -409,10 +294,6 @@ mod tests {
         let service = json!({ "name": "web", "port": { "number": 80 } });
         json!({ "metadata": { "name": "web" }, "spec": { "ingressClassName": "a", "rules": [{ "host": "*.example.com",
             "http": { "paths": [{ "pathType": "Prefix", "path": "/", "backend": { "service": service } }] } }] } })
-    }
-
-    fn class() -> Value {
-        json!({ "metadata": { "name": "a" }, "spec": { "controller": "example.com/a" } })
     }
 
     #[test]
@@ -465,31 +346,5 @@ mod tests {
             let rules = hosts.iter().map(|host| json!({ "host": host })).collect();
             assert_eq!(hosts_text(&rules), wanted);
         }
-    }
-
-    #[test]
-    #[rustfmt::skip] // One mistake a line.
-    fn a_class_names_its_controller() {
-        check_new(&IngressClass, &class(), &[
-            ("/spec/controller", Value::Null, &["spec.controller: Required value"]),
-            ("/spec/controller", json!("a"), &["spec.controller: Invalid value: \"a\": must be a domain-prefixed path (such as \"acme.io/foo\")"]),
-            ("/spec/controller", json!("example.com/a b"), &["spec.controller: Invalid value: \"a b\": Invalid path (regex used for validation is '[A-Za-z0-9/\\-._~%!$&'()*+,;=:]+')"]),
-            ("/spec/parameters", json!({ "kind": "A", "name": "a" }), &["spec.parameters.scope: Required value"]),
-            ("/spec/parameters", json!({ "kind": "A", "name": "a", "scope": "Namespace" }), &["spec.parameters.namespace: Required value: `parameters.scope` is set to 'Namespace'"]),
-            ("/spec/parameters", json!({ "kind": "A", "name": "a", "scope": "Cluster", "namespace": "b" }), &["spec.parameters.namespace: Forbidden: `parameters.scope` is set to 'Cluster'"]),
-        ]);
-        check_update(&IngressClass, &class(), &[
-            ("/spec/controller", json!("example.com/b"), &["spec.controller: Invalid value: \"example.com/b\": field is immutable"]),
-        ]);
-    }
-
-    #[test]
-    fn the_default_class_is_marked() {
-        let mut class = class();
-        class["metadata"]["annotations"] = json!({ DEFAULT_CLASS: "true" });
-        assert_eq!(
-            IngressClass.cells(&class, jiff::Timestamp::UNIX_EPOCH)[0],
-            "a (default)"
-        );
     }
 }

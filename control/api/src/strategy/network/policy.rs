@@ -3,12 +3,12 @@
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::common::{self, selector_text, text};
-use super::fields::{CIDR, count, raise_generation};
-use super::validation::{Errors, items, label_selector, port_name};
-use super::{Column, Context, Strategy};
 use crate::resource::Subresource;
 use crate::status::FieldError;
+use crate::strategy::common::{self, selector_text, text};
+use crate::strategy::fields::{CIDR, count, raise_generation};
+use crate::strategy::validation::{Errors, items, label_selector, port_name};
+use crate::strategy::{Column, Context, Strategy};
 use crate::table;
 
 /// Which connections pods accept and make.
