@@ -104,6 +104,15 @@ pub fn has_wildcard(list: &Value) -> bool {
         .is_some_and(|list| list.contains(&json!("*")))
 }
 
+/// Mistakes in the name of a driver of volumes or devices: a subdomain in any case, as long as a label at most.
+pub fn driver_name(errors: &mut Errors, at: &str, name: &Value) {
+    const LONGEST: usize = 63;
+    if text(name).len() > LONGEST {
+        errors.0.push(FieldError::too_long(at, LONGEST, "bytes"));
+    }
+    required_text(errors, at, name, |name| subdomain(&name.to_lowercase()));
+}
+
 /// Mistakes in the name of a signer: `example.com/signer-name`.
 pub fn signer_name(errors: &mut Errors, at: &str, value: &Value) {
     let name = text(value);

@@ -13,8 +13,8 @@ pub use claim::{ResourceClaim, ResourceClaimTemplate};
 pub use slice::ResourceSlice;
 
 use super::common::{self, text};
-use super::fields::{Check, count, raise_generation, required_text};
-use super::validation::{Errors, items, label_value, qualified_name, subdomain};
+use super::fields::{Check, count, driver_name, raise_generation};
+use super::validation::{Errors, items, label_value, qualified_name};
 use super::{Context, Strategy};
 use crate::resource::Subresource;
 use crate::status::FieldError;
@@ -46,17 +46,6 @@ fn unique(errors: &mut Errors, at: &str, list: &Value, key: &str) {
     }
 }
 
-/// Mistakes in a driver's name, which is as long as a label at most.
-fn driver(errors: &mut Errors, at: &str, name: &Value) {
-    const LONGEST_NAME: usize = 63;
-    required_text(errors, at, name, |name| subdomain(&name.to_lowercase()));
-    if text(name).len() > LONGEST_NAME {
-        errors
-            .0
-            .push(FieldError::too_long(at, LONGEST_NAME, "bytes"));
-    }
-}
-
 /// Mistakes in selectors: each must have an expression in CEL.
 fn selectors(errors: &mut Errors, at: &str, list: &Value) {
     size(errors, at, list, MOST);
@@ -81,7 +70,7 @@ fn configuration(errors: &mut Errors, at: &str, configuration: &Value) {
     if opaque.is_null() {
         return errors.required(at, "");
     }
-    driver(errors, &format!("{at}.driver"), &opaque["driver"]);
+    driver_name(errors, &format!("{at}.driver"), &opaque["driver"]);
     let (at, parameters) = (format!("{at}.parameters"), &opaque["parameters"]);
     if parameters.is_null() {
         errors.required(at, "");

@@ -15,7 +15,7 @@ const MOST_TAINTS: usize = 16;
 
 const LONGEST_VALUE: usize = 64;
 
-/// Mistakes in a device of a slice, which may leave it to its devices to say where they are.
+/// Mistakes in a device; where `chooses_nodes`, each device of the slice says itself on which nodes it is.
 pub(super) fn validate(errors: &mut Errors, at: &str, device: &Value, chooses_nodes: bool) {
     required_text(errors, &format!("{at}.name"), &device["name"], dns_label);
     let attributes = || device["attributes"].as_object().into_iter().flatten();

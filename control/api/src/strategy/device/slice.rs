@@ -2,11 +2,11 @@
 
 use serde_json::{Map, Value};
 
-use super::{driver, offered, size, unique};
+use super::{offered, size, unique};
 use crate::resource::Subresource;
 use crate::status::FieldError;
 use crate::strategy::common::{self, text};
-use crate::strategy::fields::{count, raise_generation, required_text};
+use crate::strategy::fields::{count, driver_name, raise_generation, required_text};
 use crate::strategy::pod::node_selector;
 use crate::strategy::validation::{Errors, dns_label, items, subdomain};
 use crate::strategy::{Column, Context, Strategy};
@@ -77,7 +77,7 @@ pub(super) fn places(
 /// Mistakes in a slice; `old` is the slice that it replaces.
 fn validate_spec(spec: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let mut errors = Errors::default();
-    driver(&mut errors, "spec.driver", &spec["driver"]);
+    driver_name(&mut errors, "spec.driver", &spec["driver"]);
     let pool = &spec["pool"];
     pool_name(&mut errors, "spec.pool.name", &pool["name"]);
     let number = |field: &str| Value::from(pool[field].as_i64().unwrap_or(0));

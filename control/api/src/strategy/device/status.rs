@@ -4,10 +4,10 @@ use serde_json::Value;
 
 use super::claim::{reference, references, tolerations};
 use super::slice::pool_name;
-use super::{MOST, configuration, driver, size, unique};
+use super::{MOST, configuration, size, unique};
 use crate::status::FieldError;
 use crate::strategy::common::text;
-use crate::strategy::fields::{anything, count, required_text};
+use crate::strategy::fields::{anything, count, driver_name, required_text};
 use crate::strategy::pod::node_selector;
 use crate::strategy::validation::{Errors, dns_label, items};
 
@@ -81,7 +81,7 @@ fn allocated(errors: &mut Errors, allocation: &Value, requests: &Value) {
             &result["request"],
             requests,
         );
-        driver(errors, &format!("{at}.driver"), &result["driver"]);
+        driver_name(errors, &format!("{at}.driver"), &result["driver"]);
         pool_name(errors, &format!("{at}.pool"), &result["pool"]);
         required_text(
             errors,

@@ -6,7 +6,7 @@ use super::volume;
 use crate::resource::Subresource;
 use crate::status::FieldError;
 use crate::strategy::common::{self, text};
-use crate::strategy::fields::required_text;
+use crate::strategy::fields::driver_name;
 use crate::strategy::validation::{Errors, subdomain};
 use crate::strategy::{Column, Context, Strategy};
 use crate::table;
@@ -91,8 +91,7 @@ impl Strategy for VolumeAttachment {
     fn validate(&self, object: &Value) -> Vec<FieldError> {
         let mut errors = Errors::default();
         let spec = &object["spec"];
-        let driver = |name: &str| subdomain(&name.to_lowercase());
-        required_text(&mut errors, "spec.attacher", &spec["attacher"], driver);
+        driver_name(&mut errors, "spec.attacher", &spec["attacher"]);
         source(&mut errors, &spec["source"]);
         let node = text(&spec["nodeName"]);
         errors.invalid("spec.nodeName", node, subdomain(node));

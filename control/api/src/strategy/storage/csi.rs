@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::resource::Subresource;
 use crate::status::FieldError;
 use crate::strategy::common::{none_if_empty, text};
-use crate::strategy::fields::{count, joined, raise_generation, required_text};
+use crate::strategy::fields::{count, driver_name, joined, raise_generation, required_text};
 use crate::strategy::validation::{Errors, items, label_selector, qualified_name, subdomain};
 use crate::strategy::{Column, Context, Strategy};
 use crate::table;
@@ -156,9 +156,7 @@ impl Strategy for CsiNode {
         for (index, driver) in items(drivers) {
             let at = format!("spec.drivers[{index}]");
             let name = &driver["name"];
-            required_text(&mut errors, &format!("{at}.name"), name, |name| {
-                subdomain(&name.to_lowercase())
-            });
+            driver_name(&mut errors, &format!("{at}.name"), name);
             required_text(
                 &mut errors,
                 &format!("{at}.nodeID"),

@@ -3,9 +3,9 @@
 use serde_json::{Map, Value};
 
 use crate::status::FieldError;
-use crate::strategy::fields::{anything, required_text};
+use crate::strategy::fields::{anything, driver_name, required_text};
 use crate::strategy::pod::volume_source;
-use crate::strategy::validation::{Errors, no_backsteps, subdomain};
+use crate::strategy::validation::{Errors, no_backsteps};
 
 /// The sources of a persistent volume, in the order in which Kubernetes checks them.
 const SOURCES: &[&str] = &[
@@ -71,8 +71,7 @@ pub(super) fn validate(errors: &mut Errors, at: &str, spec: &Value) {
 }
 
 fn csi(errors: &mut Errors, at: &str, source: &Value) {
-    let name = |driver: &str| subdomain(&driver.to_lowercase());
-    required_text(errors, &format!("{at}.driver"), &source["driver"], name);
+    driver_name(errors, &format!("{at}.driver"), &source["driver"]);
     required_text(
         errors,
         &format!("{at}.volumeHandle"),
