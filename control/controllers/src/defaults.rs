@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kube::Client;
 use serde_json::json;
 
 use crate::api;
@@ -33,7 +34,9 @@ enum SyncError {
 }
 
 /// Registers for changes; what the returned function makes works until stopped.
-pub(crate) fn start(ctx: Context) -> Loop {
+///
+/// `publisher` writes the certificate: that is a controller of its own in Kubernetes, with rights of its own.
+pub(crate) fn start(ctx: Context, publisher: Client) -> Loop {
     let queue = Arc::new(Queue::default());
     let keys = queue.clone();
     ctx.caches.namespaces.on_change(move |change| {
@@ -55,12 +58,12 @@ pub(crate) fn start(ctx: Context) -> Loop {
     });
     let work = ctx.clone();
     queue.worker("namespace-defaults", 8, ctx.stop.clone(), move |key| {
-        let ctx = work.clone();
-        async move { sync(&ctx, &key).await }
+        let (ctx, publisher) = (work.clone(), publisher.clone());
+        async move { sync(&ctx, &publisher, &key).await }
     })
 }
 
-async fn sync(ctx: &Context, key: &Key) -> Result<Next, SyncError> {
+async fn sync(ctx: &Context, publisher: &Client, key: &Key) -> Result<Next, SyncError> {
     let living = ctx
         .caches
         .namespaces
@@ -69,7 +72,8 @@ async fn sync(ctx: &Context, key: &Key) -> Result<Next, SyncError> {
     if !living {
         return Ok(Next::OnChange);
     }
-    let (account, root_ca) = tokio::join!(account(ctx, &key.name), root_ca(ctx, &key.name));
+    let (account, root_ca) =
+        tokio::join!(account(ctx, &key.name), root_ca(ctx, publisher, &key.name));
     account.map_err(|source| SyncError::Account {
         namespace: key.name.clone(),
         source,
@@ -94,7 +98,7 @@ async fn account(ctx: &Context, namespace: &str) -> Result<(), kube::Error> {
     done(api::create::<ServiceAccount, Written>(&ctx.client, namespace, &body).await)
 }
 
-async fn root_ca(ctx: &Context, namespace: &str) -> Result<(), kube::Error> {
+async fn root_ca(ctx: &Context, publisher: &Client, namespace: &str) -> Result<(), kube::Error> {
     let pem = &ctx.config.ca_certificate_pem;
     match ctx.caches.root_cas.get(&Key::new(namespace, ROOT_CA)) {
         Some(map) if map.data.len() == 1 && map.data.get(ROOT_CA_FILE) == Some(pem) => Ok(()),
@@ -107,7 +111,7 @@ async fn root_ca(ctx: &Context, namespace: &str) -> Result<(), kube::Error> {
                 .collect();
             data.insert(ROOT_CA_FILE.into(), json!(pem));
             done(
-                api::patch::<ConfigMap>(&ctx.client, namespace, ROOT_CA, &json!({"data": data}))
+                api::patch::<ConfigMap>(publisher, namespace, ROOT_CA, &json!({"data": data}))
                     .await,
             )
         }
@@ -119,7 +123,7 @@ async fn root_ca(ctx: &Context, namespace: &str) -> Result<(), kube::Error> {
                 }},
                 "data": {ROOT_CA_FILE: pem},
             });
-            done(api::create::<ConfigMap, Written>(&ctx.client, namespace, &body).await)
+            done(api::create::<ConfigMap, Written>(publisher, namespace, &body).await)
         }
     }
 }

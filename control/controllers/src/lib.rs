@@ -98,10 +98,10 @@ pub async fn run(
         ),
         (
             "endpointslice-controller",
-            endpoints::start(acting(
-                "endpoint-slice-controller",
-                "endpointslice-controller",
-            )),
+            endpoints::start(
+                acting("endpoint-slice-controller", "endpointslice-controller"),
+                credentials.controller("endpoint-controller"),
+            ),
         ),
         (
             "garbage-collector-controller",
@@ -125,10 +125,10 @@ pub async fn run(
         ),
         (
             "serviceaccount-controller",
-            defaults::start(acting(
-                "serviceaccount-controller",
-                "service-account-controller",
-            )),
+            defaults::start(
+                acting("serviceaccount-controller", "service-account-controller"),
+                credentials.controller("root-ca-cert-publisher"),
+            ),
         ),
     ];
     if !ctx.config.cluster_cidrs.is_empty() {

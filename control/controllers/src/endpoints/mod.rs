@@ -12,6 +12,8 @@ use k8s_openapi::api::discovery::v1::{EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
+use kube::Client;
+
 use crate::api::{self, Delete};
 use crate::cache::{Cache, Change, IndexKey, Key};
 use crate::context::Context;
@@ -42,12 +44,16 @@ enum SyncError {
 
 struct Controller {
     ctx: Context,
+    /// Writes Endpoints: that is a controller of its own in Kubernetes, with rights of its own.
+    legacy: Client,
     slices: Expectations,
     endpoints: Expectations,
 }
 
 /// Registers for changes; what the returned function makes works until stopped.
-pub(crate) fn start(ctx: Context) -> Loop {
+///
+/// `legacy` writes Endpoints, `ctx` all else.
+pub(crate) fn start(ctx: Context, legacy: Client) -> Loop {
     let queue = Arc::new(Queue::default());
     let keys = queue.clone();
     ctx.caches.services.on_change(move |change| {
@@ -89,6 +95,7 @@ pub(crate) fn start(ctx: Context) -> Loop {
     });
     let controller = Arc::new(Controller {
         ctx: ctx.clone(),
+        legacy,
         slices: Expectations::default(),
         endpoints: Expectations::default(),
     });
@@ -297,7 +304,7 @@ impl Controller {
                 }
                 let replaced = replacing(&current.metadata, &labels);
                 let body = json!({"metadata": {"resourceVersion": current.metadata.resource_version, "labels": replaced}, "subsets": subsets});
-                api::patch::<Endpoints>(&self.ctx.client, &key.namespace, &key.name, &body).await
+                api::patch::<Endpoints>(&self.legacy, &key.namespace, &key.name, &body).await
             }
             None => {
                 let body = json!({
@@ -306,7 +313,7 @@ impl Controller {
                     "metadata": {"name": &*key.name, "namespace": &*key.namespace, "labels": labels},
                     "subsets": subsets,
                 });
-                api::create::<Endpoints, Written>(&self.ctx.client, &key.namespace, &body).await
+                api::create::<Endpoints, Written>(&self.legacy, &key.namespace, &body).await
             }
         };
         match written {
@@ -321,7 +328,7 @@ impl Controller {
         if let Some(endpoints) = self.ctx.caches.endpoints.get(key)
             && model::label(&endpoints.metadata, LEGACY_MANAGER_LABEL) == Some(LEGACY_MANAGER)
         {
-            api::delete::<Endpoints>(&self.ctx.client, &endpoints.metadata, Delete::default())
+            api::delete::<Endpoints>(&self.legacy, &endpoints.metadata, Delete::default())
                 .await
                 .map_err(|source| SyncError::Endpoints {
                     service: key.clone(),
