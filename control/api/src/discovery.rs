@@ -288,15 +288,21 @@ mod tests {
         assert_eq!(
             names,
             [
+                "controllerrevisions",
+                "daemonsets",
+                "daemonsets/status",
                 "deployments",
                 "deployments/scale",
                 "deployments/status",
                 "replicasets",
                 "replicasets/scale",
-                "replicasets/status"
+                "replicasets/status",
+                "statefulsets",
+                "statefulsets/scale",
+                "statefulsets/status"
             ]
         );
-        assert_eq!(legacy["resources"][1]["group"], "autoscaling");
+        assert_eq!(legacy["resources"][4]["group"], "autoscaling");
         let aggregated = aggregated(&resources, false, "v2");
         let apps = aggregated["items"]
             .as_array()
@@ -304,7 +310,7 @@ mod tests {
             .iter()
             .find(|g| g["metadata"]["name"] == "apps");
         assert_eq!(
-            apps.expect("apps")["versions"][0]["resources"][0]["subresources"][0]["responseKind"]["kind"],
+            apps.expect("apps")["versions"][0]["resources"][2]["subresources"][0]["responseKind"]["kind"],
             "Scale"
         );
         assert!(api_resources(&resources, "apps", "v2").is_none());

@@ -11,13 +11,13 @@ mod validation;
 
 use serde_json::{Value, json};
 
-pub use convert::convert_hpa;
+use convert::convert_hpa;
 
 use super::common::{self, object_at};
 use super::validation::{Errors, items};
 use super::{Column, Context, Strategy};
 use crate::kinds::gvk;
-use crate::resource::Subresource;
+use crate::resource::{GroupVersionKind, Subresource};
 use crate::status::FieldError;
 
 /// Horizontal pod autoscalers in one of the two versions.
@@ -117,6 +117,10 @@ fn default_v2(spec: &mut Value) {
 }
 
 impl Strategy for HorizontalPodAutoscaler {
+    fn convert(&self, object: &mut Value, to: &GroupVersionKind) {
+        convert_hpa(object, to);
+    }
+
     fn default(&self, object: &mut Value) {
         if self.version == Version::V2 {
             default_v2(&mut object["spec"]);
