@@ -180,8 +180,8 @@ fn rows() -> Vec<Row> {
     ]
 }
 
-/// The built-in resources, by group, and the schemas of all that is sent to them.
-pub struct Builtin {
+/// The resources, in the order of discovery, and the schemas of all that is sent to them.
+pub struct Kinds {
     /// The resources.
     pub resources: Vec<Arc<Resource>>,
     /// The schemas.
@@ -189,13 +189,13 @@ pub struct Builtin {
 }
 
 /// What the program serves without a custom resource.
-pub fn builtin() -> Builtin {
+pub fn builtin() -> Kinds {
     let schemas = Schemas::builtin();
     let resources = rows()
         .into_iter()
         .map(|row| Arc::new(resource(row, &schemas)))
         .collect();
-    Builtin { resources, schemas }
+    Kinds { resources, schemas }
 }
 
 fn resource(row: Row, schemas: &Schemas) -> Resource {

@@ -115,13 +115,18 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::kinds::Kinds;
 
     #[tokio::test]
     async fn a_document_is_made_once_and_read_by_all() {
         static MADE: AtomicUsize = AtomicUsize::new(0);
         let documents = Documents::default();
-        let table = |version| Arc::new(Table::new(version, Vec::new(), Arc::default(), []));
-        let (first, second) = (table(0), table(1));
+        let none = || Kinds {
+            resources: Vec::new(),
+            schemas: Arc::default(),
+        };
+        let first = Arc::new(Table::first(none(), Vec::new()));
+        let second = Arc::new(first.next(none()));
         let ask = || {
             documents.get(&first, "v2", |_| {
                 MADE.fetch_add(1, Ordering::SeqCst);

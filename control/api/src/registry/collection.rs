@@ -219,6 +219,25 @@ impl Collection {
         self.next.send_replace(next);
     }
 
+    /// Lets go of everything, because its kind is served no more: watches end as if they were too old.
+    pub(super) fn close(&self) {
+        let mut state = self.state.write();
+        let gone = (
+            std::mem::take(&mut state.entries),
+            std::mem::take(&mut state.by_field),
+            std::mem::take(&mut state.kept),
+        );
+        state.lanes.close();
+        state.first += state.window.len() as u64 + 1;
+        state.window.clear();
+        state.window_bytes = 0;
+        state.floor = Revision::MAX;
+        let next = state.first;
+        drop(state);
+        drop(gone);
+        self.next.send_replace(next);
+    }
+
     /// Whether it shows what the store held at some time.
     pub fn is_filled(&self) -> bool {
         self.filled.load(Ordering::Acquire)

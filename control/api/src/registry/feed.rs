@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use knarr_store::{Event, Revision, Store, StoreError};
 use parking_lot::RwLock;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::collection::Collection;
 
@@ -25,6 +25,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 type Batch = (Revision, Vec<Event>);
 
+/// A collection that is to be followed, too, and who waits for it.
+type Addition = (Arc<Collection>, oneshot::Sender<Result<(), StoreError>>);
+
 /// The collections by storage prefix, and how far they are.
 pub struct Feed {
     store: Arc<dyn Store>,
@@ -32,6 +35,7 @@ pub struct Feed {
     revision: watch::Sender<Revision>,
     /// Whether every collection follows the store.
     following: AtomicBool,
+    additions: mpsc::UnboundedSender<Addition>,
 }
 
 impl Feed {
@@ -48,15 +52,35 @@ impl Feed {
             .into_iter()
             .map(|c| (c.prefix.clone(), c))
             .collect();
+        let (additions, asked) = mpsc::unbounded_channel();
         let feed = Arc::new(Self {
+            additions,
             store,
             collections: RwLock::new(collections),
             revision: watch::Sender::new(0),
             following: AtomicBool::new(false),
         });
         let changes = feed.load().await?;
-        tokio::spawn(keep_following(Arc::downgrade(&feed), changes));
+        tokio::spawn(keep_following(Arc::downgrade(&feed), changes, asked));
         Ok(feed)
+    }
+
+    /// Follows another collection, too: it is filled when this returns.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be read.
+    pub async fn add(&self, collection: Arc<Collection>) -> Result<(), StoreError> {
+        let (done, filled) = oneshot::channel();
+        let asked = self.additions.send((collection, done));
+        asked.map_err(|_| StoreError::Closed)?;
+        filled.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Stops following a collection, and ends its watches.
+    pub fn remove(&self, collection: &Collection) {
+        self.collections.write().remove(&collection.prefix);
+        collection.close();
     }
 
     /// The revision that every collection shows.
@@ -87,20 +111,37 @@ impl Feed {
         let changes = self.store.watch("", revision).await?;
         let collections: Vec<_> = self.collections.read().values().cloned().collect();
         for collection in collections {
-            let start = collection.store_key("");
-            let mut end = start.clone();
-            end.pop();
-            end.push('0');
-            let removed = self.store.none_removed_since(&start).await?;
-            let range = self.store.range(&start, &end, 0).await?;
-            let written = range.kvs.iter().map(|kv| kv.mod_revision).max();
-            // A watcher that knows this state goes on from it, although its changes are not in our window.
-            let unchanged_since = removed.max(written.unwrap_or(0)).min(revision);
-            collection.load(&range.kvs, unchanged_since, revision);
+            self.fill(&collection, revision).await?;
         }
         self.revision.send_replace(revision);
         self.following.store(true, Ordering::Release);
         Ok(changes)
+    }
+
+    /// Reads a collection, which shows at least `revision` afterwards.
+    async fn fill(&self, collection: &Collection, revision: Revision) -> Result<(), StoreError> {
+        let start = collection.store_key("");
+        let mut end = start.clone();
+        end.pop();
+        end.push('0');
+        let removed = self.store.none_removed_since(&start).await?;
+        let range = self.store.range(&start, &end, 0).await?;
+        let written = range.kvs.iter().map(|kv| kv.mod_revision).max();
+        // A watcher that knows this state goes on from it, although its changes are not in our window.
+        let unchanged_since = removed.max(written.unwrap_or(0)).min(revision);
+        collection.load(&range.kvs, unchanged_since, revision);
+        Ok(())
+    }
+
+    /// Takes in a collection between two batches: what is written while it is read comes as a change afterwards.
+    async fn take_in(&self, (collection, done): Addition) {
+        let filled = self.fill(&collection, self.revision()).await;
+        if filled.is_ok() {
+            let mut collections = self.collections.write();
+            collections.insert(collection.prefix.clone(), collection);
+        }
+        // Nobody waits any more: then nobody serves it, and following it costs little.
+        drop(done.send(filled));
     }
 
     fn apply(&self, revision: Revision, events: &[Event], touched: &mut Vec<Arc<Collection>>) {
@@ -140,12 +181,16 @@ fn find<'a>(
 ///
 /// A panic may leave a collection half changed, so they are all read anew, as after a watch that was lost: watchers start
 /// over, and those who wait for their write to show go on waiting until it does.
-async fn keep_following(feed: Weak<Feed>, changes: mpsc::Receiver<Batch>) {
+async fn keep_following(
+    feed: Weak<Feed>,
+    changes: mpsc::Receiver<Batch>,
+    mut additions: mpsc::UnboundedReceiver<Addition>,
+) {
     let mut changes = Some(changes);
     let mut pause = PAUSE;
     loop {
         if let Some(changes) = changes.take() {
-            let followed = AssertUnwindSafe(follow(&feed, changes))
+            let followed = AssertUnwindSafe(follow(&feed, changes, &mut additions))
                 .catch_unwind()
                 .await;
             let Some(feed) = feed.upgrade() else { return };
@@ -180,11 +225,23 @@ async fn keep_following(feed: Weak<Feed>, changes: mpsc::Receiver<Batch>) {
 }
 
 /// Returns when the watch ends: we fell behind, or the store is closed. Or when the feed is dropped.
-async fn follow(feed: &Weak<Feed>, mut changes: mpsc::Receiver<Batch>) {
+async fn follow(
+    feed: &Weak<Feed>,
+    mut changes: mpsc::Receiver<Batch>,
+    additions: &mut mpsc::UnboundedReceiver<Addition>,
+) {
     let mut batches = Vec::with_capacity(BATCH);
     let mut touched = Vec::new();
     loop {
-        let taken = changes.recv_many(&mut batches, BATCH).await;
+        // Both only take from their channels, so losing the race loses nothing.
+        let taken = tokio::select! {
+            taken = changes.recv_many(&mut batches, BATCH) => taken,
+            Some(addition) = additions.recv() => {
+                let Some(feed) = feed.upgrade() else { return };
+                feed.take_in(addition).await;
+                continue;
+            }
+        };
         let Some(feed) = feed.upgrade() else { return };
         if taken == 0 {
             return;

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::collection::Collection;
+use crate::kinds::Kinds;
 use crate::resource::{Resource, Verb};
 use crate::schema::Schemas;
 
@@ -22,19 +23,31 @@ pub struct Table {
     resources: Vec<Arc<Resource>>,
     index: HashMap<String, Found>,
     by_prefix: HashMap<String, Arc<Collection>>,
+    /// Those that are no kind's.
+    plain: Vec<Arc<Collection>>,
 }
 
 impl Table {
-    /// The table of these resources, whose objects are in `collections` and, where none has the prefix, in new ones.
-    pub fn new(
+    /// The first table: `plain` are collections of what is stored and is no kind of the API.
+    pub fn first(kinds: Kinds, plain: Vec<Arc<Collection>>) -> Self {
+        Self::with(0, kinds, plain, |_| None)
+    }
+
+    /// The table that comes after this one: kinds that stay keep their collections.
+    pub fn next(&self, kinds: Kinds) -> Self {
+        let old = |prefix: &str| self.by_prefix.get(prefix).cloned();
+        Self::with(self.version + 1, kinds, self.plain.clone(), old)
+    }
+
+    fn with(
         version: u64,
-        resources: Vec<Arc<Resource>>,
-        schemas: Arc<Schemas>,
-        collections: impl IntoIterator<Item = Arc<Collection>>,
+        kinds: Kinds,
+        plain: Vec<Arc<Collection>>,
+        old: impl Fn(&str) -> Option<Arc<Collection>>,
     ) -> Self {
-        let collections = collections.into_iter();
-        let mut by_prefix: HashMap<String, Arc<Collection>> = collections
-            .map(|collection| (collection.prefix.clone(), collection))
+        let Kinds { resources, schemas } = kinds;
+        let mut by_prefix: HashMap<String, Arc<Collection>> = (plain.iter())
+            .map(|collection| (collection.prefix.clone(), collection.clone()))
             .collect();
         // The version that is stored comes first, so that the collection knows its fields.
         for resource in resources
@@ -43,9 +56,9 @@ impl Table {
         {
             let prefix = &resource.storage_prefix;
             let strategy = resource.strategy.clone();
-            by_prefix
-                .entry(prefix.clone())
-                .or_insert_with(|| Arc::new(Collection::new(prefix, strategy)));
+            by_prefix.entry(prefix.clone()).or_insert_with(|| {
+                old(prefix).unwrap_or_else(|| Arc::new(Collection::new(prefix, strategy)))
+            });
         }
         let index = resources
             .iter()
@@ -66,6 +79,7 @@ impl Table {
             resources,
             index,
             by_prefix,
+            plain,
         }
     }
 
