@@ -16,6 +16,7 @@ use facts::{Facts, Field};
 use serde_json::{Map, Value, json};
 
 const PREFIX: &str = "#/$defs/";
+const MAP_TYPE: &str = "x-kubernetes-map-type";
 const FACTS: &str = "src/schema/facts.txt";
 
 fn main() {
@@ -45,10 +46,13 @@ fn main() {
     write("types.z", types(&definitions, &facts).as_bytes());
     for (name, fields) in &used {
         for field in fields {
-            extend(
-                &mut definitions[name.as_str()]["properties"][field.name.as_str()],
-                field,
-            );
+            let definition = &mut definitions[name.as_str()];
+            if facts.is_atomic(name) {
+                definition[MAP_TYPE] = "atomic".into();
+            }
+            if let Some(property) = definition["properties"].get_mut(&field.name) {
+                extend(property, field);
+            }
         }
     }
     let mut definitions = Value::Object(definitions);
@@ -74,8 +78,10 @@ fn tidy(definition: &mut Value) {
 
 /// The extensions of OpenAPI that say how a field merges.
 fn extend(property: &mut Value, field: &Field) {
+    let is_list = property["type"] == "array";
     let mut put = |key: &str, value: Value| property[key] = value;
     match field.list.as_str() {
+        "atomic" if !is_list => put(MAP_TYPE, "atomic".into()),
         "" => {}
         "map" => {
             put("x-kubernetes-list-type", "map".into());
@@ -130,10 +136,11 @@ fn types(definitions: &Map<String, Value>, facts: &Facts) -> String {
         let text = |key: &str| kind[key].as_str().unwrap_or_default();
         writeln!(
             out,
-            "T\t{name}\t{}\t{}\t{}",
+            "T\t{name}\t{}\t{}\t{}\t{}",
             text("group"),
             text("version"),
-            text("kind")
+            text("kind"),
+            if facts.is_atomic(name) { "a" } else { "" },
         )
         .expect("a String takes all");
         let required = definition["required"].as_array();

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 #[derive(Clone, Debug, Default)]
 pub struct Field {
     pub name: String,
-    /// `atomic`, `set`, `map` or empty.
+    /// `atomic`, `set`, `map` or empty; a map or a struct can be `atomic` too.
     pub list: String,
     /// The keys of a list of type `map`.
     pub keys: Vec<String>,
@@ -20,6 +20,9 @@ pub struct Field {
 
 /// All facts, by definition.
 pub struct Facts(BTreeMap<String, Vec<Field>>);
+
+/// Stands for the type itself where a field's name is expected.
+const ITSELF: &str = ".";
 
 /// One line is `type field word…`; the words are `atomic`, `set`, `map=k1,k2`, `merge[=key]`, `strategy=…`, `=default` and `?default`.
 pub fn parse(text: &str) -> Facts {
@@ -95,13 +98,20 @@ impl Facts {
         found.cloned().unwrap_or_default()
     }
 
+    /// Whether a value of the type changes as a whole, as `x-kubernetes-map-type: atomic` says.
+    pub fn is_atomic(&self, definition: &str) -> bool {
+        self.field(definition, ITSELF).list == "atomic"
+    }
+
     /// Every fact must be about a field that exists, so that a typo or a field that Kubernetes drops is seen.
     pub fn check(&self, definitions: &Map<String, Value>) -> BTreeMap<String, Vec<Field>> {
         for (name, fields) in &self.0 {
             for field in fields {
-                let known = definitions
-                    .get(name)
-                    .and_then(|d| d["properties"].get(&field.name));
+                let definition = definitions.get(name);
+                let known = definition.and_then(|d| match field.name.as_str() {
+                    ITSELF => Some(d),
+                    name => d["properties"].get(name),
+                });
                 assert!(
                     known.is_some(),
                     "facts.txt names {name}.{}, which does not exist",

@@ -51,17 +51,20 @@ fn parse(text: &str) -> Schemas {
     let mut kept = Words::default();
     let mut types: Vec<Type> = Vec::with_capacity(ids.len());
     let mut fields = Vec::new();
-    let mut name = "";
+    let (mut name, mut atomic) = ("", false);
     for line in text.lines().chain(["T\t"]) {
         if let Some(head) = line.strip_prefix("T\t") {
             if !name.is_empty() {
                 fields.sort_by(|a: &Field, b: &Field| a.name.cmp(&b.name));
                 types.push(Type {
                     name: name.into(),
+                    atomic,
                     fields: std::mem::take(&mut fields).into_boxed_slice(),
                 });
             }
-            name = head.split('\t').next().unwrap_or_default();
+            let mut words = head.split('\t');
+            name = words.next().unwrap_or_default();
+            atomic = words.nth(3) == Some("a");
         } else {
             fields.push(field(line, &ids, &mut kept));
         }
@@ -85,9 +88,11 @@ fn field(line: &str, ids: &HashMap<&str, TypeId>, kept: &mut Words) -> Field {
     let mut word = || words.next().unwrap_or_default();
     let (name, shape_word, required, list, keys) = (word(), word(), word(), word(), word());
     let (strategy, merge_key, default) = (word(), word(), word());
+    let shape = shape(shape_word, ids);
     Field {
         name: kept.keep(name),
-        shape: shape(shape_word, ids),
+        atomic: matches!(shape, Shape::Map(_)) && list == "a",
+        shape,
         required: required == "r",
         list: match list {
             "m" => ListType::Map,
@@ -176,5 +181,14 @@ mod tests {
         assert!(containers.merge && containers.required && containers.list == ListType::Map);
         assert_eq!(&*containers.merge_key, "name");
         assert!(spec.field("volumes").expect("volumes").retain_keys);
+        assert!(spec.field("nodeSelector").expect("nodeSelector").atomic);
+        let references = spec.field("imagePullSecrets").expect("imagePullSecrets");
+        let Shape::List(item) = &references.shape else {
+            panic!("imagePullSecrets is {:?}", references.shape)
+        };
+        let Shape::Object(reference) = **item else {
+            panic!("an item of imagePullSecrets is {item:?}")
+        };
+        assert!(pod.get(reference).atomic && !spec.atomic);
     }
 }

@@ -42,6 +42,8 @@ pub struct TypeId(u32);
 pub struct Type {
     /// The definition's name: `io.k8s.api.core.v1.PodSpec`.
     pub name: Arc<str>,
+    /// Whether a value of it has one owner and changes as a whole (`x-kubernetes-map-type: atomic`).
+    pub atomic: bool,
     /// Its fields, sorted by name.
     pub fields: Box<[Field]>,
 }
@@ -57,6 +59,8 @@ pub struct Field {
     pub required: bool,
     /// How several appliers share its items, for a list.
     pub list: ListType,
+    /// Whether several appliers share it, for a map: an atomic one has one owner.
+    pub atomic: bool,
     /// The keys of its items, for a list of type map.
     pub keys: Box<[Arc<str>]>,
     /// Whether a strategic merge patch merges the list rather than replaces it.
