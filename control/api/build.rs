@@ -148,13 +148,14 @@ fn types(definitions: &Map<String, Value>, facts: &Facts) -> String {
             let fact = facts.field(name, field);
             writeln!(
                 out,
-                "{field}\t{}\t{}\t{}\t{}\t{}\t{}\t{}",
+                "{field}\t{}\t{}{}\t{}\t{}\t{}\t{}\t{}",
                 shape(property, definitions),
                 if required.is_some_and(|list| list.iter().any(|name| name == field)) {
                     "r"
                 } else {
                     ""
                 },
+                if fact.pointer { "p" } else { "" },
                 fact.list.get(..1).unwrap_or_default(),
                 fact.keys.join(","),
                 fact.strategy,

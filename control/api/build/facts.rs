@@ -16,6 +16,8 @@ pub struct Field {
     pub merge_key: String,
     /// `=JSON` where only a missing field gets it, `?JSON` where a zero value does too.
     pub default: String,
+    /// Whether it is a pointer in Go, where its default says otherwise.
+    pub pointer: bool,
 }
 
 /// All facts, by definition.
@@ -24,7 +26,8 @@ pub struct Facts(BTreeMap<String, Vec<Field>>);
 /// Stands for the type itself where a field's name is expected.
 const ITSELF: &str = ".";
 
-/// One line is `type field word…`; the words are `atomic`, `set`, `map=k1,k2`, `merge[=key]`, `strategy=…`, `=default` and `?default`.
+/// One line is `type field word…`; the words are `atomic`, `set`, `map=k1,k2`, `merge[=key]`, `strategy=…`, `=default`, `?default` and
+/// `pointer`.
 pub fn parse(text: &str) -> Facts {
     let mut all: BTreeMap<String, Vec<Field>> = BTreeMap::new();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
@@ -82,6 +85,7 @@ impl Field {
         } else {
             match word {
                 "atomic" | "set" => self.list = word.into(),
+                "pointer" => self.pointer = true,
                 "merge" => self.strategy = "merge".into(),
                 _ => panic!("facts.txt has an unknown word {word:?}: {line}"),
             }

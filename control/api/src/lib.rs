@@ -1,13 +1,14 @@
 //! The API server: every object of the cluster behind the Kubernetes API.
 //!
 //! One table of resources ([`kinds`]) drives routing, discovery, OpenAPI and storage. Reading order: [`resource`] and
-//! [`strategy`] (what a kind is), [`schema`] and [`patch`] (its fields), [`registry`] (its objects), [`http`] (requests),
+//! [`strategy`] (what a kind is), [`schema`], [`patch`] and [`managed`] (its fields), [`registry`] (its objects), [`http`] (requests),
 //! [`auth`] (who asks), [`server`] (all of it as one thing), [`pki`] (keys and certificates).
 
 pub mod auth;
 pub mod discovery;
 pub mod http;
 pub mod kinds;
+pub mod managed;
 pub mod openapi;
 pub mod patch;
 pub mod pki;

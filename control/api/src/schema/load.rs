@@ -88,12 +88,15 @@ fn field(line: &str, ids: &HashMap<&str, TypeId>, kept: &mut Words) -> Field {
     let mut word = || words.next().unwrap_or_default();
     let (name, shape_word, required, list, keys) = (word(), word(), word(), word(), word());
     let (strategy, merge_key, default) = (word(), word(), word());
-    let shape = shape(shape_word, ids);
+    let (shape, default) = (shape(shape_word, ids), default_of(default));
+    let by_value = required.contains('r')
+        || !required.contains('p') && is_struct_value(name, &shape, &default);
     Field {
         name: kept.keep(name),
         atomic: matches!(shape, Shape::Map(_)) && list == "a",
         shape,
-        required: required == "r",
+        required: required.contains('r'),
+        by_value,
         list: match list {
             "m" => ListType::Map,
             "s" => ListType::Set,
@@ -107,8 +110,16 @@ fn field(line: &str, ids: &HashMap<&str, TypeId>, kept: &mut Words) -> Field {
         merge: strategy.split(',').any(|s| s == "merge"),
         retain_keys: strategy.split(',').any(|s| s == "retainKeys"),
         merge_key: kept.keep(merge_key),
-        default: default_of(default),
+        default,
     }
+}
+
+/// Whether a field that may be left out of JSON is a struct in Go and no pointer: such a field has a default of `{}`, and
+/// `metadata`, `spec` and `status` are of that kind everywhere.
+fn is_struct_value(name: &str, shape: &Shape, default: &FieldDefault) -> bool {
+    let usual = matches!(name, "metadata" | "spec" | "status");
+    let defaulted = matches!(default, FieldDefault::Missing(value) if value.is_object());
+    matches!(shape, Shape::Object(_)) && (usual || defaulted)
 }
 
 fn shape(word: &str, ids: &HashMap<&str, TypeId>) -> Shape {

@@ -57,6 +57,8 @@ pub struct Field {
     pub shape: Shape,
     /// Whether the schema requires it, so that an empty value of it is kept.
     pub required: bool,
+    /// Whether it is a value in Kubernetes' Go types: never absent there, and zero where JSON leaves it out.
+    pub by_value: bool,
     /// How several appliers share its items, for a list.
     pub list: ListType,
     /// Whether several appliers share it, for a map: an atomic one has one owner.

@@ -1,0 +1,413 @@
+//! The entries of `metadata.managedFields`: who owns what, in which version, since when.
+//!
+//! Source: apimachinery `util/managedfields/internal` (`managedfields.go`, `capmanagers.go`), `meta/v1/validation`.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use super::set::{FieldSet, FieldSetError, MAX_ELEMENTS};
+use crate::status::FieldError;
+
+/// How many entries an object may have.
+pub const MAX_ENTRIES: usize = 1024;
+
+/// How many entries of updates an object keeps; the oldest beyond become one.
+pub const MAX_UPDATE_ENTRIES: usize = 10;
+
+/// The manager of the fields of the oldest updates.
+const ANCIENT: &str = "ancient-changes";
+
+const MAX_NAME: usize = 128;
+
+/// A client, as it names itself, and the version of the object that it writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manager {
+    /// Its name, or `unknown`.
+    pub name: String,
+    /// `apps/v1`
+    pub api_version: String,
+}
+
+impl Manager {
+    /// The client of a request: as the parameter `fieldManager` names it, or else by the program in its user agent.
+    pub fn new(field_manager: &str, user_agent: &str, api_version: &str) -> Self {
+        let name = match field_manager {
+            "" => program(user_agent),
+            name => name.to_owned(),
+        };
+        let name = if name.is_empty() {
+            "unknown".to_owned()
+        } else {
+            name
+        };
+        Self {
+            name,
+            api_version: api_version.to_owned(),
+        }
+    }
+}
+
+/// The user agent up to its first slash, without what cannot be printed, and cut at the length of a manager's name.
+fn program(user_agent: &str) -> String {
+    let mut name = String::new();
+    let first = user_agent.split('/').next().unwrap_or_default();
+    for c in first.chars().filter(|c| is_printable(*c)) {
+        if name.len() + c.len_utf8() > MAX_NAME {
+            break;
+        }
+        name.push(c);
+    }
+    name
+}
+
+/// What is wrong with the parameter `fieldManager`; an apply requires it.
+pub fn validate_name(name: &str, is_apply: bool) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    if name.is_empty() && is_apply {
+        errors.push(FieldError::required(
+            "fieldManager",
+            "is required for apply patch",
+        ));
+    }
+    if name.len() > MAX_NAME {
+        errors.push(FieldError::too_long("fieldManager", MAX_NAME, "bytes"));
+    }
+    for (position, c) in name.char_indices().filter(|(_, c)| !is_printable(*c)) {
+        let detail = format!(
+            "invalid character U+{:04X} (at position {position})",
+            u32::from(c)
+        );
+        errors.push(FieldError::invalid("fieldManager", &name.into(), &detail));
+    }
+    errors
+}
+
+/// Whether Go prints the character as it is: letters, marks, numbers, punctuation, symbols and the ASCII space.
+fn is_printable(c: char) -> bool {
+    // Escaping leaves exactly these as they are, but for quotes and backslashes; a letter goes before, because a mark is
+    // only escaped where it has nothing to combine with.
+    let text: String = ['a', c].into_iter().collect();
+    matches!(c, '"' | '\'' | '\\') || text.escape_debug().count() == 2
+}
+
+/// How fields were written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Operation {
+    /// By server-side apply.
+    Apply,
+    /// By any other write.
+    Update,
+}
+
+impl Operation {
+    /// The word for it in an entry.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Apply => "Apply",
+            Self::Update => "Update",
+        }
+    }
+}
+
+/// What tells entries apart. An applier has one entry, whatever version it applies.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Identity {
+    /// The client's name.
+    pub manager: String,
+    /// How it writes.
+    pub operation: Operation,
+    /// The version that it writes; empty for an applier.
+    pub api_version: String,
+    /// The subresource through which it writes, or empty.
+    pub subresource: String,
+}
+
+impl Identity {
+    /// The entry of a client for one way of writing.
+    pub fn new(manager: &Manager, operation: Operation, subresource: Option<&str>) -> Self {
+        let api_version = match operation {
+            Operation::Apply => String::new(),
+            Operation::Update => manager.api_version.clone(),
+        };
+        let subresource = subresource.unwrap_or_default().to_owned();
+        Self {
+            manager: manager.name.clone(),
+            operation,
+            api_version,
+            subresource,
+        }
+    }
+}
+
+/// What a client owns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The version in which the fields are named.
+    pub api_version: String,
+    /// When it last wrote; RFC 3339 with seconds, in UTC.
+    pub time: Option<String>,
+    /// The fields.
+    pub set: FieldSet,
+}
+
+/// All entries of an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Managers {
+    /// By what tells them apart.
+    pub entries: BTreeMap<Identity, Entry>,
+}
+
+/// Why a list is no `metadata.managedFields`.
+#[derive(Debug, thiserror::Error)]
+pub enum ManagedFieldsError {
+    /// It is no list.
+    #[error("metadata.managedFields is not a list")]
+    NoList,
+    /// An item is no object.
+    #[error("managed fields entry {index} is not an object")]
+    NoObject {
+        /// Which.
+        index: usize,
+    },
+    /// It is too long.
+    #[error("metadata.managedFields has more than {MAX_ENTRIES} entries")]
+    TooMany,
+    /// An operation that does not exist.
+    #[error("operation must be `Apply` or `Update`")]
+    Operation,
+    /// An entry without a version.
+    #[error("apiVersion must not be empty")]
+    NoVersion,
+    /// An entry without a type.
+    #[error("missing fieldsType in managed fields entry {index}")]
+    NoType {
+        /// Which.
+        index: usize,
+    },
+    /// A type that does not exist.
+    #[error("invalid fieldsType {found:?} in managed fields entry {index}")]
+    Type {
+        /// Which entry.
+        index: usize,
+        /// What it says.
+        found: String,
+    },
+    /// The fields of an entry.
+    #[error("error decoding the fields of managed fields entry {index}")]
+    Fields {
+        /// Which.
+        index: usize,
+        /// Why.
+        source: FieldSetError,
+    },
+}
+
+impl Managers {
+    /// Reads `metadata.managedFields`. Of two entries of one identity the later counts.
+    ///
+    /// # Errors
+    ///
+    /// For an entry that is none, and beyond [`MAX_ENTRIES`] and the limits of [`FieldSet`], which all entries share.
+    pub fn parse(list: &Value) -> Result<Self, ManagedFieldsError> {
+        let list = list.as_array().ok_or(ManagedFieldsError::NoList)?;
+        if list.len() > MAX_ENTRIES {
+            return Err(ManagedFieldsError::TooMany);
+        }
+        let mut left = MAX_ELEMENTS;
+        let mut managers = Self::default();
+        for (index, entry) in list.iter().enumerate() {
+            if !entry.is_object() {
+                return Err(ManagedFieldsError::NoObject { index });
+            }
+            let operation = match text(entry, "operation") {
+                "Apply" => Operation::Apply,
+                "Update" => Operation::Update,
+                _ => return Err(ManagedFieldsError::Operation),
+            };
+            let api_version = match text(entry, "apiVersion") {
+                "" => return Err(ManagedFieldsError::NoVersion),
+                version => version.to_owned(),
+            };
+            match text(entry, "fieldsType") {
+                "FieldsV1" => {}
+                "" => return Err(ManagedFieldsError::NoType { index }),
+                other => {
+                    return Err(ManagedFieldsError::Type {
+                        index,
+                        found: other.to_owned(),
+                    });
+                }
+            }
+            let set = match entry.get("fieldsV1") {
+                None | Some(Value::Null) => FieldSet::default(),
+                Some(fields) => FieldSet::parse_within(fields, &mut left)
+                    .map_err(|source| ManagedFieldsError::Fields { index, source })?,
+            };
+            let manager = Manager {
+                name: text(entry, "manager").to_owned(),
+                api_version,
+            };
+            let identity = Identity::new(&manager, operation, Some(text(entry, "subresource")));
+            let time = entry.get("time").and_then(Value::as_str).map(str::to_owned);
+            managers.entries.insert(
+                identity,
+                Entry {
+                    api_version: manager.api_version,
+                    time,
+                    set,
+                },
+            );
+        }
+        Ok(managers)
+    }
+
+    /// The list for `metadata.managedFields`, in Kubernetes' order; none if there are no entries.
+    pub fn to_value(&self) -> Option<Value> {
+        if self.entries.is_empty() {
+            return None;
+        }
+        let mut list: Vec<Value> = self
+            .entries
+            .iter()
+            .map(|(identity, entry)| entry.to_value(identity))
+            .collect();
+        sort(&mut list);
+        Some(Value::Array(list))
+    }
+
+    /// Drops the entries that own nothing.
+    pub(super) fn drop_empty(&mut self) {
+        self.entries.retain(|_, entry| !entry.set.is_empty());
+    }
+
+    /// Puts the fields of the oldest updates together, version by version, until few enough entries remain.
+    pub(super) fn cap(&mut self) {
+        let is_update = |identity: &&Identity| identity.operation == Operation::Update;
+        let mut updates: Vec<Identity> = self.entries.keys().filter(is_update).cloned().collect();
+        let mut excess = updates.len().saturating_sub(MAX_UPDATE_ENTRIES);
+        if excess == 0 {
+            return;
+        }
+        updates.sort_by(|left, right| {
+            self.entries[left]
+                .time
+                .cmp(&self.entries[right].time)
+                .then(left.cmp(right))
+        });
+        let mut first_of: BTreeMap<String, Identity> = BTreeMap::new();
+        for identity in updates {
+            if excess == 0 {
+                break;
+            }
+            let version = self.entries[&identity].api_version.clone();
+            let Some(first) = first_of.get(&version) else {
+                first_of.insert(version, identity);
+                continue;
+            };
+            let manager = Manager {
+                name: ANCIENT.to_owned(),
+                api_version: version,
+            };
+            let bucket = Identity::new(&manager, Operation::Update, None);
+            if !self.entries.contains_key(&bucket)
+                && let Some(entry) = self.entries.remove(first)
+            {
+                self.entries.insert(bucket.clone(), entry);
+            }
+            if identity == bucket {
+                continue;
+            }
+            if let (Some(merged), Some(into)) = (
+                self.entries.remove(&identity),
+                self.entries.get_mut(&bucket),
+            ) {
+                into.set = into.set.union(&merged.set);
+                into.time = merged.time;
+                excess -= 1;
+            }
+        }
+    }
+}
+
+impl Entry {
+    fn to_value(&self, identity: &Identity) -> Value {
+        let mut entry = Map::new();
+        let texts = [
+            ("manager", identity.manager.as_str()),
+            ("operation", identity.operation.as_str()),
+            ("apiVersion", &self.api_version),
+            ("time", self.time.as_deref().unwrap_or_default()),
+            ("fieldsType", "FieldsV1"),
+            ("subresource", &identity.subresource),
+        ];
+        for (name, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
+            entry.insert(name.to_owned(), text.into());
+        }
+        entry.insert("fieldsV1".to_owned(), self.set.to_value());
+        Value::Object(entry)
+    }
+}
+
+/// Brings entries to Kubernetes' order: appliers first, then by time, name, version and subresource.
+pub(super) fn sort(list: &mut [Value]) {
+    let by = |left: &Value, right: &Value| {
+        ["operation", "time", "manager", "apiVersion", "subresource"]
+            .into_iter()
+            .map(|name| text(left, name).cmp(text(right, name)))
+            .find(|order| order.is_ne())
+            .unwrap_or(Ordering::Equal)
+    };
+    list.sort_by(by);
+}
+
+/// Whether a client asks to forget all entries: with an empty list, or with one empty entry.
+pub(super) fn is_reset(list: &Value) -> bool {
+    let is_empty = |value: &Value| match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        _ => false,
+    };
+    match list.as_array().map(Vec::as_slice) {
+        Some([]) => true,
+        Some([Value::Object(entry)]) => entry.values().all(is_empty),
+        _ => false,
+    }
+}
+
+/// The entries of an object, as they are.
+pub(super) fn of(object: &Value) -> Option<&Value> {
+    object
+        .get("metadata")?
+        .get("managedFields")
+        .filter(|list| !list.is_null())
+}
+
+/// Puts entries into the object in the place of those it has. An object without metadata has no entries either.
+pub(super) fn put(object: &mut Value, list: Option<Value>) {
+    let Some(Value::Object(metadata)) = object.get_mut("metadata") else {
+        return;
+    };
+    match list {
+        Some(list) => metadata.insert("managedFields".to_owned(), list),
+        None => metadata.remove("managedFields"),
+    };
+}
+
+/// Whether two lists of entries say the same, whatever their times.
+pub(super) fn is_same_but_times(left: Option<&Value>, right: Option<&Value>) -> bool {
+    let entries = |list: Option<&Value>| {
+        let mut entries = list.and_then(Value::as_array).cloned().unwrap_or_default();
+        for entry in entries.iter_mut().filter_map(Value::as_object_mut) {
+            entry.insert("time".to_owned(), json!(""));
+        }
+        sort(&mut entries);
+        entries
+    };
+    entries(left) == entries(right)
+}
+
+pub(super) fn text<'v>(entry: &'v Value, name: &str) -> &'v str {
+    entry.get(name).and_then(Value::as_str).unwrap_or_default()
+}
