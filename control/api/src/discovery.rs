@@ -205,39 +205,38 @@ fn subresource_face(subresource: Subresource, resource: &Resource) -> Face<'_> {
     const PROXY: &[&str] = &["create", "delete", "get", "patch", "update"];
     const CREATE: &[&str] = &["create"];
     let own = resource.gvk.kind.as_str();
-    let face = |name, kind, group_version, verbs| Face {
-        name,
+    let face = |kind, group_version, verbs| Face {
+        name: subresource.name(),
         kind,
         group_version,
         verbs,
     };
     match subresource {
-        Subresource::Status => face("status", own, None, OBJECT),
-        Subresource::Scale => face("scale", "Scale", Some(("autoscaling", "v1")), OBJECT),
-        Subresource::Log => face("log", own, None, &["get"]),
-        Subresource::Exec => face("exec", "PodExecOptions", None, STREAM),
-        Subresource::Attach => face("attach", "PodAttachOptions", None, STREAM),
-        Subresource::PortForward => face("portforward", "PodPortForwardOptions", None, STREAM),
+        Subresource::Status => face(own, None, OBJECT),
+        Subresource::Scale => face("Scale", Some(("autoscaling", "v1")), OBJECT),
+        Subresource::Log => face(own, None, &["get"]),
+        Subresource::Exec => face("PodExecOptions", None, STREAM),
+        Subresource::Attach => face("PodAttachOptions", None, STREAM),
+        Subresource::PortForward => face("PodPortForwardOptions", None, STREAM),
         Subresource::Proxy => {
             let kind = match own {
                 "Node" => "NodeProxyOptions",
                 "Service" => "ServiceProxyOptions",
                 _ => "PodProxyOptions",
             };
-            face("proxy", kind, None, PROXY)
+            face(kind, None, PROXY)
         }
-        Subresource::Binding => face("binding", "Binding", None, CREATE),
-        Subresource::Eviction => face("eviction", "Eviction", Some(("policy", "v1")), CREATE),
-        Subresource::EphemeralContainers => face("ephemeralcontainers", own, None, OBJECT),
-        Subresource::Resize => face("resize", own, None, OBJECT),
+        Subresource::Binding => face("Binding", None, CREATE),
+        Subresource::Eviction => face("Eviction", Some(("policy", "v1")), CREATE),
+        Subresource::EphemeralContainers => face(own, None, OBJECT),
+        Subresource::Resize => face(own, None, OBJECT),
         Subresource::Token => face(
-            "token",
             "TokenRequest",
             Some(("authentication.k8s.io", "v1")),
             CREATE,
         ),
-        Subresource::Approval => face("approval", own, None, OBJECT),
-        Subresource::Finalize => face("finalize", own, None, &["update"]),
+        Subresource::Approval => face(own, None, OBJECT),
+        Subresource::Finalize => face(own, None, &["update"]),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::registry::ownership::Reset;
 use crate::resource::Subresource::{
     Approval, Attach, Binding, EphemeralContainers, Eviction, Exec, Finalize, Log, PortForward,
     Proxy, Resize, Scale, Status, Token,
@@ -218,6 +219,7 @@ fn resource(row: Row, schemas: &Schemas) -> Resource {
         scope: row.scope,
         verbs: row.verbs.to_vec(),
         subresources: row.subresources.to_vec(),
+        reset: Reset::of(&schema, row.subresources),
         schema,
         strategy: row.strategy,
     }

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use crate::registry::ownership::Reset;
 use crate::schema::Schema;
 use crate::strategy::Strategy;
 
@@ -92,6 +93,28 @@ pub enum Subresource {
     Finalize,
 }
 
+impl Subresource {
+    /// Its name in paths.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::Scale => "scale",
+            Self::Log => "log",
+            Self::Exec => "exec",
+            Self::Attach => "attach",
+            Self::PortForward => "portforward",
+            Self::Proxy => "proxy",
+            Self::Binding => "binding",
+            Self::Eviction => "eviction",
+            Self::EphemeralContainers => "ephemeralcontainers",
+            Self::Resize => "resize",
+            Self::Token => "token",
+            Self::Approval => "approval",
+            Self::Finalize => "finalize",
+        }
+    }
+}
+
 /// One resource of one group and version.
 #[derive(Clone)]
 pub struct Resource {
@@ -118,6 +141,8 @@ pub struct Resource {
     pub storage_version: Option<GroupVersionKind>,
     /// The fields of its objects.
     pub schema: Schema,
+    /// The fields that its endpoints do not change.
+    pub reset: Reset,
     /// What is special about the kind.
     pub strategy: Arc<dyn Strategy>,
 }

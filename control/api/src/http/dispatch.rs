@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures::FutureExt as _;
-use http::header::HeaderValue;
+use http::header::{HeaderValue, USER_AGENT};
 use http::request::Parts;
 use http::{Method, Request};
 
@@ -17,12 +17,13 @@ use super::{objects, other, reviews, subresources};
 use crate::auth::authorize::{self, Attributes};
 use crate::auth::impersonate::impersonate;
 use crate::auth::{self, UserInfo};
+use crate::managed::managers::{client_name, validate_name};
 use crate::registry::write::Target;
 use crate::registry::{meta, selector};
 use crate::resource::{Scope, Verb};
 use crate::server::Inner;
 use crate::status::ApiError;
-use crate::strategy::Context;
+use crate::strategy::{Context, Writing};
 
 /// Where a request comes from.
 #[derive(Clone, Debug)]
@@ -64,10 +65,26 @@ impl Call {
                 ));
             }
         };
+        let named = self.query.text("fieldManager");
+        let mistakes = validate_name(named, false);
+        if !mistakes.is_empty() {
+            let kind = match self.parts.method {
+                Method::POST => "CreateOptions",
+                Method::PATCH => "PatchOptions",
+                _ => "UpdateOptions",
+            };
+            return Err(ApiError::invalid("meta.k8s.io", kind, "", &mistakes));
+        }
+        let agent = self.parts.headers.get(USER_AGENT);
+        let agent = agent
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default();
         Ok(Context {
             user: self.user.clone(),
             now: meta::now(),
             dry_run,
+            client: client_name(named, agent).into(),
+            writing: Writing::Update,
         })
     }
 }

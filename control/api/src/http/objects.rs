@@ -12,6 +12,8 @@ use super::body::{self, RequestBody};
 use super::dispatch::Call;
 use super::negotiate::{self, Output, OutputShape};
 use super::respond::{self, Answer};
+use crate::auth::authorize::{Attributes, forbidden};
+use crate::managed::managers::validate_name;
 use crate::registry::delete::{self, DeleteRequest};
 use crate::registry::entry::ChangeType;
 use crate::registry::list::{At, ListRequest, parse_revision};
@@ -22,6 +24,7 @@ use crate::registry::write::Target;
 use crate::resource::{GroupVersionKind, Resource, Subresource, Verb};
 use crate::schema::{Decoded, FieldValidation, Format, Schema, yaml};
 use crate::status::{ApiError, FieldError};
+use crate::strategy::{Context, Writing};
 use crate::table;
 
 /// Answers a verb on an object or a collection.
@@ -346,6 +349,7 @@ pub async fn update(
                 && target.resource.strategy.allow_create_on_update()
                 && target.collection.get(&target.key()).is_none() =>
         {
+            may_create(call, target)?;
             meta::metadata(&mut object).remove("resourceVersion");
             registry.create(target, object, &ctx).await?
         }
@@ -396,7 +400,18 @@ pub enum Patch {
     Merge(Value),
     /// Kubernetes' strategic merge.
     Strategic(Value),
+    /// Server-side apply: the configuration, and what is wrong with it as YAML.
+    Apply(Value, Vec<String>),
 }
+
+/// The media types of patches, as kube-apiserver lists them in a refusal.
+const PATCHES: &[&str] = &[
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+    APPLY,
+];
+const APPLY: &str = "application/apply-patch+yaml";
 
 impl Patch {
     /// Reads the body.
@@ -406,21 +421,28 @@ impl Patch {
     /// 415 for another media type, 400 for what is no JSON.
     pub async fn read(call: &Call, body: RequestBody) -> Result<Self, ApiError> {
         let media_type = negotiate::media_type(&call.parts.headers).to_owned();
-        if !matches!(
-            &*media_type,
-            "application/json-patch+json"
-                | "application/merge-patch+json"
-                | "application/strategic-merge-patch+json"
-        ) {
-            return Err(ApiError::unsupported_media_type(&[
-                "application/json-patch+json",
-                "application/merge-patch+json",
-                "application/strategic-merge-patch+json",
-            ]));
+        if !PATCHES.contains(&&*media_type) {
+            return Err(ApiError::unsupported_media_type(PATCHES));
+        }
+        if media_type != APPLY && call.query.optional_flag("force").is_some() {
+            let error = FieldError::forbidden("force", "may not be specified for non-apply patch");
+            return Err(ApiError::invalid(
+                "meta.k8s.io",
+                "PatchOptions",
+                "",
+                &[error],
+            ));
         }
         let bytes = body::read(body).await?;
         if media_type == "application/json-patch+json" {
             return Ok(Self::Json(bytes));
+        }
+        if media_type == APPLY {
+            let text = std::str::from_utf8(&bytes)
+                .map_err(|error| ApiError::bad_request(error.to_string()))?;
+            let (config, repeated) = yaml::parse(text)
+                .map_err(|error| ApiError::bad_request(format!("error decoding YAML: {error}")))?;
+            return Ok(Self::Apply(config, repeated));
         }
         let value: Value = serde_json::from_slice(&bytes)
             .map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))?;
@@ -441,6 +463,8 @@ impl Patch {
             Self::Json(patch) => crate::patch::json_patch(object, patch),
             Self::Merge(patch) => Ok(crate::patch::merge_patch(object, patch)),
             Self::Strategic(patch) => crate::patch::strategic::merge(schema, object, patch),
+            // It looks at owners, and goes its own way: `apply` below.
+            Self::Apply(..) => Err(ApiError::unsupported_media_type(&PATCHES[..3])),
         }
     }
 }
@@ -456,6 +480,14 @@ pub async fn patch(
     let ctx = call.context()?;
     let mode = field_validation(call)?;
     let patch = Patch::read(call, body).await?;
+    if let Patch::Apply(config, repeated) = patch {
+        if mode == FieldValidation::Strict && !repeated.is_empty() {
+            let repeated = repeated.join("\n  ");
+            let message = format!("error decoding YAML: yaml: unmarshal errors:\n  {repeated}");
+            return Err(ApiError::bad_request(message));
+        }
+        return apply(call, target, subresource, config, repeated).await;
+    }
     let gvk = &target.resource.gvk;
     let (table, schema) = (call.server.registry.table(), &target.resource.schema);
     let warnings = parking_lot::Mutex::new(Vec::new());
@@ -483,6 +515,92 @@ pub async fn patch(
     warnings.extend(written.warnings);
     respond::warn(&mut answer, &warnings);
     Ok(answer)
+}
+
+/// Server-side apply of a configuration: creates the object if it is not there.
+async fn apply(
+    call: &Call,
+    target: &Target,
+    subresource: Option<Subresource>,
+    mut config: Value,
+    mut warnings: Vec<String>,
+) -> Result<Answer, ApiError> {
+    let output = output(call)?;
+    let mode = field_validation(call)?;
+    let ctx = Context {
+        writing: Writing::Apply,
+        ..call.context()?
+    };
+    let mistakes = validate_name(call.query.text("fieldManager"), true);
+    if !mistakes.is_empty() {
+        return Err(ApiError::invalid(
+            "meta.k8s.io",
+            "PatchOptions",
+            "",
+            &mistakes,
+        ));
+    }
+    let (registry, gvk) = (&call.server.registry, &target.resource.gvk);
+    let table = registry.table();
+    if !config.is_object() {
+        return Err(ApiError::bad_request("the configuration is no object"));
+    }
+    // What is wrong with it as an object of its kind; what it applies is what was sent, with nothing filled in.
+    warnings.extend(table.schemas.check(gvk, config.clone(), mode)?.warnings);
+    if mode == FieldValidation::Ignore {
+        warnings.clear();
+    }
+    if meta::text(&config, "name").is_empty() {
+        meta::metadata(&mut config).insert("name".to_owned(), (&*target.name).into());
+    }
+    named_as_in_the_path(target, &mut config)?;
+    let force = call.query.flag("force");
+    let applied = |live: Option<&Value>| {
+        let applied = registry.applied(target, subresource, &ctx, (live, &config), force)?;
+        match live {
+            Some(live) if !applied.changed => Ok(live.clone()),
+            _ => Ok(table.schemas.check(gvk, applied.object, mode)?.object),
+        }
+    };
+    let change = |live: &Value| applied(Some(live));
+    let mut created = None;
+    if subresource.is_none() && target.collection.get(&target.key()).is_none() {
+        may_create(call, target)?;
+        created = match registry.create(target, applied(None)?, &ctx).await {
+            // Somebody was first.
+            Err(error) if error.reason == "AlreadyExists" => None,
+            done => Some(done?),
+        };
+    }
+    let (code, written) = match created {
+        Some(written) => (StatusCode::CREATED, written),
+        None => {
+            let written = registry.update(target, subresource, &change, &ctx).await?;
+            (StatusCode::OK, written)
+        }
+    };
+    let resource = &target.resource;
+    let mut answer = respond::object(code, resource, &written.object, output, &call.query)?;
+    warnings.extend(written.warnings);
+    respond::warn(&mut answer, &warnings);
+    Ok(answer)
+}
+
+/// Who creates by an update or an apply needs the right to create.
+fn may_create(call: &Call, target: &Target) -> Result<(), ApiError> {
+    let attributes = Attributes {
+        verb: "create",
+        group: &target.resource.gvk.group,
+        resource: &target.resource.plural,
+        namespace: &target.namespace,
+        name: &target.name,
+        ..Attributes::default()
+    };
+    let decision = call.server.authorizer.authorize(&call.user, &attributes);
+    match decision.allowed {
+        true => Ok(()),
+        false => Err(forbidden(&call.user, &attributes, &decision.reason)),
+    }
 }
 
 /// `DeleteOptions` from the body and, where that is empty, the query.

@@ -23,26 +23,6 @@ use crate::strategy::Proxied;
 /// What is asked for of a container's streams.
 const STREAMS: &[&str] = &["container", "stdin", "stdout", "stderr", "tty"];
 
-fn by_name(name: &str) -> Option<Subresource> {
-    Some(match name {
-        "status" => Subresource::Status,
-        "scale" => Subresource::Scale,
-        "log" => Subresource::Log,
-        "exec" => Subresource::Exec,
-        "attach" => Subresource::Attach,
-        "portforward" => Subresource::PortForward,
-        "proxy" => Subresource::Proxy,
-        "binding" => Subresource::Binding,
-        "eviction" => Subresource::Eviction,
-        "ephemeralcontainers" => Subresource::EphemeralContainers,
-        "resize" => Subresource::Resize,
-        "token" => Subresource::Token,
-        "approval" => Subresource::Approval,
-        "finalize" => Subresource::Finalize,
-        _ => return None,
-    })
-}
-
 /// Answers a request for a subresource.
 pub async fn answer(
     call: Call,
@@ -50,8 +30,10 @@ pub async fn answer(
     path: &ResourcePath,
     body: RequestBody,
 ) -> Result<Answer, ApiError> {
-    let subresource = by_name(&path.subresource)
-        .filter(|subresource| target.resource.subresources.contains(subresource))
+    let subresources = &target.resource.subresources;
+    let subresource = *subresources
+        .iter()
+        .find(|subresource| subresource.name() == path.subresource)
         .ok_or_else(ApiError::no_such_path)?;
     let method = call.parts.method.clone();
     match (subresource, method) {

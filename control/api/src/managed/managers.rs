@@ -30,22 +30,15 @@ pub struct Manager {
     pub api_version: String,
 }
 
-impl Manager {
-    /// The client of a request: as the parameter `fieldManager` names it, or else by the program in its user agent.
-    pub fn new(field_manager: &str, user_agent: &str, api_version: &str) -> Self {
-        let name = match field_manager {
-            "" => program(user_agent),
-            name => name.to_owned(),
-        };
-        let name = if name.is_empty() {
-            "unknown".to_owned()
-        } else {
-            name
-        };
-        Self {
-            name,
-            api_version: api_version.to_owned(),
-        }
+/// The client of a request: as the parameter `fieldManager` names it, or else by the program in its user agent.
+pub fn client_name(field_manager: &str, user_agent: &str) -> String {
+    let name = match field_manager {
+        "" => program(user_agent),
+        name => name.to_owned(),
+    };
+    match name.is_empty() {
+        true => "unknown".to_owned(),
+        false => name,
     }
 }
 

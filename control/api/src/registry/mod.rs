@@ -16,6 +16,7 @@ pub mod list;
 pub mod meta;
 pub mod names;
 pub mod operation;
+pub mod ownership;
 pub mod policy;
 pub mod selector;
 pub mod services;

@@ -308,7 +308,11 @@ impl Registry {
             operation.new.take().ok_or_else(lost)?
         } else {
             let sent = operation.new.as_ref().ok_or_else(lost)?;
-            view.written(target, &old, sent, ctx)?
+            let mut object = view.written(target, &old, sent, ctx)?;
+            if view == View::Scale {
+                self.owned_by(resource, subresource, ctx, Some(&old), &mut object);
+            }
+            object
         };
         strategy.prepare_for_update(ctx, subresource, &mut object, &old);
         let mut errors = meta::validate(resource, &object);

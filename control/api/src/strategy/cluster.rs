@@ -354,6 +354,10 @@ impl Strategy for Lease {
             if let Some(spec) = lease["spec"].as_object_mut() {
                 spec.remove("renewTime");
             }
+            // Whoever renews it, owns the time: that says no more than the time itself.
+            if let Some(metadata) = lease["metadata"].as_object_mut() {
+                metadata.remove("managedFields");
+            }
             lease
         };
         object["spec"]["renewTime"] != old["spec"]["renewTime"] && rest(object) == rest(old)

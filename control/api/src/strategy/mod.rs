@@ -72,6 +72,19 @@ pub struct Context {
     pub now: String,
     /// Whether nothing will be stored.
     pub dry_run: bool,
+    /// The client's name, as an owner of fields.
+    pub client: Arc<str>,
+    /// How the client writes.
+    pub writing: Writing,
+}
+
+/// How a client writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writing {
+    /// It says what is to be there: who owns what follows from what it changes.
+    Update,
+    /// By server-side apply, which has settled who owns what.
+    Apply,
 }
 
 impl Context {
@@ -81,6 +94,8 @@ impl Context {
             user: Arc::new(UserInfo::component(name)),
             now: crate::registry::meta::now(),
             dry_run: false,
+            client: "kube-apiserver".into(),
+            writing: Writing::Update,
         }
     }
 }

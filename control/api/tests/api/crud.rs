@@ -161,10 +161,10 @@ async fn patches_of_three_kinds_apply() {
     );
     let stale = json!({ "metadata": { "resourceVersion": "1", "labels": { "x": "y" } } });
     server.merge(&path, &stale).await.refused(409, "Conflict");
-    let apply = server
-        .send(Method::PATCH, &path, "application/apply-patch+yaml", "{}")
+    let cbor = server
+        .send(Method::PATCH, &path, "application/apply-patch+cbor", "{}")
         .await;
-    assert_eq!(apply.code, 415, "{}", apply.body);
+    assert_eq!(cbor.code, 415, "{}", cbor.body);
 }
 
 #[tokio::test]

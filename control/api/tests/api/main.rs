@@ -1,6 +1,7 @@
 //! The API server in a process of its own making: a real store in a temporary directory, requests through the in-process
 //! service or over TLS.
 
+mod apply;
 mod auth;
 mod crud;
 mod deletion;

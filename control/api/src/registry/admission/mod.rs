@@ -60,13 +60,14 @@ pub trait Plugin: Send + Sync {
 }
 
 impl Registry {
-    /// Fills in the defaults of what was sent, and lets the plugins change it.
+    /// Fills in the defaults of what was sent, lets its sender own it, and lets the plugins change it.
     ///
     /// # Errors
     ///
     /// What a plugin refuses it with.
     pub(super) async fn mutate(&self, operation: &mut Operation) -> Result<(), ApiError> {
         self.default(operation);
+        self.own(operation);
         for plugin in PLUGINS {
             if plugin.handles(operation) && plugin.mutate(self, operation).await? == Changed::Yes {
                 tracing::trace!(plugin = plugin.name(), name = operation.name, "changed");
