@@ -1,4 +1,4 @@
-//! Kubernetes quantities: fixed-point numbers with a suffix (`500m`, `1.5Gi`, `1e3`), read, compared and written in the
+//! Kubernetes quantities: fixed-point numbers with a suffix (`500m`, `1.5Gi`, `1e3`), read, compared, added and written in the
 //! canonical form of apimachinery's `resource.Quantity`.
 //!
 //! The API server, the scheduler and the kubelet all read them; what they make of one must be the same. No crate does this: `kube_quantity`
@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::ops::{Add, Sub};
 use std::str::FromStr;
 
 const NANO: i128 = 1_000_000_000;
@@ -97,6 +98,44 @@ impl Quantity {
         let rest = self.nano % nanos;
         let value = self.nano / nanos + rest.signum();
         i64::try_from(value).unwrap_or(if value < 0 { i64::MIN } else { i64::MAX })
+    }
+}
+
+impl From<i64> for Quantity {
+    /// So many whole units, in the decimal family.
+    fn from(units: i64) -> Self {
+        Self {
+            nano: i128::from(units) * NANO,
+            family: Family::Decimal,
+        }
+    }
+}
+
+impl Add for Quantity {
+    type Output = Self;
+
+    /// The sum, capped, in the family of the first; in that of the second if the first is zero.
+    fn add(self, other: Self) -> Self {
+        Self {
+            nano: (self.nano + other.nano).clamp(-MAX, MAX),
+            family: if self.nano == 0 {
+                other.family
+            } else {
+                self.family
+            },
+        }
+    }
+}
+
+impl Sub for Quantity {
+    type Output = Self;
+
+    /// The difference, capped, in the same family as the sum.
+    fn sub(self, other: Self) -> Self {
+        self + Self {
+            nano: -other.nano,
+            ..other
+        }
     }
 }
 
@@ -272,6 +311,24 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn sums_keep_the_family_of_what_was_there_first() {
+        for (left, right, sum, difference) in [
+            ("1Gi", "512Mi", "1536Mi", "512Mi"),
+            ("1Gi", "1G", "2073741824", "73741824"),
+            ("1G", "1Gi", "2073741824", "-73741824"),
+            ("0", "1Gi", "1Gi", "-1Gi"),
+            ("1Gi", "0", "1Gi", "1Gi"),
+            ("100m", "900m", "1", "-800m"),
+            ("5E", "5E", "9223372036854775807", "0"),
+        ] {
+            let [left, right]: [Quantity; 2] = [left, right].map(|text| text.parse().expect(text));
+            assert_eq!((left + right).to_string(), sum, "{left} + {right}");
+            assert_eq!((left - right).to_string(), difference, "{left} - {right}");
+        }
+        assert_eq!(Quantity::from(2000).to_string(), "2k");
     }
 
     #[test]
