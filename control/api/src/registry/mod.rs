@@ -5,6 +5,7 @@
 //! `selector`, `list`, `watch` (reading); `operation`, `meta`, `admission`, `views`, `write`, `delete`, `services` (writing);
 //! `defaults`, `expiry`.
 
+pub mod admission;
 pub mod collection;
 pub mod defaults;
 pub mod delete;
@@ -25,9 +26,8 @@ pub mod views;
 pub mod watch;
 pub mod write;
 
-mod admission;
-mod node_lookup;
 
+mod node_lookup;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Weak};
 

@@ -190,7 +190,7 @@ impl Registry {
         if !errors.is_empty() {
             return Err(target.invalid(&name, &errors));
         }
-        self.judge(&operation).await?;
+        self.judge(&mut operation).await?;
         let Operation {
             new,
             mut warnings,
@@ -323,11 +323,11 @@ impl Registry {
         }
         if whole {
             (operation.new, operation.old) = (Some(object), Some(old));
-            self.judge(&operation).await?;
+            self.judge(&mut operation).await?;
             object = operation.new.take().ok_or_else(lost)?;
             old = operation.old.take().ok_or_else(lost)?;
         } else {
-            self.judge(&operation).await?;
+            self.judge(&mut operation).await?;
         }
         let mut warnings = operation.warnings;
         let mut allocation = Allocation::default();

@@ -57,6 +57,11 @@ pub trait Plugin: Send + Sync {
     async fn validate(&self, _: &Registry, _: &Operation) -> Result<(), ApiError> {
         Ok(())
     }
+
+    /// What the client should know of what has become of it, where that is not refused.
+    fn warnings(&self, _: &Registry, _: &Operation) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 impl Registry {
@@ -77,15 +82,17 @@ impl Registry {
         Ok(())
     }
 
-    /// Asks the plugins about what has become of the operation.
+    /// Asks the plugins about what has become of the operation, of which they change the warnings alone.
     ///
     /// # Errors
     ///
     /// What a plugin refuses it with.
-    pub(super) async fn judge(&self, operation: &Operation) -> Result<(), ApiError> {
+    pub(super) async fn judge(&self, operation: &mut Operation) -> Result<(), ApiError> {
         for plugin in PLUGINS {
             if plugin.handles(operation) {
                 plugin.validate(self, operation).await?;
+                let warnings = plugin.warnings(self, operation);
+                operation.warnings.extend(warnings);
             }
         }
         Ok(())
