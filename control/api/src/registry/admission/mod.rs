@@ -3,12 +3,16 @@
 //! A plugin is one file and one line of [`PLUGINS`]; the order is kube-apiserver's (`pkg/kubeapiserver/options/plugins.go`), in
 //! which webhooks and policies stand near the end and quotas last.
 
+pub mod amounts;
 mod certificate;
 mod escalation;
+pub mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
 mod priority;
 mod service_account;
+#[cfg(test)]
+mod testing;
 mod tolerations;
 
 use async_trait::async_trait;
