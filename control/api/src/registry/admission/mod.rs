@@ -10,6 +10,7 @@ pub mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
 mod priority;
+pub mod resource_quota;
 mod service_account;
 #[cfg(test)]
 mod testing;
