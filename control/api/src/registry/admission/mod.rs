@@ -5,13 +5,20 @@
 
 pub mod amounts;
 mod certificate;
+pub mod claim_resize;
+mod default_class;
+pub mod default_ingress_class;
+pub mod default_storage_class;
 mod escalation;
 pub mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
+pub mod node_taint;
 mod priority;
 pub mod resource_quota;
+pub mod runtime_class;
 mod service_account;
+pub mod storage_protection;
 #[cfg(test)]
 mod testing;
 mod tolerations;
