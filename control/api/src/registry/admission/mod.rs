@@ -14,6 +14,7 @@ pub mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
 pub mod node_taint;
+pub mod pod_security;
 mod priority;
 pub mod resource_quota;
 pub mod runtime_class;
