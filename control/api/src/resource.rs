@@ -94,7 +94,7 @@ pub enum Subresource {
 }
 
 impl Subresource {
-    /// Its name in paths.
+    /// Its name, as paths and admission write it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Status => "status",

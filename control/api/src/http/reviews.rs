@@ -47,7 +47,9 @@ pub async fn answer(
         kind: resource.gvk.clone(),
         old: None,
         new: Some(review),
+        options: None,
         warnings: Vec::new(),
+        rounds: Default::default(),
     };
     call.server.registry.admit(&mut operation).await?;
     let mut review = operation.new.unwrap_or_default();

@@ -98,6 +98,28 @@ impl DeleteRequest {
             no_orphans: orphan == Some(false),
         })
     }
+
+    /// The `DeleteOptions` that say this, without kind and version.
+    fn to_options(&self) -> Value {
+        let mut options = json!({});
+        if let Some(grace) = self.grace {
+            options["gracePeriodSeconds"] = grace.into();
+        }
+        match self.propagation {
+            _ if self.no_orphans => options["orphanDependents"] = false.into(),
+            None => {}
+            Some(Propagation::Orphan) => options["propagationPolicy"] = "Orphan".into(),
+            Some(Propagation::Background) => options["propagationPolicy"] = "Background".into(),
+            Some(Propagation::Foreground) => options["propagationPolicy"] = "Foreground".into(),
+        }
+        if let Some(uid) = &self.uid {
+            options["preconditions"]["uid"] = (&**uid).into();
+        }
+        if let Some(version) = &self.version {
+            options["preconditions"]["resourceVersion"] = (&**version).into();
+        }
+        options
+    }
 }
 
 /// What became of a deletion.
@@ -134,6 +156,7 @@ impl Registry {
         ctx: &Context,
     ) -> Result<Deleted, ApiError> {
         let mut operation = Operation::new(Action::Delete, target, ctx);
+        operation.options = Some(request.to_options());
         let mut present = target.collection.get(&target.key());
         for _ in 0..RETRIES {
             let entry = present.ok_or_else(|| target.not_found())?;

@@ -35,6 +35,7 @@ use ipnet::IpNet;
 use knarr_store::{Store, StoreError};
 use parking_lot::RwLock;
 
+use admission::webhook::Webhooks;
 use collection::Collection;
 use feed::Feed;
 use node_lookup::NodeLookup;
@@ -64,6 +65,7 @@ pub struct Registry {
     pub authorizer: Arc<dyn Authorizer>,
     /// The roles and bindings behind it.
     pub rbac: Arc<Index>,
+    webhooks: Webhooks,
     table: Arc<RwLock<Arc<Table>>>,
     /// Held while the table changes: one change after the other.
     changing: tokio::sync::Mutex<()>,
@@ -111,6 +113,7 @@ impl Registry {
             services,
             authorizer,
             rbac,
+            webhooks: Webhooks::default(),
             table,
             changing: tokio::sync::Mutex::default(),
             namespaces,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::admission::webhook::Rounds;
 use super::write::Target;
 use crate::resource::{GroupVersionKind, Resource, Subresource};
 use crate::strategy::Context;
@@ -46,8 +47,12 @@ pub struct Operation {
     pub old: Option<Value>,
     /// What was sent, and what became of it on the way; none for a deletion.
     pub new: Option<Value>,
+    /// The `CreateOptions`, `UpdateOptions` or `DeleteOptions`, as far as they are known; `dryRun` is in the context.
+    pub options: Option<Value>,
     /// For `Warning` headers.
     pub warnings: Vec<String>,
+    /// Which webhooks have been asked, and which are asked again.
+    pub rounds: Rounds,
 }
 
 impl Operation {
@@ -63,7 +68,9 @@ impl Operation {
             kind: target.resource.gvk.clone(),
             old: None,
             new: None,
+            options: None,
             warnings: Vec::new(),
+            rounds: Rounds::default(),
         }
     }
 

@@ -23,6 +23,7 @@ pub mod storage_protection;
 #[cfg(test)]
 mod testing;
 mod tolerations;
+pub mod webhook;
 
 use async_trait::async_trait;
 
@@ -31,23 +32,37 @@ use super::operation::Operation;
 use crate::status::ApiError;
 
 /// The plugins that are on, in their order.
-static PLUGINS: [&dyn Plugin; 9] = [
+static PLUGINS: [&dyn Plugin; 18] = [
     &namespace_lifecycle::NamespaceLifecycle,
+    &limit_ranger::LimitRanger,
     &service_account::ServiceAccount,
     &node_restriction::NodeRestriction,
+    &node_taint::TaintNodesByCondition,
+    &pod_security::PodSecurity,
     &priority::Priority,
     &tolerations::DefaultTolerationSeconds,
+    &default_storage_class::DefaultStorageClass,
+    &claim_resize::PersistentVolumeClaimResize,
+    &runtime_class::RuntimeClass,
     &certificate::Approval,
     &certificate::Signing,
     &certificate::SubjectRestriction,
-    &escalation::Escalation,
+    &default_ingress_class::DefaultIngressClass,
+    &webhook::Mutating,
+    &webhook::Validating,
+    &resource_quota::ResourceQuota,
 ];
+
+/// What cannot be turned off.
+static RULES: [&dyn Plugin; 1] = [&escalation::Escalation];
 
 /// Whether a plugin has changed the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Changed {
     /// It has: the defaults are filled in again.
     Yes,
+    /// Somebody outside this server has: besides, all plugins look at it once more.
+    ByOthers,
     /// It has not.
     No,
 }
@@ -71,9 +86,9 @@ pub trait Plugin: Send + Sync {
         Ok(())
     }
 
-    /// What the client should know of what has become of it, where that is not refused.
-    fn warnings(&self, _: &Registry, _: &Operation) -> Vec<String> {
-        Vec::new()
+    /// As `validate`, for a plugin that may also warn.
+    async fn judge(&self, registry: &Registry, operation: &mut Operation) -> Result<(), ApiError> {
+        self.validate(registry, operation).await
     }
 }
 
@@ -86,13 +101,31 @@ impl Registry {
     pub(super) async fn mutate(&self, operation: &mut Operation) -> Result<(), ApiError> {
         self.default(operation);
         self.own(operation);
+        if self.round(operation).await? == Changed::ByOthers {
+            // What others put in (a container) may need what an earlier plugin adds (a volume). There is no third round.
+            operation.rounds.start_second();
+            self.round(operation).await?;
+        }
+        Ok(())
+    }
+
+    /// Lets each plugin change what was sent, once.
+    async fn round(&self, operation: &mut Operation) -> Result<Changed, ApiError> {
+        let mut by = Changed::No;
         for plugin in PLUGINS {
-            if plugin.handles(operation) && plugin.mutate(self, operation).await? == Changed::Yes {
+            if !plugin.handles(operation) {
+                continue;
+            }
+            let changed = plugin.mutate(self, operation).await?;
+            if changed != Changed::No {
                 tracing::trace!(plugin = plugin.name(), name = operation.name, "changed");
                 self.default(operation);
             }
+            if changed == Changed::ByOthers {
+                by = changed;
+            }
         }
-        Ok(())
+        Ok(by)
     }
 
     /// Asks the plugins about what has become of the operation, of which they change the warnings alone.
@@ -103,9 +136,7 @@ impl Registry {
     pub(super) async fn judge(&self, operation: &mut Operation) -> Result<(), ApiError> {
         for plugin in PLUGINS {
             if plugin.handles(operation) {
-                plugin.validate(self, operation).await?;
-                let warnings = plugin.warnings(self, operation);
-                operation.warnings.extend(warnings);
+                plugin.judge(self, operation).await?;
             }
         }
         Ok(())
