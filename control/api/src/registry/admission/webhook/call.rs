@@ -5,11 +5,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::client::PostError;
+use super::client::ClientError;
 use super::config::{Hook, SideEffects};
 use super::matching::Invocation;
+use super::messages::PostError;
 use super::review::{self, Response, ReviewError, Role, Version};
-use super::trust::TrustError;
 use crate::patch::json_patch;
 use crate::registry::Registry;
 use crate::registry::meta;
@@ -39,11 +39,11 @@ pub enum CallError {
         "could not create admission objects: webhook does not accept known AdmissionReview versions (v1, v1beta1)"
     )]
     Versions,
-    /// Its caBundle cannot be used.
+    /// Its clientConfig cannot be used.
     #[error("could not get REST client")]
     Client {
         /// Why.
-        source: Arc<TrustError>,
+        source: Arc<ClientError>,
     },
     /// It did not answer, or with a refusal.
     #[error("failed to call webhook")]
@@ -113,16 +113,14 @@ pub async fn ask(
     let version = Version::of(&hook.review_versions).ok_or(CallError::Versions)?;
     let uid = uuid::Uuid::new_v4().to_string();
     let request = review::request(version, &uid, operation, seen);
-    let client = &hook.client;
-    client
-        .check()
-        .map_err(|source| CallError::Client { source })?;
+    let client = hook.client.as_ref().map_err(|source| CallError::Client {
+        source: source.clone(),
+    })?;
     let answer = client
         .post(registry, hook.timeout, Bytes::from(request.to_string()))
         .await
         .map_err(|source| CallError::Post { source })?;
-    let written =
-        serde_json::from_slice(&answer).map_err(|source| CallError::Decode { source })?;
+    let written = serde_json::from_slice(&answer).map_err(|source| CallError::Decode { source })?;
     let response = review::check(version, &uid, role, written)
         .map_err(|source| CallError::Review { source })?;
     Ok(response)

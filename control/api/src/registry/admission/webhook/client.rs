@@ -1,10 +1,10 @@
 //! Calls of a webhook: HTTPS with a deadline, over connections that are kept for the next call.
 
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{Method, Request, Response, header};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
@@ -12,12 +12,12 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use rand::seq::IndexedRandom as _;
 use rustls_pki_types::ServerName;
-use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
-use super::place::{Endpoint, Place};
+use super::messages::{self, PostError};
+use super::place::{Endpoint, Place, PlaceError};
 use super::trust::{self, TrustError};
 use crate::registry::Registry;
 
@@ -30,72 +30,49 @@ const MOST_IDLE: usize = 25;
 /// What a call that did not end in time says.
 const TOO_LATE: &str = "context deadline exceeded";
 
-/// Why there is no answer, in the words of client-go and net/http.
+/// Why a webhook can never be called.
 #[derive(Debug, thiserror::Error)]
-pub enum PostError {
-    /// There was no exchange.
-    #[error("Post {url:?}: {reason}")]
-    Exchange {
-        /// The URL.
-        url: String,
-        /// What went wrong.
-        reason: String,
+pub enum ClientError {
+    /// Its address.
+    #[error("use the address")]
+    Place {
+        /// What is wrong.
+        source: PlaceError,
     },
-    /// The answer is a refusal.
-    #[error("{message}")]
-    Refused {
-        /// What it says.
-        message: String,
+    /// Its caBundle is not base64.
+    #[error("decode the caBundle")]
+    Bundle {
+        /// What is wrong.
+        source: base64::DecodeError,
     },
-    /// The answer is too large.
-    #[error("the answer is larger than {limit} bytes")]
-    TooLarge {
-        /// The limit.
-        limit: usize,
-    },
-    /// The answer has no body.
-    #[error("0-length response with status code: {code} and content type: {content_type}")]
-    Empty {
-        /// Its code.
-        code: u16,
-        /// Its content type.
-        content_type: String,
+    /// Nobody's certificate could be believed.
+    #[error("unable to load root certificates")]
+    Trust {
+        /// Why.
+        source: TrustError,
     },
 }
 
 /// Calls one webhook.
 pub struct Client {
     place: Place,
-    bundle: Vec<u8>,
-    connector: OnceLock<Result<TlsConnector, Arc<TrustError>>>,
+    connector: TlsConnector,
     pool: Arc<Pool>,
 }
 
 impl Client {
     /// A client that believes the certificates of `bundle`, or those that this machine believes if it is empty.
-    pub fn new(place: Place, bundle: Vec<u8>) -> Self {
-        Self {
-            place,
-            bundle,
-            connector: OnceLock::new(),
-            pool: Arc::default(),
-        }
-    }
-
-    /// Whether calls are possible at all.
     ///
     /// # Errors
     ///
     /// If the bundle cannot be used.
-    pub fn check(&self) -> Result<(), Arc<TrustError>> {
-        self.connector().map(|_| ())
-    }
-
-    fn connector(&self) -> Result<TlsConnector, Arc<TrustError>> {
-        let made = self
-            .connector
-            .get_or_init(|| trust::connector(&self.bundle).map_err(Arc::new));
-        made.clone()
+    pub fn new(place: Place, bundle: &[u8]) -> Result<Self, ClientError> {
+        let connector = trust::connector(bundle);
+        Ok(Self {
+            place,
+            connector: connector.map_err(|source| ClientError::Trust { source })?,
+            pool: Arc::default(),
+        })
     }
 
     /// Sends a review, and returns the answer's body.
@@ -130,7 +107,7 @@ impl Client {
                 Err(error) => failed(error.to_string()),
             })?;
             self.pool.keep(connection);
-            answer(&parts, body.to_bytes())
+            messages::answer(&parts, body.to_bytes())
         };
         match tokio::time::timeout(timeout, exchange).await {
             Ok(answer) => answer,
@@ -162,7 +139,7 @@ impl Client {
                 // If nothing was sent, the webhook closed the connection while it waited.
                 Err(mut error) => {
                     if !is_kept || error.take_message().is_none() {
-                        return Err(hyper_in_go_words(&error.into_error()));
+                        return Err(messages::of_exchange(&error.into_error()));
                     }
                 }
             }
@@ -186,7 +163,6 @@ impl Client {
     }
 
     async fn dial(&self, endpoints: &[Endpoint]) -> Result<Connection, String> {
-        let connector = self.connector().map_err(|error| error.to_string())?;
         let to = endpoints
             .choose(&mut rand::rng())
             .ok_or("there is no endpoint")?;
@@ -199,24 +175,28 @@ impl Client {
                 true => format!("[{host}]:{port}"),
                 false => format!("{host}:{port}"),
             };
-            format!("dial tcp {address}: {}", dial_in_go_words(&error))
+            format!("dial tcp {address}: {}", messages::of_dial(&error))
         })?;
         // The review goes out in one piece, and must not wait for an acknowledgement.
         if let Err(error) = stream.set_nodelay(true) {
             // Slower, not wrong.
             tracing::debug!(%error, "set TCP_NODELAY");
         }
-        let stream = connector.connect(name, stream).await.map_err(|error| {
-            let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
-            match (inner, error.kind()) {
-                (Some(inner), _) => trust::in_go_words(inner),
-                (None, std::io::ErrorKind::UnexpectedEof) => "EOF".to_owned(),
-                (None, _) => error.to_string(),
-            }
-        })?;
+        let stream = self
+            .connector
+            .connect(name, stream)
+            .await
+            .map_err(|error| {
+                let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+                match (inner, error.kind()) {
+                    (Some(inner), _) => messages::of_tls(inner),
+                    (None, std::io::ErrorKind::UnexpectedEof) => "EOF".to_owned(),
+                    (None, _) => error.to_string(),
+                }
+            })?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| hyper_in_go_words(&error))?;
+            .map_err(|error| messages::of_exchange(&error))?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 // Whoever waits for an answer learns it too.
@@ -278,77 +258,5 @@ async fn sweep(pool: Weak<Pool>) {
         if waiting.is_empty() {
             return;
         }
-    }
-}
-
-fn dial_in_go_words(error: &std::io::Error) -> String {
-    match error.kind() {
-        std::io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
-        std::io::ErrorKind::HostUnreachable => "connect: no route to host".to_owned(),
-        std::io::ErrorKind::NetworkUnreachable => "connect: network is unreachable".to_owned(),
-        _ => error.to_string(),
-    }
-}
-
-fn hyper_in_go_words(error: &hyper::Error) -> String {
-    if error.is_incomplete_message() || error.is_closed() || error.is_canceled() {
-        return "EOF".to_owned();
-    }
-    if error.is_parse() {
-        return format!(
-            "net/http: HTTP/1.x transport connection broken: malformed HTTP response: {error}"
-        );
-    }
-    match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
-    }
-}
-
-/// The body of a successful answer; else what client-go makes of it (apimachinery, `api/errors.NewGenericServerResponse`).
-fn answer(parts: &http::response::Parts, body: Bytes) -> Result<Bytes, PostError> {
-    if parts.status.is_success() {
-        if body.is_empty() {
-            let content_type = parts.headers.get(header::CONTENT_TYPE);
-            let content_type = content_type.and_then(|value| value.to_str().ok());
-            return Err(PostError::Empty {
-                code: parts.status.as_u16(),
-                content_type: content_type.unwrap_or_default().to_owned(),
-            });
-        }
-        return Ok(body);
-    }
-    let message = refusal(parts.status, &body);
-    Err(PostError::Refused { message })
-}
-
-fn refusal(status: StatusCode, body: &[u8]) -> String {
-    let object: Value = serde_json::from_slice(body).unwrap_or_default();
-    if object["kind"] == "Status"
-        && object["status"] != "Success"
-        && let Some(message) = object["message"].as_str()
-    {
-        return message.to_owned();
-    }
-    let text = String::from_utf8_lossy(body);
-    let text = match text.trim() {
-        "" => "unknown",
-        text => text,
-    };
-    match status.as_u16() {
-        400 => "the server rejected our request for an unknown reason".to_owned(),
-        401 => "the server has asked for the client to provide credentials".to_owned(),
-        403 => text.to_owned(),
-        404 => "the server could not find the requested resource".to_owned(),
-        405 => "the server does not allow this method on the requested resource".to_owned(),
-        409 => "the server reported a conflict".to_owned(),
-        422 => "the server rejected our request due to an error in our request".to_owned(),
-        429 => "the server has received too many requests and has asked us to try again later".to_owned(),
-        503 => "the server is currently unable to handle the request".to_owned(),
-        504 => "the server was unable to return a response in the time allotted, but may still be processing the request".to_owned(),
-        code if code >= 500 => {
-            format!("an error on the server ({text:?}) has prevented the request from succeeding")
-        }
-        code => format!("the server responded with the status code {code} but did not return more information"),
     }
 }

@@ -4,20 +4,15 @@
 //! strategies of the two kinds fill them in and validate the fields; here a missing field still gets its default.
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
-use knarr_store::Revision;
-use parking_lot::RwLock;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::client::Client;
+use super::client::{Client, ClientError};
 use super::place::{Place, PlaceError};
-use crate::registry::Registry;
-use crate::registry::collection::Collection;
-use crate::registry::entry::Entry;
 
 /// The longest time that a webhook may ask for, and the shortest.
 const TIMEOUTS: std::ops::RangeInclusive<u64> = 1..=30;
@@ -122,8 +117,8 @@ pub struct Hook {
     pub reinvocation_policy: ReinvocationPolicy,
     /// Whether CEL expressions narrow its rules.
     pub has_conditions: bool,
-    /// Calls it.
-    pub client: Client,
+    /// Calls it, if its clientConfig can be used.
+    pub client: Result<Client, Arc<ClientError>>,
 }
 
 /// Why a configuration cannot be used.
@@ -135,24 +130,10 @@ pub enum ConfigError {
         /// Which.
         source: serde_json::Error,
     },
-    /// The address of a webhook.
-    #[error("use the clientConfig of webhook {webhook:?}")]
-    Place {
-        /// The webhook's name.
-        webhook: String,
-        /// What is wrong.
-        source: PlaceError,
-    },
-    /// The CA bundle of a webhook is not base64.
-    #[error("decode the caBundle of webhook {webhook:?}")]
-    Bundle {
-        /// The webhook's name.
-        webhook: String,
-        /// What is wrong.
-        source: base64::DecodeError,
-    },
     /// A selector of a webhook has an operator that the API does not know.
-    #[error("{operator:?} in the {field} of webhook {webhook:?} is not a valid label selector operator")]
+    #[error(
+        "{operator:?} in the {field} of webhook {webhook:?} is not a valid label selector operator"
+    )]
     Operator {
         /// The webhook's name.
         webhook: String,
@@ -215,8 +196,9 @@ struct WrittenService {
 pub fn parse(configuration: &str, object: &Value) -> Result<Vec<Hook>, ConfigError> {
     let written = match &object["webhooks"] {
         Value::Null => Vec::new(),
-        webhooks => Vec::<Written>::deserialize(webhooks)
-            .map_err(|source| ConfigError::Shape { source })?,
+        webhooks => {
+            Vec::<Written>::deserialize(webhooks).map_err(|source| ConfigError::Shape { source })?
+        }
     };
     let mut seen = HashMap::<String, usize>::new();
     let mut hooks = Vec::with_capacity(written.len());
@@ -235,7 +217,10 @@ fn hook(id: String, written: Written) -> Result<Hook, ConfigError> {
         ("namespaceSelector", &written.namespace_selector),
         ("objectSelector", &written.object_selector),
     ] {
-        let mut requirements = selector["matchExpressions"].as_array().into_iter().flatten();
+        let mut requirements = selector["matchExpressions"]
+            .as_array()
+            .into_iter()
+            .flatten();
         let unknown = requirements.find_map(|requirement| {
             let operator = requirement["operator"].as_str().unwrap_or_default();
             (!OPERATORS.contains(&operator)).then(|| operator.to_owned())
@@ -248,26 +233,6 @@ fn hook(id: String, written: Written) -> Result<Hook, ConfigError> {
             });
         }
     }
-    let place = match (written.client_config.url, written.client_config.service) {
-        (Some(url), None) => Place::url(&url),
-        (None, Some(service)) => Ok(Place::service(
-            &service.namespace,
-            &service.name,
-            &service.path,
-            service.port.unwrap_or(443),
-        )),
-        _ => Err(PlaceError::NeitherOrBoth),
-    };
-    let place = place.map_err(|source| ConfigError::Place {
-        webhook: webhook(),
-        source,
-    })?;
-    let bundle = base64::engine::general_purpose::STANDARD
-        .decode(&written.client_config.ca_bundle)
-        .map_err(|source| ConfigError::Bundle {
-            webhook: webhook(),
-            source,
-        })?;
     let seconds = written.timeout_seconds.unwrap_or(10);
     let seconds = seconds.clamp(*TIMEOUTS.start(), *TIMEOUTS.end());
     Ok(Hook {
@@ -283,100 +248,24 @@ fn hook(id: String, written: Written) -> Result<Hook, ConfigError> {
         review_versions: written.admission_review_versions,
         reinvocation_policy: written.reinvocation_policy,
         has_conditions: !written.match_conditions.is_empty(),
-        client: Client::new(place, bundle),
+        client: client(written.client_config).map_err(Arc::new),
     })
 }
 
-/// The webhooks of all configurations, by the configurations' names, then in each one's order.
-pub type Hooks = Arc<[Arc<Hook>]>;
-
-/// All webhooks of one kind of configuration.
-///
-/// A request costs one look at the collection while there is no configuration, and one comparison of revisions while none
-/// changes. A configuration that did not change keeps its parsed webhooks, and with them their connections.
-pub struct Source {
-    prefix: &'static str,
-    collection: OnceLock<Arc<Collection>>,
-    known: RwLock<Known>,
-}
-
-#[derive(Default)]
-struct Known {
-    newest: Revision,
-    configurations: HashMap<Box<str>, (Revision, Hooks)>,
-    hooks: Option<Hooks>,
-}
-
-impl Source {
-    /// The configurations below a storage prefix.
-    pub fn new(prefix: &'static str) -> Self {
-        Self {
-            prefix,
-            collection: OnceLock::new(),
-            known: RwLock::default(),
-        }
-    }
-
-    /// The webhooks as of now; none if there is no configuration.
-    ///
-    /// A configuration that cannot be read has none. The API does not let one in, so that it comes from a store that something
-    /// else wrote; the log says so.
-    pub fn hooks(&self, registry: &Registry) -> Option<Hooks> {
-        let collection = match self.collection.get() {
-            Some(collection) => collection,
-            // The collection of a built-in kind stays the same for the life of the registry.
-            None => {
-                let found = registry.collection(self.prefix)?;
-                self.collection.get_or_init(|| found)
-            }
-        };
-        if collection.is_empty() {
-            return None;
-        }
-        let now = collection.freeze();
-        {
-            let known = self.known.read();
-            if known.newest == now.newest
-                && let Some(hooks) = &known.hooks
-            {
-                return Some(hooks.clone());
-            }
-        }
-        let mut known = self.known.write();
-        let mut configurations = HashMap::with_capacity(now.count());
-        let mut all = Vec::new();
-        for entry in now.range("", "") {
-            let before = known.configurations.get(&entry.key);
-            let hooks = match before.filter(|(revision, _)| *revision == entry.revision) {
-                Some((_, hooks)) => hooks.clone(),
-                None => read(entry),
-            };
-            all.extend(hooks.iter().cloned());
-            configurations.insert(entry.key.clone(), (entry.revision, hooks));
-        }
-        let hooks: Hooks = all.into();
-        // Another request may have seen a later state already; it is not to be put back.
-        if known.newest <= now.newest {
-            *known = Known {
-                newest: now.newest,
-                configurations,
-                hooks: Some(hooks.clone()),
-            };
-        }
-        Some(hooks)
-    }
-}
-
-fn read(entry: &Entry) -> Hooks {
-    match parse(entry.name(), &entry.parse()) {
-        Ok(hooks) => hooks.into_iter().map(Arc::new).collect(),
-        Err(error) => {
-            tracing::error!(
-                configuration = entry.name(),
-                error = &error as &dyn std::error::Error,
-                "none of the webhooks of this configuration is called"
-            );
-            Hooks::default()
-        }
-    }
+fn client(written: WrittenClient) -> Result<Client, ClientError> {
+    let place = match (written.url, written.service) {
+        (Some(url), None) => Place::url(&url),
+        (None, Some(service)) => Ok(Place::service(
+            &service.namespace,
+            &service.name,
+            &service.path,
+            service.port.unwrap_or(443),
+        )),
+        _ => Err(PlaceError::NeitherOrBoth),
+    };
+    let place = place.map_err(|source| ClientError::Place { source })?;
+    let bundle = base64::engine::general_purpose::STANDARD
+        .decode(&written.ca_bundle)
+        .map_err(|source| ClientError::Bundle { source })?;
+    Client::new(place, &bundle)
 }

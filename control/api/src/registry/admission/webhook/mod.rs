@@ -1,8 +1,8 @@
 //! Admission webhooks: others decide, over HTTPS, what may be written and how (apiserver, `admission/plugin/webhook`).
 //!
-//! Reading order: `config` (the configurations, parsed), `matching` (who wants to see a request), `review` (what is asked and
-//! answered), `place`, `trust` and `client` (the call), `rounds` (who is called again), `call` (one webhook from question to
-//! answer), this file (the two plugins).
+//! Reading order: `config` (a configuration, parsed), `source` (all of them), `matching` (who wants to see a request), `review`
+//! (what is asked and answered), `place`, `trust`, `client` and `messages` (the call), `rounds` (who is called again), `call`
+//! (one webhook from question to answer), this file (the two plugins).
 //!
 //! Every webhook that wants to see a request is asked: mutating ones one after the other, each seeing what the ones before it
 //! made of the object, with defaults; then validating ones, all at once, about the object as it will be stored.
@@ -11,9 +11,11 @@ mod call;
 mod client;
 mod config;
 mod matching;
+mod messages;
 mod place;
 mod review;
 mod rounds;
+mod source;
 mod trust;
 
 #[cfg(test)]
@@ -31,9 +33,10 @@ use crate::registry::Registry;
 use crate::registry::operation::Operation;
 use crate::status::ApiError;
 use call::{CallError, Failure, apply, ask};
-use config::{FailurePolicy, Hook, ReinvocationPolicy, Source};
+use config::{FailurePolicy, Hook, ReinvocationPolicy};
 use matching::{Invocation, invocation, is_exempt};
 use review::Role;
+use source::Source;
 
 /// The webhooks of a cluster.
 pub struct Webhooks {

@@ -48,10 +48,10 @@ pub enum PlaceError {
 pub enum ResolveError {
     /// There is no such service.
     #[error("service {0:?} not found")]
-    NoService(String),
+    Service(String),
     /// The service has no such port.
     #[error("no service port {port} found for service {service:?}")]
-    NoPort {
+    Port {
         /// The port.
         port: u16,
         /// The service.
@@ -59,7 +59,7 @@ pub enum ResolveError {
     },
     /// No endpoint is ready.
     #[error("no endpoints available for service {0:?}")]
-    NoEndpoints(String),
+    Endpoints(String),
 }
 
 /// A host and a port to connect to.
@@ -132,7 +132,7 @@ impl Service {
         let services = registry.collection("services/specs");
         let entry = services.and_then(|services| services.get(&format!("{namespace}/{name}")));
         let service = entry
-            .ok_or_else(|| ResolveError::NoService(name.clone()))?
+            .ok_or_else(|| ResolveError::Service(name.clone()))?
             .parse();
         if service["spec"]["type"] == "ExternalName" {
             let external = service["spec"]["externalName"].as_str().unwrap_or_default();
@@ -143,7 +143,7 @@ impl Service {
         let named = ports
             .find(|of_service| of_service["port"] == port)
             .map(name_of)
-            .ok_or_else(|| ResolveError::NoPort {
+            .ok_or_else(|| ResolveError::Port {
                 port,
                 service: name.clone(),
             })?;
@@ -167,7 +167,7 @@ impl Service {
             }));
         }
         if found.is_empty() {
-            return Err(ResolveError::NoEndpoints(name.clone()));
+            return Err(ResolveError::Endpoints(name.clone()));
         }
         Ok(found)
     }
@@ -207,7 +207,13 @@ mod tests {
             let port = place.port.unwrap_or(443);
             assert_eq!((&*place.host, port), endpoint, "{url}");
         }
-        for url in ["http://a.example", "a.example", "https://", "/x", "https:/x"] {
+        for url in [
+            "http://a.example",
+            "a.example",
+            "https://",
+            "/x",
+            "https:/x",
+        ] {
             assert!(Place::url(url).is_err(), "{url}");
         }
     }

@@ -133,32 +133,54 @@ pub struct Response {
     pub warnings: Vec<String>,
 }
 
-/// Why an answer is no answer.
+/// Why an answer is no answer, in the words of kube-apiserver.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the messages say what each one is")]
 pub enum ReviewError {
+    /// The review has no response.
     #[error("webhook response was absent")]
     Absent,
+    /// It answers another review.
     #[error("expected response.uid={expected:?}, got {got:?}")]
-    Uid { expected: String, got: String },
+    Uid {
+        /// The uid of the review.
+        expected: String,
+        /// That of the response.
+        got: String,
+    },
+    /// It is not a review, or one of another version.
     #[error(
         "expected webhook response of admission.k8s.io/v1, Kind=AdmissionReview, got {got}, Kind={kind}"
     )]
-    Kind { got: String, kind: String },
+    Kind {
+        /// Its group and version.
+        got: String,
+        /// Its kind.
+        kind: String,
+    },
+    /// It does not say what kind of patch it is.
     #[error("webhook returned response.patch but not response.patchType")]
     PatchWithoutType,
+    /// It says so of no patch.
     #[error("webhook returned response.patchType but not response.patch")]
     TypeWithoutPatch,
+    /// The kind of patch has no name.
     #[error("webhook returned invalid response.patchType of \"\"")]
     EmptyType,
+    /// The patch is no JSON patch.
     #[error("unsupported patch type {0:?}")]
     UnknownType(String),
+    /// Only a mutating webhook may patch.
     #[error("validating webhook may not return response.patch")]
     PatchFromValidating,
+    /// Only a mutating webhook may patch.
     #[error("validating webhook may not return response.patchType")]
     TypeFromValidating,
+    /// The patch is not readable.
     #[error("response.patch is not base64")]
-    Base64 { source: base64::DecodeError },
+    Base64 {
+        /// Why.
+        source: base64::DecodeError,
+    },
 }
 
 /// An AdmissionReview as it is written.
@@ -172,9 +194,8 @@ pub struct Written {
     response: Option<WrittenResponse>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[derive(Default)]
 struct WrittenResponse {
     uid: String,
     allowed: bool,
@@ -259,7 +280,11 @@ pub fn denial(webhook: &str, status: &Value) -> ApiError {
     let code = u16::try_from(code).unwrap_or(0);
     let known = REASONS.iter().find(|known| **known == text("reason"));
     ApiError {
-        code: if (400..=599).contains(&code) { code } else { 400 },
+        code: if (400..=599).contains(&code) {
+            code
+        } else {
+            400
+        },
         reason: known.copied().unwrap_or_default(),
         message,
         details: status["details"].clone(),

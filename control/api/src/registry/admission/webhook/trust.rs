@@ -18,10 +18,10 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
     /// The bundle holds no certificate.
-    #[error("unable to load root certificates: unable to parse bytes as PEM block")]
+    #[error("unable to parse bytes as PEM block")]
     Empty,
     /// The bundle is not PEM.
-    #[error("unable to load root certificates")]
+    #[error("read the certificates as PEM")]
     Pem {
         /// Why.
         source: rustls_pki_types::pem::Error,
@@ -147,25 +147,4 @@ fn check_time(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Err
         return Err(Error::InvalidCertificate(CertificateError::Expired));
     }
     Ok(())
-}
-
-/// A failure of TLS, in the words of Go's crypto/tls, which people search for.
-pub fn in_go_words(error: &Error) -> String {
-    let refused = match error {
-        Error::InvalidCertificate(reason) => reason,
-        _ => return format!("remote error: tls: {error}"),
-    };
-    let reason = match refused {
-        CertificateError::UnknownIssuer => {
-            "x509: certificate signed by unknown authority".to_owned()
-        }
-        CertificateError::Expired
-        | CertificateError::ExpiredContext { .. }
-        | CertificateError::NotValidYet
-        | CertificateError::NotValidYetContext { .. } => {
-            format!("x509: certificate has expired or is not yet valid: {refused}")
-        }
-        other => format!("x509: {other}"),
-    };
-    format!("tls: failed to verify certificate: {reason}")
 }
