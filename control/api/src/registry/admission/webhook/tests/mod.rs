@@ -19,9 +19,9 @@ use crate::registry::Registry;
 use crate::registry::entry;
 use crate::registry::operation::{Action, Operation};
 use crate::registry::write::Target;
-use crate::resource::{GroupVersionKind, Resource, Scope};
+use crate::resource::Scope;
 use crate::status::ApiError;
-use crate::strategy::{Context, Plain};
+use crate::strategy::Context;
 use server::Server;
 
 const MUTATING: &str = "mutatingwebhookconfigurations";
@@ -37,16 +37,7 @@ impl Cluster {
     async fn start() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let store = RedbStore::open(&dir.path().join("state.redb")).expect("a store");
-        let mut kinds = crate::kinds::builtin();
-        for (plural, kind) in [
-            (MUTATING, "MutatingWebhookConfiguration"),
-            (VALIDATING, "ValidatingWebhookConfiguration"),
-        ] {
-            if !kinds.resources.iter().any(|known| known.plural == plural) {
-                let configuration = configuration_kind(&kinds.resources[0], plural, kind);
-                kinds.resources.push(Arc::new(configuration));
-            }
-        }
+        let kinds = crate::kinds::builtin();
         let range = "10.43.0.0/16".parse().expect("a network");
         let registry = Registry::open(Arc::new(store), kinds, range, 30000..=32767)
             .await
@@ -125,26 +116,6 @@ impl Cluster {
 
     async fn judge(&self, operation: &mut Operation) -> Result<(), ApiError> {
         Validating.judge(&self.registry, operation).await
-    }
-}
-
-/// A kind of configuration without what its own strategy says.
-fn configuration_kind(like: &Resource, plural: &str, kind: &str) -> Resource {
-    Resource {
-        gvk: GroupVersionKind {
-            group: "admissionregistration.k8s.io".to_owned(),
-            version: "v1".to_owned(),
-            kind: kind.to_owned(),
-        },
-        plural: plural.to_owned(),
-        singular: plural.to_owned(),
-        short_names: Vec::new(),
-        categories: Vec::new(),
-        scope: Scope::Cluster,
-        subresources: Vec::new(),
-        storage_prefix: plural.to_owned(),
-        strategy: Arc::new(Plain),
-        ..like.clone()
     }
 }
 
