@@ -26,7 +26,6 @@ pub mod views;
 pub mod watch;
 pub mod write;
 
-
 mod node_lookup;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Weak};

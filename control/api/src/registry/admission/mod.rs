@@ -31,7 +31,7 @@ use super::Registry;
 use super::operation::Operation;
 use crate::status::ApiError;
 
-/// The plugins that are on, in their order.
+/// The plugins that are on, in their order. StorageObjectInUseProtection waits for the controllers that take its finalizers off.
 static PLUGINS: [&dyn Plugin; 18] = [
     &namespace_lifecycle::NamespaceLifecycle,
     &limit_ranger::LimitRanger,
@@ -134,7 +134,7 @@ impl Registry {
     ///
     /// What a plugin refuses it with.
     pub(super) async fn judge(&self, operation: &mut Operation) -> Result<(), ApiError> {
-        for plugin in PLUGINS {
+        for plugin in RULES.into_iter().chain(PLUGINS) {
             if plugin.handles(operation) {
                 plugin.judge(self, operation).await?;
             }

@@ -89,27 +89,35 @@ impl Plugin for PodSecurity {
         }
     }
 
-    fn warnings(&self, registry: &Registry, operation: &Operation) -> Vec<String> {
-        match subject(operation) {
-            Some(Subject::Namespace(namespace)) => {
-                let enforce = operation.old.as_ref().and_then(|old| {
-                    existing::stricter(
-                        policy_by_labels(old).0.enforce,
-                        policy_by_labels(namespace).0.enforce,
-                    )
-                });
-                enforce.map_or_else(Vec::new, |enforce| {
-                    existing::warnings(registry, &operation.name, enforce)
-                })
-            }
-            Some(Subject::Pod(pod) | Subject::Template(pod)) => {
-                let policy = policy_of(registry, &operation.namespace);
-                let detail = policy.and_then(|policy| violation(policy.warn, pod));
-                let warning = detail.map(|detail| format!("would violate {detail}"));
-                warning.into_iter().collect()
-            }
-            None => Vec::new(),
+    async fn judge(&self, registry: &Registry, operation: &mut Operation) -> Result<(), ApiError> {
+        self.validate(registry, operation).await?;
+        let warnings = warnings(registry, operation);
+        operation.warnings.extend(warnings);
+        Ok(())
+    }
+}
+
+/// What would be refused at the level that is only warned about.
+fn warnings(registry: &Registry, operation: &Operation) -> Vec<String> {
+    match subject(operation) {
+        Some(Subject::Namespace(namespace)) => {
+            let enforce = operation.old.as_ref().and_then(|old| {
+                existing::stricter(
+                    policy_by_labels(old).0.enforce,
+                    policy_by_labels(namespace).0.enforce,
+                )
+            });
+            enforce.map_or_else(Vec::new, |enforce| {
+                existing::warnings(registry, &operation.name, enforce)
+            })
         }
+        Some(Subject::Pod(pod) | Subject::Template(pod)) => {
+            let policy = policy_of(registry, &operation.namespace);
+            let detail = policy.and_then(|policy| violation(policy.warn, pod));
+            let warning = detail.map(|detail| format!("would violate {detail}"));
+            warning.into_iter().collect()
+        }
+        None => Vec::new(),
     }
 }
 

@@ -295,7 +295,7 @@ async fn namespaces_refuse_pods_and_warn_of_templates_and_of_pods_that_are_there
     let operation = testing::creation(&registry, "deployments", "strict", deployment);
     assert!(PodSecurity.handles(&operation));
     assert_eq!(PodSecurity.validate(&registry, &operation).await, Ok(()));
-    let warnings = PodSecurity.warnings(&registry, &operation);
+    let warnings = warnings(&registry, &operation);
     assert_eq!(warnings, [format!("would {detail}")]);
 
     let account = json!({ "metadata": { "name": "default" } });
@@ -307,7 +307,7 @@ async fn namespaces_refuse_pods_and_warn_of_templates_and_of_pods_that_are_there
     (operation.action, operation.name) = (Action::Update, "shop".to_owned());
     operation.old = Some(json!({ "metadata": { "name": "shop" } }));
     assert_eq!(
-        PodSecurity.warnings(&registry, &operation),
+        super::warnings(&registry, &operation),
         [
             "existing pods in namespace \"shop\" violate the new PodSecurity enforce level \"baseline:latest\"",
             "p: host namespaces",

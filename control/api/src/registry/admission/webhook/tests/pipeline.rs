@@ -19,7 +19,6 @@ fn target(cluster: &Cluster, name: &str) -> Target {
 }
 
 #[tokio::test]
-#[ignore = "until the two plugins are in PLUGINS"]
 async fn a_container_that_a_webhook_adds_gets_what_plugins_before_it_give_to_containers() {
     let sidecar = json!({ "name": "sidecar", "image": "s" });
     let add = json!([{ "op": "add", "path": "/spec/containers/-", "value": sidecar }]);
@@ -51,7 +50,6 @@ async fn a_container_that_a_webhook_adds_gets_what_plugins_before_it_give_to_con
 }
 
 #[tokio::test]
-#[ignore = "until the two plugins are in PLUGINS"]
 async fn a_deletion_that_a_webhook_refuses_deletes_nothing() {
     let deny = Behaviour::Respond(json!({ "allowed": false, "status": { "message": "keep it" } }));
     let server = Server::start([("/deny", deny)]).await;
