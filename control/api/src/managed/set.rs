@@ -12,7 +12,9 @@ use super::path::{PathElement, PathElementError};
 pub const MAX_DEPTH: usize = 128;
 
 /// How many path elements the entries of one object may have in all.
-pub const MAX_ELEMENTS: usize = 1 << 17;
+///
+/// An element takes 9 bytes of JSON or more, so that an object of 1.5 MiB, etcd's limit, never has as many.
+pub const MAX_ELEMENTS: usize = 1 << 18;
 
 /// The key of FieldsV1 that says that a field is owned itself, and not only what is below it.
 const ITSELF: &str = ".";
