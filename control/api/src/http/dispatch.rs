@@ -17,7 +17,7 @@ use super::{objects, other, reviews, subresources};
 use crate::auth::authorize::{self, Attributes};
 use crate::auth::impersonate::impersonate;
 use crate::auth::{self, UserInfo};
-use crate::managed::managers::{client_name, validate_name};
+use crate::managed::manager::{client_name, validate_name};
 use crate::registry::write::Target;
 use crate::registry::{meta, selector};
 use crate::resource::{Scope, Verb};

@@ -13,7 +13,7 @@ use super::dispatch::Call;
 use super::negotiate::{self, Output, OutputShape};
 use super::respond::{self, Answer};
 use crate::auth::authorize::{Attributes, forbidden};
-use crate::managed::managers::validate_name;
+use crate::managed::manager::validate_name;
 use crate::registry::delete::{self, DeleteRequest};
 use crate::registry::entry::ChangeType;
 use crate::registry::list::{At, ListRequest, parse_revision};

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::managers::{Identity, Operation};
+use super::manager::{Identity, Operation};
 use super::path::PathElement;
 use super::set::print_path;
 

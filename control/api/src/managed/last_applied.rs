@@ -5,9 +5,11 @@
 
 use serde_json::Value;
 
+use super::compare::compare;
+use super::item_value::go_json;
 use super::set::FieldSet;
-use super::typed::{compare, set_of};
-use super::{Write, check, path};
+use super::typed::set_of;
+use super::{Write, check};
 
 /// The manager whose applies keep the annotation in step.
 pub const KUBECTL: &str = "kubectl";
@@ -58,7 +60,7 @@ pub fn refresh(object: &mut Value, config: &Value) {
     {
         annotations.remove(ANNOTATION);
     }
-    let text = path::go_json(&config) + "\n"; // Kubernetes' encoder ends every object with a newline.
+    let text = go_json(&config) + "\n"; // Kubernetes' encoder ends every object with a newline.
     let Some(annotations) = object
         .pointer_mut("/metadata/annotations")
         .and_then(Value::as_object_mut)

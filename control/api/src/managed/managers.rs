@@ -1,14 +1,15 @@
 //! The entries of `metadata.managedFields`: who owns what, in which version, since when.
 //!
-//! Source: apimachinery `util/managedfields/internal` (`managedfields.go`, `capmanagers.go`), `meta/v1/validation`.
+//! Source: apimachinery `util/managedfields/internal` (`managedfields.go`, `capmanagers.go`).
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-use super::set::{FieldSet, FieldSetError, MAX_ELEMENTS};
-use crate::status::FieldError;
+use super::fields_v1::{FieldSetError, MAX_ELEMENTS};
+use super::manager::{Identity, Manager, Operation};
+use super::set::FieldSet;
 
 /// How many entries an object may have.
 pub const MAX_ENTRIES: usize = 1024;
@@ -18,121 +19,6 @@ pub const MAX_UPDATE_ENTRIES: usize = 10;
 
 /// The manager of the fields of the oldest updates.
 const ANCIENT: &str = "ancient-changes";
-
-const MAX_NAME: usize = 128;
-
-/// A client, as it names itself, and the version of the object that it writes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Manager {
-    /// Its name, or `unknown`.
-    pub name: String,
-    /// `apps/v1`
-    pub api_version: String,
-}
-
-/// The client of a request: as the parameter `fieldManager` names it, or else by the program in its user agent.
-pub fn client_name(field_manager: &str, user_agent: &str) -> String {
-    let name = match field_manager {
-        "" => program(user_agent),
-        name => name.to_owned(),
-    };
-    match name.is_empty() {
-        true => "unknown".to_owned(),
-        false => name,
-    }
-}
-
-/// The user agent up to its first slash, without what cannot be printed, and cut at the length of a manager's name.
-fn program(user_agent: &str) -> String {
-    let mut name = String::new();
-    let first = user_agent.split('/').next().unwrap_or_default();
-    for c in first.chars().filter(|c| is_printable(*c)) {
-        if name.len() + c.len_utf8() > MAX_NAME {
-            break;
-        }
-        name.push(c);
-    }
-    name
-}
-
-/// What is wrong with the parameter `fieldManager`; an apply requires it.
-pub fn validate_name(name: &str, is_apply: bool) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    if name.is_empty() && is_apply {
-        errors.push(FieldError::required(
-            "fieldManager",
-            "is required for apply patch",
-        ));
-    }
-    if name.len() > MAX_NAME {
-        errors.push(FieldError::too_long("fieldManager", MAX_NAME, "bytes"));
-    }
-    for (position, c) in name.char_indices().filter(|(_, c)| !is_printable(*c)) {
-        let detail = format!(
-            "invalid character U+{:04X} (at position {position})",
-            u32::from(c)
-        );
-        errors.push(FieldError::invalid("fieldManager", &name.into(), &detail));
-    }
-    errors
-}
-
-/// Whether Go prints the character as it is: letters, marks, numbers, punctuation, symbols and the ASCII space.
-fn is_printable(c: char) -> bool {
-    // Escaping leaves exactly these as they are, but for quotes and backslashes; a letter goes before, because a mark is
-    // only escaped where it has nothing to combine with.
-    let text: String = ['a', c].into_iter().collect();
-    matches!(c, '"' | '\'' | '\\') || text.escape_debug().count() == 2
-}
-
-/// How fields were written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Operation {
-    /// By server-side apply.
-    Apply,
-    /// By any other write.
-    Update,
-}
-
-impl Operation {
-    /// The word for it in an entry.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Apply => "Apply",
-            Self::Update => "Update",
-        }
-    }
-}
-
-/// What tells entries apart. An applier has one entry, whatever version it applies.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Identity {
-    /// The client's name.
-    pub manager: String,
-    /// How it writes.
-    pub operation: Operation,
-    /// The version that it writes; empty for an applier.
-    pub api_version: String,
-    /// The subresource through which it writes, or empty.
-    pub subresource: String,
-}
-
-impl Identity {
-    /// The entry of a client for one way of writing.
-    pub fn new(manager: &Manager, operation: Operation, subresource: Option<&str>) -> Self {
-        let api_version = match operation {
-            Operation::Apply => String::new(),
-            Operation::Update => manager.api_version.clone(),
-        };
-        let subresource = subresource.unwrap_or_default().to_owned();
-        Self {
-            manager: manager.name.clone(),
-            operation,
-            api_version,
-            subresource,
-        }
-    }
-}
 
 /// What a client owns.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -270,6 +156,16 @@ impl Managers {
         Some(Value::Array(list))
     }
 
+    /// Whether both say the same, whatever their times.
+    pub(super) fn is_same_but_times(&self, other: &Self) -> bool {
+        let is_same =
+            |((identity, entry), (other, with)): ((&Identity, &Entry), (&Identity, &Entry))| {
+                identity == other && entry.api_version == with.api_version && entry.set == with.set
+            };
+        self.entries.len() == other.entries.len()
+            && self.entries.iter().zip(&other.entries).all(is_same)
+    }
+
     /// Drops the entries that own nothing.
     pub(super) fn drop_empty(&mut self) {
         self.entries.retain(|_, entry| !entry.set.is_empty());
@@ -386,19 +282,6 @@ pub(super) fn put(object: &mut Value, list: Option<Value>) {
         Some(list) => metadata.insert("managedFields".to_owned(), list),
         None => metadata.remove("managedFields"),
     };
-}
-
-/// Whether two lists of entries say the same, whatever their times.
-pub(super) fn is_same_but_times(left: Option<&Value>, right: Option<&Value>) -> bool {
-    let entries = |list: Option<&Value>| {
-        let mut entries = list.and_then(Value::as_array).cloned().unwrap_or_default();
-        for entry in entries.iter_mut().filter_map(Value::as_object_mut) {
-            entry.insert("time".to_owned(), json!(""));
-        }
-        sort(&mut entries);
-        entries
-    };
-    entries(left) == entries(right)
 }
 
 pub(super) fn text<'v>(entry: &'v Value, name: &str) -> &'v str {

@@ -1,21 +1,28 @@
 //! Managed fields: which client owns which field of an object, and server-side apply, which merges by ownership.
 //!
-//! Reading order: `path` and `set` (sets of fields, FieldsV1), `node` (how a schema tells fields and items apart), `typed`
-//! (which fields an object has, and what changed between two), `merge` (an applied configuration into an object, and
-//! fields out of it), `check` (what an applied configuration may be), `managers` (the entries of `metadata.managedFields`),
-//! `update` (every write but an apply) and `apply` with `conflict` and `last_applied`.
+//! Reading order: `path`, `item_value`, `set` and `fields_v1` (sets of fields and their JSON), `node` (how a schema tells
+//! fields and items apart), `typed` (which fields an object has), `compare` (what changed), `merge` (a configuration into an
+//! object, and fields out of it), `check` (what a configuration may be), `manager` and `managers` (the entries of
+//! `metadata.managedFields`), `claims` (what a write takes from others), `update` (every write but an apply), and `apply` with
+//! `prune`, `conflict` and `last_applied`.
 //!
 //! Everything here takes values and returns values. Sources: apimachinery `util/managedfields` and structured-merge-diff,
 //! as of Kubernetes 1.37.
 
 pub mod apply;
 mod check;
+mod claims;
+pub mod compare;
 pub mod conflict;
+pub mod fields_v1;
+pub mod item_value;
 mod last_applied;
+pub mod manager;
 pub mod managers;
 mod merge;
 mod node;
 pub mod path;
+mod prune;
 pub mod set;
 pub mod typed;
 pub mod update;
@@ -29,12 +36,14 @@ use serde_json::Value;
 
 pub use apply::{Applied, ApplyError, applied};
 pub use check::validate;
+pub use compare::{Changes, compare};
 pub use conflict::{Conflict, Conflicts};
-pub use managers::{Manager, Managers};
+pub use manager::Manager;
+pub use managers::Managers;
 pub use merge::{merge, remove};
 pub use path::PathElement;
 pub use set::FieldSet;
-pub use typed::{Changes, TypedError, compare, set_of};
+pub use typed::{TypedError, set_of};
 pub use update::updated;
 
 use crate::schema::Schema;

@@ -4,7 +4,8 @@ use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
 
-use super::path::{ItemValue, PathElement};
+use super::item_value::ItemValue;
+use super::path::PathElement;
 use crate::resource::GroupVersionKind;
 use crate::schema::{Field, FieldDefault, ListType, Schema, Schemas, Shape, Type};
 

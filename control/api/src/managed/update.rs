@@ -3,14 +3,15 @@
 //! Source: apimachinery `util/managedfields/internal` (`fieldmanager.go`, `managedfieldsupdater.go`, `skipnonapplied.go`),
 //! structured-merge-diff `merge/update.go`.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Map, Value};
 
-use super::managers::{self, Entry, Identity, Managers, Operation};
+use super::claims::Claims;
+use super::compare::{Changes, compare};
+use super::manager::{Identity, Operation};
+use super::managers::{self, Entry, Managers};
 use super::set::FieldSet;
-use super::typed::{Changes, TypedError, compare};
-use super::{Stamp, Write, check};
+use super::typed::TypedError;
+use super::{Stamp, Write};
 
 /// Sets `metadata.managedFields` of `new`, which takes the place of `old` or is created.
 ///
@@ -156,7 +157,13 @@ fn is_member(below: &Map<String, Value>) -> bool {
     below.is_empty() || below.contains_key(".")
 }
 
-fn rewrite(write: &Write<'_>, old: Option<&Value>, new: &mut Value, list: Option<&Value>) {
+/// The long way: parses the entries of `list`, and prints what becomes of them.
+pub(super) fn rewrite(
+    write: &Write<'_>,
+    old: Option<&Value>,
+    new: &mut Value,
+    list: Option<&Value>,
+) {
     match compare(write.schema, old, new) {
         Ok(changes) => rewrite_with(write, old, new, list, &changes.without(write.reset)),
         Err(_) => keep(new, old.and_then(managers::of)),
@@ -219,115 +226,4 @@ pub(super) fn record(
     }
     managers.cap();
     Ok(())
-}
-
-/// What a write means to the entries of others.
-#[derive(Default)]
-pub(super) struct Claims {
-    /// Entries of versions that the server does not serve any more.
-    gone: Vec<Identity>,
-    /// Fields that the write takes from them.
-    pub taken: Vec<(Identity, FieldSet)>,
-    /// Fields that are not there any more.
-    removed: Vec<(Identity, FieldSet)>,
-}
-
-impl Claims {
-    /// Looks at all entries but the writer's own, each in its version.
-    pub(super) fn of(
-        write: &Write<'_>,
-        managers: &mut Managers,
-        own: Option<&Identity>,
-        old: Option<&Value>,
-        new: &Value,
-        changes: &Changes,
-    ) -> Result<Self, TypedError> {
-        let mut claims = Self::default();
-        let mut versions = Versions {
-            write,
-            old,
-            new,
-            known: BTreeMap::new(),
-        };
-        for (identity, entry) in &mut managers.entries {
-            let is_current = entry.api_version == write.manager.api_version;
-            let (schema, found) = if is_current {
-                (write.schema, changes)
-            } else {
-                match versions.get(&entry.api_version)? {
-                    Some((schema, changes)) => (schema.as_ref(), &*changes),
-                    None => {
-                        claims.gone.push(identity.clone());
-                        continue;
-                    }
-                }
-            };
-            if own == Some(identity) {
-                continue;
-            }
-            check::reconcile(schema, &mut entry.set);
-            let taken = entry.set.intersection(&found.written());
-            if !taken.is_empty() {
-                claims.taken.push((identity.clone(), taken));
-            }
-            if !found.removed.is_empty() {
-                claims
-                    .removed
-                    .push((identity.clone(), found.removed.clone()));
-            }
-        }
-        Ok(claims)
-    }
-
-    /// Takes the fields from their owners, and drops entries that own nothing any more.
-    pub(super) fn settle(self, managers: &mut Managers) {
-        for identity in &self.gone {
-            managers.entries.remove(identity);
-        }
-        for (identity, fields) in self.taken.iter().chain(&self.removed) {
-            if let Some(entry) = managers.entries.get_mut(identity) {
-                entry.set = entry.set.difference(fields);
-            }
-        }
-        managers.drop_empty();
-    }
-}
-
-/// The changes in other versions, found when an entry asks for them.
-struct Versions<'a> {
-    write: &'a Write<'a>,
-    old: Option<&'a Value>,
-    new: &'a Value,
-    known: BTreeMap<String, Option<(Option<crate::schema::Schema>, Changes)>>,
-}
-
-impl Versions<'_> {
-    fn get(
-        &mut self,
-        version: &str,
-    ) -> Result<&Option<(Option<crate::schema::Schema>, Changes)>, TypedError> {
-        if !self.known.contains_key(version) {
-            let found = self.find(version)?;
-            self.known.insert(version.to_owned(), found);
-        }
-        Ok(&self.known[version])
-    }
-
-    fn find(
-        &self,
-        version: &str,
-    ) -> Result<Option<(Option<crate::schema::Schema>, Changes)>, TypedError> {
-        let Some(new) = (self.write.convert)(self.new, version) else {
-            return Ok(None);
-        };
-        let old = match self.old {
-            None => None,
-            Some(old) => match (self.write.convert)(old, version) {
-                Some(old) => Some(old.object),
-                None => return Ok(None),
-            },
-        };
-        let changes = compare(new.schema.as_ref(), old.as_ref(), &new.object)?;
-        Ok(Some((new.schema, changes.without(self.write.reset))))
-    }
 }

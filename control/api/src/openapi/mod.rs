@@ -329,6 +329,9 @@ mod tests {
             spec["volumes"]["x-kubernetes-patch-strategy"],
             "merge,retainKeys"
         );
+        assert_eq!(spec["nodeSelector"]["x-kubernetes-map-type"], "atomic");
+        let reference = &document["components"]["schemas"]["io.k8s.api.core.v1.ObjectReference"];
+        assert_eq!(reference["x-kubernetes-map-type"], "atomic");
         let patch = &document["paths"]["/api/v1/namespaces/{namespace}/pods/{name}"]["patch"];
         assert_eq!(patch["x-kubernetes-group-version-kind"]["kind"], "Pod");
         let parameters = patch["parameters"].as_array().expect("parameters");

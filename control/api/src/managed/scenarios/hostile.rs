@@ -1,8 +1,10 @@
+//! Entries and objects that mean harm.
+
 use serde_json::json;
 
 use super::*;
+use crate::managed::fields_v1::{FieldSetError, MAX_DEPTH, MAX_ELEMENTS};
 use crate::managed::managers::{MAX_ENTRIES, ManagedFieldsError, Managers};
-use crate::managed::set::{FieldSetError, MAX_DEPTH, MAX_ELEMENTS};
 
 fn nested(depth: usize) -> Value {
     (0..depth).fold(json!({}), |below, _| json!({ "f:a": below }))

@@ -1,3 +1,5 @@
+//! Laws that hold for all sets and all configurations.
+
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use serde_json::json;
@@ -10,7 +12,7 @@ fn element() -> impl Strategy<Value = PathElement> {
         (0..3_i64, "[xy]").prop_map(|(port, name)| {
             let keys = [("port", json!(port)), ("name", json!(name))];
             PathElement::key(
-                keys.map(|(name, value)| (name.into(), path::ItemValue::new(&value)))
+                keys.map(|(name, value)| (name.into(), item_value::ItemValue::new(&value)))
                     .into(),
             )
         }),
@@ -136,6 +138,26 @@ proptest! {
         let extra = left(&world.live).difference(&left(&before));
         // An empty struct that nobody owns may stay, no value does.
         prop_assert!(extra.is_empty(), "{}", paths(&extra));
+    }
+
+    #[test]
+    fn updates_take_the_short_way_only_where_it_leads_to_the_same_entries(
+        updates in vec((0..3_usize, configs()), 1..6),
+        every in any::<bool>(),
+    ) {
+        let mut world = World::pod();
+        world.stamp = if every { Stamp::EveryChange } else { Stamp::NewFields };
+        for (client, object) in updates {
+            let name = ["one", "two", "three"][client];
+            let mut expected = world.whole(object.clone());
+            expected["metadata"]["uid"] = "u-1".into();
+            let mut other = World { live: world.live.clone(), schema: world.schema.clone(), ..World::pod() };
+            (other.second, other.stamp) = (world.second, world.stamp);
+            let present = world.live.as_ref().and_then(managers::of).cloned();
+            other.write(name, |write, live| crate::managed::update::rewrite(write, live, &mut expected, present.as_ref()));
+            world.update(name, object);
+            prop_assert_eq!(world.live.as_ref(), Some(&expected));
+        }
     }
 
     #[test]

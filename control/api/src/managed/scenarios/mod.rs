@@ -1,8 +1,10 @@
 //! The scenarios of Kubernetes' own tests, on built-in kinds and on objects without a schema.
 
 mod apply;
+mod apply_edges;
 mod hostile;
 mod laws;
+mod lists;
 mod update;
 
 use serde_json::{Value, json};

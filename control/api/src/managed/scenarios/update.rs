@@ -1,7 +1,10 @@
+//! Creates, updates, and the entries that clients send.
+
 use serde_json::json;
 
 use super::*;
-use crate::managed::managers::{MAX_UPDATE_ENTRIES, Operation};
+use crate::managed::manager::{self, Operation};
+use crate::managed::managers::MAX_UPDATE_ENTRIES;
 
 fn owned_after_create(world: &World) -> Value {
     world.live.as_ref().expect("created")["metadata"]["managedFields"][0]["fieldsV1"].clone()
@@ -294,14 +297,14 @@ fn clients_are_named_by_their_parameter_or_their_program() {
         assert_eq!(Manager::new(parameter, agent, "v1").name, expected);
     }
     assert_eq!(Manager::new("", &"é".repeat(100), "v1").name.len(), 128);
-    let errors = managers::validate_name("a\u{7}", false);
+    let errors = manager::validate_name("a\u{7}", false);
     assert_eq!(
         errors[0].message,
         "Invalid value: \"a\\u0007\": invalid character U+0007 (at position 1)"
     );
-    assert!(managers::validate_name("", false).is_empty());
+    assert!(manager::validate_name("", false).is_empty());
     assert_eq!(
-        managers::validate_name("", true)[0].message,
+        manager::validate_name("", true)[0].message,
         "Required value: is required for apply patch"
     );
 }
