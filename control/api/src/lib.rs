@@ -1,10 +1,12 @@
 //! The API server: every object of the cluster behind the Kubernetes API.
 //!
 //! One table of resources ([`kinds`]) drives routing, discovery, OpenAPI and storage. Reading order: [`resource`] and
-//! [`strategy`] (what a kind is), [`schema`], [`patch`] and [`managed`] (its fields), [`registry`] (its objects), [`http`]
-//! (requests), [`auth`] (who asks), [`server`] (all of it as one thing), [`pki`] (keys and certificates).
+//! [`strategy`] (what a kind is), [`crd`] (kinds that users define), [`schema`], [`patch`] and [`managed`] (its fields),
+//! [`registry`] (its objects), [`http`] (requests), [`auth`] (who asks), [`server`] (all of it as one thing), [`pki`] (keys
+//! and certificates).
 
 pub mod auth;
+pub mod crd;
 pub mod discovery;
 pub mod http;
 pub mod kinds;

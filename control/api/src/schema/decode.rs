@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::json::{self, join};
 use super::yaml;
-use super::{Schema, Schemas, Shape, TypeId};
+use super::{Field, Reading, Schema, Schemas, Shape, TypeId};
 use crate::resource::GroupVersionKind;
 use crate::status::ApiError;
 
@@ -82,7 +82,11 @@ fn finish(
     check_kind(schemas, gvk, &object, body)?;
     let mut unknown = Vec::new();
     if let Some(schema) = schemas.find(gvk) {
-        let mut walk = Walk { schema, unknown };
+        let mut walk = Walk {
+            schema,
+            unknown,
+            reading: Reading::Strict,
+        };
         walk.object(schema.root, &mut object, &mut Path::default())
             .map_err(|reason| cannot_be_handled(gvk, &reason))?;
         unknown = walk.unknown;
@@ -252,6 +256,8 @@ struct Path<'a> {
 struct Walk<'a> {
     schema: &'a Schema,
     unknown: Vec<String>,
+    /// That of the type around the value at hand.
+    reading: Reading,
 }
 
 impl<'a> Walk<'a> {
@@ -259,23 +265,30 @@ impl<'a> Walk<'a> {
     fn object(&mut self, id: TypeId, value: &mut Value, path: &mut Path<'a>) -> Result<(), String> {
         let kind = self.schema.get(id);
         let Value::Object(fields) = value else {
+            if kind.reading != Reading::Strict {
+                return Ok(());
+            }
             return Err(mismatch(value, kind.go_type(), path));
         };
         let (length, outer) = (
             path.json.len(),
             std::mem::replace(&mut path.owner, kind.go_name()),
         );
+        let around = std::mem::replace(&mut self.reading, kind.reading);
         let mut failure = None;
         fields.retain(|name, value| {
             if failure.is_some() {
                 return true;
             }
             let Some(field) = kind.field(name) else {
+                if kind.reading == Reading::Preserved {
+                    return true;
+                }
                 self.unknown.push(join(&path.json, name));
                 return false;
             };
             if value.is_null() {
-                return false;
+                return kind.reading != Reading::Strict && !self.is_strict(field);
             }
             if !path.json.is_empty() {
                 path.json.push('.');
@@ -285,16 +298,28 @@ impl<'a> Walk<'a> {
             failure = self.shape(&field.shape, value, path).err();
             path.go.pop();
             path.json.truncate(length);
+            if kind.reading != Reading::Strict {
+                return true;
+            }
             match value {
-                Value::Array(items) if items.is_empty() => field.required,
+                // What a field of any shape holds is not for Go to omit: the default `[]` of a custom resource's field.
+                Value::Array(items) if items.is_empty() => {
+                    field.required || field.shape == Shape::Any
+                }
                 Value::Object(fields) if fields.is_empty() => {
                     field.required || !matches!(field.shape, Shape::Map(_))
                 }
                 _ => true,
             }
         });
+        self.reading = around;
         path.owner = outer;
         failure.map_or(Ok(()), Err)
+    }
+
+    /// Whether a field holds a Go struct, as the metadata of a custom resource does.
+    fn is_strict(&self, field: &Field) -> bool {
+        matches!(field.shape, Shape::Object(id) if self.schema.get(id).reading == Reading::Strict)
     }
 
     fn shape(
@@ -304,6 +329,9 @@ impl<'a> Walk<'a> {
         path: &mut Path<'a>,
     ) -> Result<(), String> {
         if value.is_null() {
+            if self.reading != Reading::Strict {
+                return Ok(());
+            }
             // Only inside lists and maps, where Go leaves the zero value.
             *value = zero(shape);
             return Ok(());
@@ -328,6 +356,7 @@ impl<'a> Walk<'a> {
                 return Ok(());
             }
             (Shape::Any, _) => return Ok(()),
+            _ if self.reading != Reading::Strict => return Ok(()),
             _ => {}
         }
         scalar(shape, value, path, self.schema)

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::io::Read as _;
 use std::sync::Arc;
 
-use super::{Field, FieldDefault, ListType, Rule, Schema, Schemas, Shape, Type, TypeId};
+use super::{Field, FieldDefault, ListType, Reading, Rule, Schema, Schemas, Shape, Type, TypeId};
 use crate::resource::GroupVersionKind;
 
 static TABLE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/types.z"));
@@ -59,6 +59,7 @@ fn parse(text: &str) -> Schemas {
                 types.push(Type {
                     name: name.into(),
                     atomic,
+                    reading: Reading::Strict,
                     fields: std::mem::take(&mut fields).into_boxed_slice(),
                 });
             }

@@ -16,6 +16,7 @@ use std::sync::{Arc, OnceLock};
 use serde_json::Value;
 
 pub use decode::{Decoded, FieldValidation, Format};
+pub(crate) use json::join;
 
 use crate::resource::GroupVersionKind;
 use crate::status::ApiError;
@@ -37,19 +38,33 @@ pub struct Schema {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TypeId(u32);
 
-/// A type with named fields: a Go struct.
-#[derive(Debug)]
+/// A type with named fields: a Go struct, or an object of a custom resource.
+#[derive(Clone, Debug)]
 pub struct Type {
     /// The definition's name: `io.k8s.api.core.v1.PodSpec`.
     pub name: Arc<str>,
     /// Whether a value of it has one owner and changes as a whole (`x-kubernetes-map-type: atomic`).
     pub atomic: bool,
+    /// How values of it are read.
+    pub reading: Reading,
     /// Its fields, sorted by name.
     pub fields: Box<[Field]>,
 }
 
+/// How the fields of a [`Type`] are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// As Go reads a struct: a value of the wrong type is refused; unknown fields, nulls and what Go omits are dropped.
+    Strict,
+    /// As a custom resource is read: unknown fields are dropped, and values stay as they are, for the rules of the
+    /// resource to judge them.
+    Pruned,
+    /// As [`Reading::Pruned`], and unknown fields stay too (`x-kubernetes-preserve-unknown-fields`).
+    Preserved,
+}
+
 /// A field of a [`Type`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Field {
     /// Its name in JSON.
     pub name: Arc<str>,
@@ -217,6 +232,20 @@ impl Schemas {
 }
 
 impl Schema {
+    /// A schema of these types, of which `root` is the kind's own.
+    ///
+    /// # Panics
+    ///
+    /// If `root` names no type: whoever joins types makes both.
+    pub fn new(types: Vec<Type>, root: TypeId) -> Self {
+        assert!(
+            (root.0 as usize) < types.len(),
+            "the root is one of the types"
+        );
+        let types = types.into();
+        Self { types, root }
+    }
+
     /// The type of the kind itself.
     pub fn root(&self) -> &Type {
         self.get(self.root)
@@ -235,6 +264,17 @@ impl Schema {
     /// Fills in the defaults of every field of the object.
     pub fn apply_defaults(&self, object: &mut Value) {
         defaults::apply(self, self.root, object);
+    }
+}
+
+impl TypeId {
+    /// The name of the type at a place in the list that [`Schema::new`] takes.
+    ///
+    /// # Panics
+    ///
+    /// Beyond four billion types.
+    pub fn new(index: usize) -> Self {
+        Self(u32::try_from(index).expect("a schema has few types"))
     }
 }
 

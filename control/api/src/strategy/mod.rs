@@ -9,7 +9,7 @@ mod autoscaling;
 mod batch;
 mod certificate;
 mod cluster;
-mod common;
+pub(crate) mod common;
 mod config;
 mod device;
 mod endpoints;
