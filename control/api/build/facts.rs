@@ -57,10 +57,13 @@ pub fn parse(text: &str) -> Facts {
 }
 
 fn full_name(kind: &str) -> String {
-    match kind.strip_prefix("meta.") {
-        Some(rest) => format!("io.k8s.apimachinery.pkg.apis.meta.{rest}"),
-        None => format!("io.k8s.api.{kind}"),
-    }
+    let package = match kind.split('.').next() {
+        Some("meta") => "apimachinery.pkg.apis",
+        Some("apiextensions") => "apiextensions-apiserver.pkg.apis",
+        Some("apiregistration") => "kube-aggregator.pkg.apis",
+        _ => "api",
+    };
+    format!("io.k8s.{package}.{kind}")
 }
 
 impl Field {

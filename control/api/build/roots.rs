@@ -1,6 +1,8 @@
 //! The kinds whose schemas, and whatever they refer to, ship with the program.
 
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
+use k8s_openapi::kube_aggregator::pkg::apis::apiregistration;
 use k8s_openapi::{Resource, api};
 use schemars::{JsonSchema, SchemaGenerator};
 
@@ -57,6 +59,8 @@ pub fn define(generator: &mut SchemaGenerator) -> KindOf {
         api::storage::v1 {
             CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment, VolumeAttributesClass,
         }
+        apiextensions::v1 { CustomResourceDefinition }
+        apiregistration::v1 { APIService }
         meta { APIGroup, APIGroupList, APIResourceList, APIVersions, Status }
     }
     generator.subschema_for::<meta::DeleteOptions>();

@@ -107,7 +107,8 @@ impl Types {
             return Shape::IntOrString;
         }
         match schema.kind {
-            None => Shape::Any,
+            None if schema.properties.is_empty() => Shape::Any,
+            None => Shape::Object(self.object(schema, name, schema.embedded)),
             Some(Kind::String) => Shape::String,
             Some(Kind::Integer) => Shape::Int64,
             Some(Kind::Number) => Shape::Number,

@@ -66,8 +66,9 @@ impl Custom {
             errors
         };
         // What was there twice before may stay so.
-        if old.is_none_or(|old| twice(old).is_empty()) {
-            errors.extend(twice(object));
+        let duplicates = twice(object);
+        if !duplicates.is_empty() && old.is_none_or(|old| twice(old).is_empty()) {
+            errors.extend(duplicates);
         }
         if !self.schema.has_rules {
             return errors;
@@ -103,7 +104,7 @@ fn kept(words: Vec<String>) -> &'static [&'static str] {
     let mut table = table
         .lock()
         .unwrap_or_else(|poisoned| poisoned.into_inner());
-    *table.entry(words).or_insert_with_key(|words| {
+    table.entry(words).or_insert_with_key(|words| {
         let words = words.iter().map(|word| &*word.clone().leak());
         Box::leak(words.collect::<Box<[&'static str]>>())
     })
@@ -284,16 +285,14 @@ impl Strategy for Custom {
 
 /// Whether anything but metadata differs; the status counts, where it is no subresource.
 fn differs(object: &Value, old: &Value) -> bool {
-    let rest = |object: &Value| -> Vec<(String, Value)> {
-        object
-            .as_object()
-            .into_iter()
-            .flatten()
-            .filter(|(name, _)| *name != "metadata")
-            .map(|(name, value)| (name.clone(), value.clone()))
-            .collect()
-    };
-    rest(object) != rest(old)
+    fn rest(object: &Value) -> impl Iterator<Item = (&String, &Value)> {
+        let fields = object.as_object().into_iter().flatten();
+        fields.filter(|(name, _)| *name != "metadata")
+    }
+    // The order of fields means nothing.
+    let of_old = |name: &str| old.get(name);
+    rest(object).count() != rest(old).count()
+        || rest(object).any(|(name, value)| of_old(name) != Some(value))
 }
 
 #[cfg(test)]

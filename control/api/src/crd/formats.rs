@@ -102,7 +102,7 @@ pub fn duration(text: &str) -> Option<i64> {
         }
         rest = next;
     }
-    let nanoseconds = whole + (total.round() as i128);
+    let nanoseconds = whole.checked_add(total.round() as i128)?;
     i64::try_from(if negative { -nanoseconds } else { nanoseconds }).ok()
 }
 
@@ -206,6 +206,7 @@ mod tests {
             ("-2ms", Some(-2_000_000)),
             ("1h1m1s", Some(3_661_000_000_000)),
             ("9223372036855s", None),
+            ("1h99999999999999999999999999999999999999999999.5h", None),
             ("1", None),
             ("", None),
         ] {

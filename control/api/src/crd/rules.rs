@@ -16,6 +16,9 @@ use crate::status::FieldError;
 /// How much work one object may cause: a step is one check of one value by one schema.
 const MAX_STEPS: usize = 2_000_000;
 
+/// How many mistakes of one object are told.
+const MAX_MISTAKES: usize = 1000;
+
 impl Structural {
     /// Mistakes of an object in what the schema says about its values, CEL rules and the uniqueness of list items aside.
     pub fn validate(&self, object: &Value) -> Vec<FieldError> {
@@ -37,7 +40,7 @@ impl Structural {
         let mut check = Check { steps: 0 };
         let mut outcome = Vec::new();
         check.changed(self, value, old, path, &mut outcome);
-        if check.steps > MAX_STEPS {
+        if check.steps > MAX_STEPS || outcome.len() > MAX_MISTAKES {
             let detail =
                 "validation failed due to running out of budget, no further checks will be run";
             outcome.push(FieldError::invalid(
@@ -104,7 +107,7 @@ impl Check {
         out: &mut Outcome,
     ) {
         self.steps += 1;
-        if self.steps > MAX_STEPS || old == Some(value) {
+        if self.steps > MAX_STEPS || out.len() > MAX_MISTAKES || old == Some(value) {
             return;
         }
         self.kind(schema, value, path, out);

@@ -171,7 +171,7 @@ fn check_root(schema: &Value, at: &str, errors: &mut Errors) {
                 let detail = "only \"object\" is allowed as the type at the root of the schema if the status subresource is enabled";
                 errors.add(format!("{at}.type"), value, detail);
             }
-        } else if !AT_ROOT.iter().any(|(allowed, _)| allowed == keyword) {
+        } else if !is_zero(value) && !AT_ROOT.iter().any(|(allowed, _)| allowed == keyword) {
             let names: Vec<&str> = AT_ROOT.iter().map(|(_, name)| *name).collect();
             let detail = format!(
                 "only [{}] fields are allowed at the root of the schema if the status subresource is enabled",
@@ -180,6 +180,18 @@ fn check_root(schema: &Value, at: &str, errors: &mut Errors) {
             errors.add(at, schema, &detail);
             return;
         }
+    }
+}
+
+/// Whether a keyword says nothing: Go takes it for one that is not there.
+fn is_zero(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(value) => !value,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
     }
 }
 

@@ -61,7 +61,6 @@ impl Program {
         bounded(source).map_err(failed)?;
         let (expr, info) = Parser::new()
             .enable_optional_syntax(true)
-            .enable_ident_escape_syntax(true)
             .parse_with_source_info(source)
             .map_err(|errors| failed(syntax(source, &errors)))?;
         if depth(&expr) > MAX_DEPTH {

@@ -359,3 +359,31 @@ fn texts_that_would_break_the_parser_are_refused() {
     let long = format!("self.a == 1{}", " || self.a == 1".repeat(150));
     assert_eq!(check(&long, spec()), [""; 0]);
 }
+
+#[test]
+fn rules_of_the_gateway_api_and_others_hold() {
+    let listener = json!({ "type": "object", "properties": { "name": { "type": "string" }, "port": { "type": "integer" },
+        "protocol": { "type": "string" }, "hostname": { "type": "string" }, "tls": { "type": "object", "properties": {
+            "mode": { "type": "string" }, "certificateRefs": { "type": "array", "items": { "type": "object",
+                "x-kubernetes-preserve-unknown-fields": true } } } } } });
+    let rules = [
+        "self.all(l, l.protocol in ['HTTP', 'TCP', 'UDP'] ? !has(l.tls) : true)",
+        "self.all(l, (l.protocol == 'HTTPS' && has(l.tls)) ? (l.tls.mode == '' || l.tls.mode == 'Terminate') : true)",
+        "self.all(l1, self.exists_one(l2, l1.name == l2.name))",
+        "self.all(l1, self.exists_one(l2, l1.port == l2.port && l1.protocol == l2.protocol && (has(l1.hostname) && has(l2.hostname) ? l1.hostname == l2.hostname : !has(l1.hostname) && !has(l2.hostname))))",
+        "self.filter(l, has(l.tls)).size() <= 1 && size(self.map(l, l.port)) == 2",
+        "(has(self[0].hostname) ? 1 : 0) + (has(self[0].tls) ? 1 : 0) <= 1",
+        "[has(self[0].hostname), has(self[0].tls)].exists_one(x, x) || self.exists(l, l.?hostname.orValue('').startsWith('a'))",
+        "self[?0].?hostname.hasValue() || !self.exists(l, l.port <= 0 || l.port > 65535)",
+        "self.map(l, l.name).all(n, !format.dns1123Label().validate(n).hasValue())",
+    ];
+    let rules: Vec<Value> = rules.iter().map(|rule| json!({ "rule": rule })).collect();
+    let schema =
+        compiled(json!({ "type": "array", "items": listener, "x-kubernetes-validations": rules }))
+            .unwrap_or_else(|errors| panic!("{errors:#?}"));
+    let object = json!({ "spec": [
+        { "name": "a", "port": 80, "protocol": "HTTP", "hostname": "a.example.com" },
+        { "name": "b", "port": 443, "protocol": "HTTPS", "tls": { "mode": "Terminate", "certificateRefs": [{}] } },
+    ] });
+    assert_eq!(lines(&validate(&schema, &object, None)), [""; 0]);
+}

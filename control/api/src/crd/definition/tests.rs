@@ -32,6 +32,24 @@ fn a_definition_of_kubebuilder_is_valid() {
 }
 
 #[test]
+fn decoding_a_definition_keeps_all_of_its_schema() {
+    let mut crd = widgets();
+    let properties = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
+    let properties = crd.pointer_mut(properties).expect("there");
+    properties["list"] =
+        json!({ "type": "array", "default": [], "items": { "type": "string", "x-odd": 1 } });
+    properties["free"] = json!({ "type": "object", "default": {}, "additionalProperties": true });
+    let body = serde_json::to_vec(&crd).expect("JSON");
+    let gvk = crate::kinds::gvk("apiextensions.k8s.io/v1", "CustomResourceDefinition");
+    let (format, mode) = (
+        crate::schema::Format::Json,
+        crate::schema::FieldValidation::Strict,
+    );
+    let decoded = crate::schema::Schemas::builtin().decode(&gvk, &body, format, mode);
+    assert_eq!(decoded.expect("every field is known").object, crd);
+}
+
+#[test]
 fn names_are_filled_in() {
     let mut crd = widgets();
     crd["spec"]["names"] = json!({ "kind": "Widget", "plural": "widgets" });
