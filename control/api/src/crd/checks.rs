@@ -121,8 +121,7 @@ fn is_name_only(metadata: &Structural) -> bool {
         properties: Default::default(),
         ..metadata.clone()
     };
-    metadata.properties.keys().all(names)
-        && format!("{rest:?}") == format!("{:?}", Structural::default())
+    metadata.properties.keys().all(names) && rest == Structural::default()
 }
 
 /// Which junctor spells out "integer or string", and so may name types.
@@ -147,11 +146,12 @@ impl IntOrString {
 
 fn is_int_or_string(branches: &[Structural]) -> bool {
     let only = |schema: &Structural, kind: Kind| {
-        let typed = Structural {
-            kind: Some(kind),
-            ..Structural::default()
-        };
-        format!("{schema:?}") == format!("{typed:?}")
+        let kind = Some(kind);
+        *schema
+            == Structural {
+                kind,
+                ..Structural::default()
+            }
     };
     matches!(branches, [a, b] if only(a, Kind::Integer) && only(b, Kind::String))
 }

@@ -152,7 +152,7 @@ fn cell(kind: &str, value: Option<&Value>, now: jiff::Timestamp) -> Value {
     };
     match (kind, value) {
         ("string", Value::String(_)) => value.clone(),
-        ("string", Value::Number(number)) => super::rules::go_number(number).into(),
+        ("string", Value::Number(number)) => super::numbers::go_number(number).into(),
         ("string", other) => other.to_string().into(),
         ("integer", Value::Number(number)) => match number.as_i64() {
             Some(_) => value.clone(),

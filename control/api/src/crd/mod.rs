@@ -17,12 +17,15 @@ mod formats;
 mod jsonpath;
 mod lists;
 mod names;
+mod numbers;
 mod pattern;
+mod read;
 mod resources;
 mod rules;
 mod scale;
 mod spec;
 pub mod structural;
+mod version;
 
 pub use compile::compile;
 pub use custom::Custom;

@@ -15,6 +15,13 @@ pub struct Pattern {
     regex: Regex,
 }
 
+impl PartialEq for Pattern {
+    /// The same text is the same expression.
+    fn eq(&self, other: &Self) -> bool {
+        self.source == other.source
+    }
+}
+
 impl Pattern {
     /// Compiles an expression in Go's syntax.
     ///

@@ -9,6 +9,7 @@ use serde_json::{Map, Number, Value};
 
 use super::formats;
 use super::lists::{key_of, old_items};
+use super::numbers::{compare, go_number, is_integer, is_multiple, same};
 use super::structural::{Kind, Structural, Values};
 use crate::schema::join;
 use crate::status::FieldError;
@@ -69,20 +70,6 @@ pub fn type_of(value: &Value) -> &'static str {
 /// A field's path in an error; Go shows a missing one as `<nil>`.
 fn shown(path: &str) -> &str {
     if path.is_empty() { "<nil>" } else { path }
-}
-
-fn is_integer(number: &Number) -> bool {
-    number.is_i64() || number.is_u64() || number.as_f64().is_some_and(|n| n.fract() == 0.0)
-}
-
-/// A number as Go's `%v` shows it.
-pub fn go_number(number: &Number) -> String {
-    match number.as_f64() {
-        Some(value) if !number.is_i64() && value.fract() == 0.0 && value.abs() < 1e21 => {
-            format!("{value:.0}")
-        }
-        _ => number.to_string(),
-    }
 }
 
 /// One validation: how much of its budget is used.
@@ -390,34 +377,6 @@ fn wrong_type(path: &str, wanted: &str, found: &str) -> FieldError {
 /// What is wrong with a whole value: upstream knows no field for it, only a name in quotes.
 fn junctor(path: &str, words: String) -> FieldError {
     FieldError::invalid("<nil>", &"".into(), &format!("{path:?} {words}"))
-}
-
-/// Whether two values are equal; `1` and `1.0` are.
-fn same(a: &Value, b: &Value) -> bool {
-    match (a, b) {
-        (Value::Number(a), Value::Number(b)) => compare(a, b).is_eq(),
-        _ => a == b,
-    }
-}
-
-fn compare(a: &Number, b: &Number) -> std::cmp::Ordering {
-    if let (Some(a), Some(b)) = (a.as_i64(), b.as_i64()) {
-        return a.cmp(&b);
-    }
-    let float = |n: &Number| n.as_f64().unwrap_or(f64::NAN);
-    float(a).total_cmp(&float(b))
-}
-
-fn is_multiple(number: &Number, unit: &Number) -> bool {
-    match (number.as_i64(), unit.as_i64()) {
-        (_, Some(0)) => true,
-        (Some(number), Some(unit)) => number % unit == 0,
-        _ => {
-            let float = |n: &Number| n.as_f64().unwrap_or_default();
-            let quotient = float(number) / float(unit);
-            quotient.is_finite() && (quotient - quotient.round()).abs() < 1e-9
-        }
-    }
 }
 
 #[cfg(test)]

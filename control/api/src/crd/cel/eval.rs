@@ -13,8 +13,10 @@ use cel::common::ast::{
 
 use super::check::TYPE_NAMES;
 use super::library;
+use super::loops::Step;
+use super::select::{compare, field, has, index, of_key, optional};
 use super::signatures::NAMESPACES;
-use super::value::{Key, Val};
+use super::value::Val;
 use crate::crd::pattern::Pattern;
 
 /// Why there is no result.
@@ -419,157 +421,7 @@ impl<'p> Evaluator<'p> {
     }
 }
 
-/// The order of two values; nothing for what has none.
-pub fn compare(a: &Val, b: &Val) -> Option<Ordering> {
-    match (a, b) {
-        (Val::Bool(a), Val::Bool(b)) => Some(a.cmp(b)),
-        (Val::Int(a), Val::Int(b)) => Some(a.cmp(b)),
-        (Val::Uint(a), Val::Uint(b)) => Some(a.cmp(b)),
-        (Val::Int(a), Val::Uint(b)) => Some(i128::from(*a).cmp(&i128::from(*b))),
-        (Val::Uint(a), Val::Int(b)) => Some(i128::from(*a).cmp(&i128::from(*b))),
-        (Val::String(a), Val::String(b)) => Some(a.cmp(b)),
-        (Val::Bytes(a), Val::Bytes(b)) => Some(a.cmp(b)),
-        (Val::Duration(a), Val::Duration(b)) => Some(a.cmp(b)),
-        (Val::Timestamp(a), Val::Timestamp(b)) => Some(a.cmp(b)),
-        (a, b) => a.as_double()?.partial_cmp(&b.as_double()?),
-    }
-}
-
 /// More than 64 bits.
 pub fn overflow() -> Failure {
     "integer overflow".into()
-}
-
-fn of_key(key: &Key) -> Val {
-    match key {
-        Key::Bool(value) => Val::Bool(*value),
-        Key::Int(n) => Val::Int(*n),
-        Key::Uint(n) => Val::Uint(*n),
-        Key::String(text) => Val::String(text.clone()),
-    }
-}
-
-fn field(of: &Val, name: &str) -> Outcome {
-    match of {
-        Val::Map(fields) => fields
-            .get(&Key::String(name.into()))
-            .cloned()
-            .ok_or_else(|| format!("no such key: {name}").into()),
-        Val::Optional(_) => optional(of, |of| field(of, name)),
-        _ => Err(no_overload()),
-    }
-}
-
-fn has(of: &Val, name: &str) -> Outcome {
-    match of {
-        Val::Map(fields) => Ok(Val::Bool(fields.contains_key(&Key::String(name.into())))),
-        Val::Optional(None) => Ok(Val::Bool(false)),
-        Val::Optional(Some(of)) => has(of, name),
-        _ => Err(no_overload()),
-    }
-}
-
-fn index(of: &Val, at: &Val) -> Outcome {
-    match of {
-        Val::List(items) => {
-            let Some(Key::Int(at)) = at.key() else {
-                return Err(no_overload());
-            };
-            let found = usize::try_from(at).ok().and_then(|at| items.get(at));
-            found
-                .cloned()
-                .ok_or_else(|| format!("index out of bounds: {at}").into())
-        }
-        Val::Map(fields) => {
-            let key = at.key().ok_or_else(no_overload)?;
-            let shown = match &key {
-                Key::Bool(value) => value.to_string(),
-                Key::Int(n) => n.to_string(),
-                Key::Uint(n) => n.to_string(),
-                Key::String(text) => text.to_string(),
-            };
-            (fields.get(&key).cloned()).ok_or_else(|| format!("no such key: {shown}").into())
-        }
-        Val::Optional(_) => optional(of, |of| index(of, at)),
-        _ => Err(no_overload()),
-    }
-}
-
-/// What a selection finds, as an optional value.
-fn optional(of: &Val, select: impl Fn(&Val) -> Outcome) -> Outcome {
-    let found = match of {
-        Val::Optional(None) => return Ok(Val::Optional(None)),
-        Val::Optional(Some(of)) => select(of),
-        of => select(of),
-    };
-    Ok(match found {
-        Ok(found @ Val::Optional(_)) => found,
-        Ok(found) => Val::Optional(Some(Arc::new(found))),
-        Err(Failure::Cost) => return Err(Failure::Cost),
-        Err(Failure::Error(_)) => Val::Optional(None),
-    })
-}
-
-/// What a macro's loop does with each item.
-enum Step<'a> {
-    /// `all` (decided by false) and `exists` (by true).
-    Decides { by: bool, condition: &'a IdedExpr },
-    /// `map` and `filter`.
-    Appends {
-        when: Option<&'a IdedExpr>,
-        element: &'a IdedExpr,
-    },
-    /// Whatever the expression of the loop says.
-    Other,
-}
-
-impl<'a> Step<'a> {
-    fn of(loop_: &'a ComprehensionExpr) -> Self {
-        let accumulates =
-            |expr: &IdedExpr| matches!(&expr.expr, Expr::Ident(name) if *name == loop_.accu_var);
-        let appended = |expr: &'a IdedExpr| -> Option<&'a IdedExpr> {
-            let Expr::Call(call) = &expr.expr else {
-                return None;
-            };
-            match (call.func_name.as_str(), call.args.as_slice()) {
-                (op::ADD, [accu, added]) if accumulates(accu) => match &added.expr {
-                    Expr::List(list) if list.optional_indices.is_empty() => {
-                        match list.elements.as_slice() {
-                            [element] => Some(element),
-                            _ => None,
-                        }
-                    }
-                    _ => None,
-                },
-                _ => None,
-            }
-        };
-        let Expr::Call(call) = &loop_.loop_step.expr else {
-            return Self::Other;
-        };
-        match (call.func_name.as_str(), call.args.as_slice()) {
-            (op::LOGICAL_AND, [accu, condition]) if accumulates(accu) => Self::Decides {
-                by: false,
-                condition,
-            },
-            (op::LOGICAL_OR, [accu, condition]) if accumulates(accu) => Self::Decides {
-                by: true,
-                condition,
-            },
-            (op::CONDITIONAL, [when, added, kept]) if accumulates(kept) => match appended(added) {
-                Some(element) => Self::Appends {
-                    when: Some(when),
-                    element,
-                },
-                None => Self::Other,
-            },
-            _ => match appended(&loop_.loop_step) {
-                Some(element) => Self::Appends {
-                    when: None,
-                    element,
-                },
-                None => Self::Other,
-            },
-        }
-    }
 }

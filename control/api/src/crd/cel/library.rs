@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use knarr_quantity::Quantity;
 
-use super::eval::{Evaluator, Failure, Outcome, compare, no_overload, overflow};
+use super::eval::{Evaluator, Failure, Outcome, no_overload, overflow};
+use super::select::compare;
 use super::value::Val;
 
 /// Calls a function; the first argument of a member function is what it is called on.

@@ -9,8 +9,10 @@ mod arithmetic;
 mod check;
 mod eval;
 mod library;
+mod loops;
 mod program;
 mod run;
+mod select;
 mod signatures;
 mod types;
 pub mod url;
@@ -61,6 +63,13 @@ const REASONS: [&str; 4] = [
     "FieldValueInvalid",
     "FieldValueRequired",
 ];
+
+impl PartialEq for Rule {
+    /// The same texts are the same rule, compiled or not.
+    fn eq(&self, other: &Self) -> bool {
+        self.shown() == other.shown()
+    }
+}
 
 impl Rule {
     /// Reads a rule; nothing for what is none.

@@ -234,7 +234,22 @@ fn hostile_schemas_are_refused_and_never_endless() {
             )
         })
         .collect();
+    let rules: Vec<Value> = (0..10_000)
+        .map(|n| json!({ "rule": format!("{n} > 0") }))
+        .collect();
     for (schema, words) in [
+        (
+            json!({ "type": "object", "x-kubernetes-validations": rules }),
+            "must not have more than 2000 validation rules",
+        ),
+        (
+            json!({ "type": "object", "x-kubernetes-validations": [{ "rule": "x".repeat(3 << 20) }] }),
+            "must not have more than 2000 validation rules",
+        ),
+        (
+            json!({ "type": "object", "x-kubernetes-validations": ["rule"] }),
+            "must be of type a list of validation rules",
+        ),
         (deep, "must not nest schemas deeper"),
         (
             json!({ "type": "object", "properties": wide }),
@@ -301,4 +316,20 @@ fn formats_that_nobody_checks_are_warned_of_once() {
             .warnings(&new, Some(&new))
             .is_empty()
     );
+}
+
+#[test]
+fn a_schema_of_megabytes_is_read_in_one_go() {
+    let words = "x".repeat(60);
+    let fields: serde_json::Map<String, Value> = (0..15_000)
+        .map(|n| (format!("p{n}"), json!({ "type": "string", "description": words, "enum": ["a", "b"], "default": "a" })))
+        .collect();
+    let schema = json!({ "type": "object", "properties": { "spec": { "type": "object", "properties": fields, "default": {} } } });
+    assert!(schema.to_string().len() > 1 << 20);
+    let structural = crate::crd::parse(&schema, "s").expect("large, but good");
+    assert_eq!(crate::crd::compile(&structural, "n").root().fields.len(), 4);
+    let list = json!({ "type": "object", "properties": { "x": { "type": "string", "enum": (0..300_000).map(|n| n.to_string()).collect::<Vec<_>>() } } });
+    let structural = crate::crd::parse(&list, "s").expect("large, but good");
+    let mistakes = structural.validate(&json!({ "x": "none" }));
+    assert_eq!(mistakes.len(), 1);
 }
