@@ -166,7 +166,7 @@ pub fn check_texts(schema: &Structural, path: &str, out: &mut Vec<FieldError>) {
 /// The expressions that cannot work, in kube-apiserver's words.
 pub fn compile(schema: &mut Structural, path: &str) -> Result<(), Vec<FieldError>> {
     let mut errors = Vec::new();
-    // The parser is deep, and panics on some texts that are no CEL: on a thread of its own neither matters.
+    // The parser recurses deeply, and is not ours: on a thread of its own neither its stack nor a panic of it matters.
     let walked = std::thread::scope(|scope| {
         std::thread::Builder::new()
             .name("cel".to_owned())

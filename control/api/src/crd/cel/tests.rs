@@ -387,3 +387,26 @@ fn rules_of_the_gateway_api_and_others_hold() {
     ] });
     assert_eq!(lines(&validate(&schema, &object, None)), [""; 0]);
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn no_text_makes_the_parser_or_a_rule_panic(words in proptest::collection::vec(proptest::sample::select(&[
+        "self", ".a", ".s", ".list", "(", ")", "[", "]", "{", "}", ",", ":", "?", ".", "!", "-", "+", "==", "&&", "||", " in ",
+        "1", "1u", "1.5", "0x", "'", "\"", "r'", "b'", "\\", "\\x", "'a'", "has(", ".all(x, ", ".map(x, ", "x", "true", "null", "`",
+        "é", "\n", "//", "\u{0}", "9999999999999999999", ".?a", "[?", "'\\u12'", "'\\400'", "1e999", "🦀",
+    ][..]), 0..25)) {
+        let text = words.concat();
+        let schema = json!({ "type": "object", "properties": properties(), "x-kubernetes-validations": [{ "rule": text }] });
+        match compiled(schema) {
+            // What was accepted runs to an end, whatever it says.
+            Ok(schema) => {
+                validate(&schema, &json!({ "spec": spec() }), None);
+            }
+            Err(errors) => {
+                proptest::prop_assert!(!errors[0].contains("the parser of CEL failed"), "{text:?}");
+            }
+        }
+    }
+}
