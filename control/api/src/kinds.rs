@@ -168,6 +168,7 @@ fn rows() -> Vec<Row> {
         row("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicy",       "validatingadmissionpolicies",      CLUSTER,    &[Status],           s::AdmissionPolicy::Validating),
         row("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding","validatingadmissionpolicybindings",CLUSTER,    &[],                 s::AdmissionPolicyBinding::Validating),
         row("admissionregistration.k8s.io/v1", "ValidatingWebhookConfiguration",  "validatingwebhookconfigurations",  CLUSTER,    &[],                 s::WebhookConfiguration),
+        row("apiextensions.k8s.io/v1",          "CustomResourceDefinition",        "customresourcedefinitions crd crds|api-extensions", CLUSTER, &[Status], crate::crd::CustomResourceDefinition).at("apiextensions.k8s.io/customresourcedefinitions"),
         row("scheduling.k8s.io/v1",            "PriorityClass",                   "priorityclasses pc",               CLUSTER,    &[],                 s::PriorityClass),
         row("coordination.k8s.io/v1",          "Lease",                           "leases",                           NAMESPACED, &[],                 s::Lease),
         row("node.k8s.io/v1",                  "RuntimeClass",                    "runtimeclasses",                   CLUSTER,    &[],                 s::RuntimeClass),
@@ -221,6 +222,7 @@ fn resource(row: Row, schemas: &Schemas) -> Resource {
         subresources: row.subresources.to_vec(),
         reset: Reset::of(&schema, row.subresources),
         schema,
+        definition: None,
         strategy: row.strategy,
     }
 }

@@ -143,6 +143,8 @@ pub struct Resource {
     pub schema: Schema,
     /// The fields that its endpoints do not change.
     pub reset: Reset,
+    /// What OpenAPI documents say of the kind, where it is no built-in one.
+    pub definition: Option<Arc<serde_json::Value>>,
     /// What is special about the kind.
     pub strategy: Arc<dyn Strategy>,
 }

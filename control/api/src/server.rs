@@ -22,7 +22,7 @@ use crate::kinds;
 use crate::openapi::cache::Documents;
 use crate::pki::renewal::{Renewal, Shown};
 use crate::pki::{Pki, PkiError, Purpose};
-use crate::registry::{Registry, defaults, expiry, policy, services};
+use crate::registry::{Registry, custom, defaults, expiry, policy, services};
 use crate::status::ApiError;
 use crate::supervise::supervised;
 
@@ -205,12 +205,19 @@ impl ApiServer {
             .ensure_defaults(advertise.ip(), advertise.port())
             .await
             .map_err(|source| OpenError::Defaults { source })?;
+        let mut served = custom::Served::default();
+        let defined = inner.registry.serve_definitions(&mut served).await;
+        defined.map_err(|source| OpenError::Defaults { source })?;
         let policy = inner.registry.ensure_policy().await;
         policy.map_err(|source| OpenError::Defaults { source })?;
         let (registry, stop) = (Arc::downgrade(&inner.registry), inner.stop.clone());
         tokio::spawn(supervised("the cluster's own objects", move || {
             let (address, port) = (advertise.ip(), advertise.port());
             defaults::keep(registry.clone(), address, port, stop.clone())
+        }));
+        let (registry, stop) = (Arc::downgrade(&inner.registry), inner.stop.clone());
+        tokio::spawn(supervised("custom resources", move || {
+            custom::keep(registry.clone(), stop.clone())
         }));
         let (registry, stop) = (Arc::downgrade(&inner.registry), inner.stop.clone());
         tokio::spawn(supervised("aggregated roles", move || {

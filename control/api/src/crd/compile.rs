@@ -53,6 +53,7 @@ impl Types {
         // Holds the place: what is inside comes behind it.
         self.all.push(Type {
             name: name.into(),
+            atomic: schema.map_type.as_deref() == Some("atomic"),
             reading: Reading::Pruned,
             fields: Box::new([]),
         });
@@ -89,6 +90,8 @@ impl Types {
             name: name.into(),
             shape,
             required: false,
+            by_value: false,
+            atomic: schema.map_type.as_deref() == Some("atomic"),
             list: match schema.list_type.as_deref() {
                 Some("map") => ListType::Map,
                 Some("set") => ListType::Set,

@@ -168,6 +168,10 @@ fn cell(kind: &str, value: Option<&Value>, now: jiff::Timestamp) -> Value {
 }
 
 impl Strategy for Custom {
+    fn has_plain_finalizers(&self) -> bool {
+        true
+    }
+
     fn default(&self, object: &mut Value) {
         defaults::apply(&self.schema, object);
     }

@@ -43,6 +43,10 @@ fn store(crd: &mut Value) {
 }
 
 impl Strategy for CustomResourceDefinition {
+    fn has_plain_finalizers(&self) -> bool {
+        true
+    }
+
     fn default(&self, crd: &mut Value) {
         if !crd["spec"].is_object() {
             return;

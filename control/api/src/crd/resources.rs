@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::custom::Custom;
 use super::definition::storage_version;
+use crate::registry::ownership::Reset;
 use crate::resource::{GroupVersionKind, Resource, Scope, Subresource, Verb};
 use crate::status::FieldError;
 use crate::strategy::common::text;
@@ -105,6 +106,11 @@ pub fn resources(crd: &Value) -> Result<Vec<Resource>, DefinitionError> {
                 ..gvk.clone()
             };
             Ok(Resource {
+                reset: Reset::of(&schema, &subresources),
+                definition: Some(Arc::new(definition(
+                    &gvk,
+                    &version["schema"]["openAPIV3Schema"],
+                ))),
                 plural: plural.to_owned(),
                 singular: text(&names["singular"]).to_owned(),
                 short_names: list("shortNames"),
@@ -124,6 +130,27 @@ pub fn resources(crd: &Value) -> Result<Vec<Resource>, DefinitionError> {
             })
         })
         .collect()
+}
+
+/// What OpenAPI documents say of a kind: its schema, with the fields that every object has.
+fn definition(gvk: &GroupVersionKind, schema: &Value) -> Value {
+    let mut definition = match schema {
+        Value::Object(_) => schema.clone(),
+        _ => json!({ "type": "object" }),
+    };
+    let text = |what: &str| json!({ "type": "string", "description": what });
+    let metadata = json!({
+        "description": "Standard object's metadata. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata",
+        "allOf": [{ "$ref": "#/components/schemas/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta" }],
+    });
+    definition["properties"]["apiVersion"] =
+        text("APIVersion defines the versioned schema of this representation of an object.");
+    definition["properties"]["kind"] =
+        text("Kind is a string value representing the REST resource this object represents.");
+    definition["properties"]["metadata"] = metadata;
+    definition["x-kubernetes-group-version-kind"] =
+        json!([{ "group": gvk.group, "version": gvk.version, "kind": gvk.kind }]);
+    definition
 }
 
 /// The name of a kind's definition in OpenAPI: `com.example.v1.Widget`.

@@ -488,6 +488,11 @@ pub async fn patch(
         }
         return apply(call, target, subresource, config, repeated).await;
     }
+    if matches!(patch, Patch::Strategic(_)) && target.resource.definition.is_some() {
+        return Err(ApiError::unsupported_media_type(&[
+            PATCHES[0], PATCHES[1], APPLY,
+        ]));
+    }
     let gvk = &target.resource.gvk;
     let (table, schema) = (call.server.registry.table(), &target.resource.schema);
     let warnings = parking_lot::Mutex::new(Vec::new());

@@ -130,6 +130,12 @@ impl Definitions {
         let mut paths = Map::new();
         for resource in &own {
             paths::add(&mut paths, resource, paths::Version::Three);
+            if let Some(definition) = &resource.definition {
+                made.insert(
+                    definition_name(resource).to_owned(),
+                    Value::clone(definition),
+                );
+            }
             if resource.verbs.contains(&Verb::List) {
                 let (name, list) = list_definition(resource);
                 made.insert(name, list);
@@ -227,6 +233,11 @@ fn v2_document(resources: &[Arc<Resource>]) -> Value {
     let mut paths = Map::new();
     for resource in resources {
         paths::add(&mut paths, resource, paths::Version::Two);
+        if let Some(definition) = &resource.definition {
+            let mut definition = Value::clone(definition);
+            for_version_two(&mut definition);
+            made.insert(definition_name(resource).to_owned(), definition);
+        }
         if resource.verbs.contains(&Verb::List) {
             let (name, list) = list_definition(resource);
             made.insert(name, list);
@@ -260,6 +271,46 @@ fn v2_document(resources: &[Arc<Resource>]) -> Value {
         "paths": paths,
         "definitions": made,
     })
+}
+
+/// Leaves out what version 2 cannot say of a custom resource, as kube-apiserver does (`ToStructuralOpenAPIV2`).
+fn for_version_two(schema: &mut Value) {
+    let Some(fields) = schema.as_object_mut() else {
+        return;
+    };
+    // A reference is none of the user's: what they write is structural.
+    if fields
+        .get("allOf")
+        .is_some_and(|all| all[0]["$ref"].is_string())
+    {
+        return;
+    }
+    if fields.get("nullable") == Some(&Value::Bool(true)) {
+        fields.retain(|name, _| name == "description" || name.starts_with("x-kubernetes-"));
+        return;
+    }
+    for name in [
+        "allOf",
+        "anyOf",
+        "oneOf",
+        "not",
+        "nullable",
+        "x-kubernetes-validations",
+    ] {
+        fields.remove(name);
+    }
+    if fields.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true)) {
+        fields.remove("items");
+        fields.remove("properties");
+    }
+    if let Some(properties) = fields.get_mut("properties").and_then(Value::as_object_mut) {
+        properties.values_mut().for_each(for_version_two);
+    }
+    for name in ["items", "additionalProperties"] {
+        if let Some(inner) = fields.get_mut(name) {
+            for_version_two(inner);
+        }
+    }
 }
 
 /// References in the form of version 2.

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::names;
 use crate::resource::{Resource, Scope};
 use crate::status::{ApiError, FieldError};
-use crate::strategy::validation::finalizer_name;
+use crate::strategy::validation::{finalizer_name, qualified_name};
 
 /// The letters of generated names: no vowels, so that no words come out.
 const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
@@ -192,7 +192,11 @@ pub fn validate(resource: &Resource, object: &Value) -> Vec<FieldError> {
     validate_annotations(&metadata["annotations"], &mut errors);
     let finalizers = finalizers(object);
     for finalizer in &finalizers {
-        errors.extend(finalizer_name(finalizer).iter().map(|detail| {
+        let wrong = match resource.strategy.has_plain_finalizers() {
+            true => qualified_name(finalizer),
+            false => finalizer_name(finalizer),
+        };
+        errors.extend(wrong.iter().map(|detail| {
             FieldError::invalid("metadata.finalizers", &(*finalizer).into(), detail)
         }));
     }

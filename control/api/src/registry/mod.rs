@@ -7,6 +7,7 @@
 
 pub mod admission;
 pub mod collection;
+pub mod custom;
 pub mod defaults;
 pub mod delete;
 pub mod entry;

@@ -60,6 +60,13 @@ impl Table {
                 old(prefix).unwrap_or_else(|| Arc::new(Collection::new(prefix, strategy)))
             });
         }
+        // And of kinds whose stored version is not served.
+        for resource in resources.iter().filter(|r| is_stored(r)) {
+            let (prefix, strategy) = (&resource.storage_prefix, resource.strategy.clone());
+            by_prefix.entry(prefix.clone()).or_insert_with(|| {
+                old(prefix).unwrap_or_else(|| Arc::new(Collection::new(prefix, strategy)))
+            });
+        }
         let index = resources
             .iter()
             .map(|resource| {

@@ -257,6 +257,11 @@ pub trait Strategy: Send + Sync + 'static {
         false
     }
 
+    /// Whether a finalizer may be a name without a domain, as in the groups that are not in kube-apiserver's own scheme.
+    fn has_plain_finalizers(&self) -> bool {
+        false
+    }
+
     /// Whether an update must carry a resourceVersion.
     fn require_resource_version(&self) -> bool {
         false

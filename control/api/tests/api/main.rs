@@ -4,6 +4,7 @@
 mod apply;
 mod auth;
 mod crud;
+mod custom;
 mod deletion;
 mod edge;
 mod failures;
