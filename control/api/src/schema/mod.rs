@@ -1,13 +1,13 @@
 //! Schemas: what a kind's fields are, how they merge and what they default to.
 //!
 //! Reading order: this file (the model), `load` (from the table that build.rs makes), `decode` (bodies to checked objects),
-//! `defaults`, `json` and `yaml` (text to values, noticing duplicates). Merging is in [`crate::patch`].
+//! `defaults`, `json` and `yaml` (text to values, noticing duplicates), `protobuf` (both directions). Merging is in [`crate::patch`].
 
 mod decode;
 mod defaults;
 mod json;
 mod load;
-mod protobuf;
+pub mod protobuf;
 pub mod yaml;
 
 use std::collections::HashMap;

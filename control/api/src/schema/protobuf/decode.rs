@@ -1,65 +1,22 @@
-//! Objects in Kubernetes' protobuf encoding, as clients since 1.32 send them by default.
+//! Bodies in protobuf, read as objects.
 //!
-//! A body is the magic `k8s\0` and a `runtime.Unknown`, which holds the object's own message. The schemas know the fields'
-//! names and types; `protobuf.txt` adds their numbers. Go writes the zero values of fields that are no pointers; JSON leaves
-//! them out, and so do we where the field is known to be none. Answers are never protobuf: clients accept JSON as well.
-
-use std::collections::HashMap;
-use std::sync::OnceLock;
+//! Go writes the zero values of fields that are no pointers; JSON leaves them out, and so do we where the table says so.
 
 use base64::Engine as _;
 use serde_json::{Map, Value};
 
-use super::{Field, Schema, Shape, TypeId};
+use super::numbers::{self, Message, Numbered};
+use super::wire::{Reader, Wire};
+use super::{MAGIC, MAX_DEPTH};
 use crate::resource::GroupVersionKind;
+use crate::schema::{Field, Schema, Shape, TypeId};
 use crate::status::ApiError;
-
-static NUMBERS: &str = include_str!("protobuf.txt");
-
-/// What every body starts with.
-const MAGIC: &[u8] = b"k8s\0";
-/// Deeper messages are refused, so that nobody exhausts the stack.
-const MAX_DEPTH: usize = 64;
-
-/// Fields whose zero value means that they are absent: they are no pointers in Go.
-const NO_POINTERS: &[&str] = &[
-    "availableReplicas",
-    "count",
-    "failureThreshold",
-    "fullyLabeledReplicas",
-    "generation",
-    "healthCheckNodePort",
-    "hostIPC",
-    "hostNetwork",
-    "hostPID",
-    "hostPort",
-    "initialDelaySeconds",
-    "minReadySeconds",
-    "nodePort",
-    "observedGeneration",
-    "paused",
-    "periodSeconds",
-    "publishNotReadyAddresses",
-    "readOnly",
-    "readyReplicas",
-    "signal",
-    "stdin",
-    "stdinOnce",
-    "successThreshold",
-    "timeoutSeconds",
-    "tty",
-    "unavailableReplicas",
-    "unschedulable",
-    "updatedReplicas",
-];
-/// Strings whose empty value means something: they are pointers in Go.
-const STRING_POINTERS: &[&str] = &["storageClassName", "volumeAttributesClassName"];
 
 /// Reads a body as an object of the kind, with `apiVersion` and `kind` as the body says.
 ///
 /// # Errors
 ///
-/// 400 for what is no such message.
+/// 400 for what is no such message, 415 for a kind without messages (a custom resource).
 pub fn decode(
     schema: Option<&Schema>,
     gvk: &GroupVersionKind,
@@ -70,6 +27,13 @@ pub fn decode(
             "{} in version {:?} cannot be handled as a {}: protobuf: {detail}",
             gvk.kind, gvk.version, gvk.kind
         ))
+    };
+    let root = schema.and_then(|schema| Some((schema, numbers::message(&schema.root().name)?)));
+    let Some((schema, root)) = root else {
+        return Err(ApiError::unsupported_media_type(&[
+            "application/json",
+            "application/yaml",
+        ]));
     };
     let unknown = body.strip_prefix(MAGIC).ok_or_else(|| {
         refused("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]")
@@ -93,9 +57,7 @@ pub fn decode(
         }
     }
     let mut object = Map::new();
-    if let Some(schema) = schema {
-        message(schema, schema.root, None, raw, &mut object, 0).map_err(refused)?;
-    }
+    message(schema, schema.root, root, raw, &mut object, 0).map_err(refused)?;
     for (name, value) in [("apiVersion", api_version), ("kind", kind)] {
         if !value.is_empty() {
             object.insert(name.to_owned(), value.into());
@@ -104,37 +66,11 @@ pub fn decode(
     Ok(object.into())
 }
 
-/// The lines of `protobuf.txt` by message.
-fn numbers() -> &'static HashMap<&'static str, &'static str> {
-    static LINES: OnceLock<HashMap<&'static str, &'static str>> = OnceLock::new();
-    LINES.get_or_init(|| {
-        NUMBERS
-            .lines()
-            .filter(|line| !line.starts_with('#'))
-            .filter_map(|line| line.split_once(' '))
-            .collect()
-    })
-}
-
-/// The name of a field in lower case, and the message that it stands for if it is none in JSON.
-fn name_of(message: &str, number: u64) -> Option<(&'static str, Option<&'static str>)> {
-    let line = numbers().get(message)?;
-    line.split(' ').find_map(|word| {
-        let digits = word.find(|c: char| !c.is_ascii_digit())?;
-        (word[..digits].parse::<u64>() == Ok(number)).then(|| {
-            match word[digits..].split_once('>') {
-                Some((name, inline)) => (name, Some(inline)),
-                None => (&word[digits..], None),
-            }
-        })
-    })
-}
-
-/// Reads a message of the type `id` into `object`; `inline` is its name where it is none of the schemas'.
+/// Reads a message into `object`, whose type is `id`; an inline message is read into the object around it.
 fn message(
     schema: &Schema,
     id: TypeId,
-    inline: Option<&str>,
+    message: &Message,
     bytes: &[u8],
     object: &mut Map<String, Value>,
     depth: usize,
@@ -143,27 +79,22 @@ fn message(
         return Err("nested too deeply");
     }
     let kind = schema.get(id);
-    let own = kind.name.to_lowercase();
-    let name = match (inline, own.rsplit_once('.')) {
-        (Some(inline), Some((package, _))) => format!("{package}.{inline}"),
-        _ => own,
-    };
     let mut reader = Reader(bytes);
     while let Some((number, wire)) = reader.next()? {
-        let Some((field_name, inlined)) = name_of(&name, number) else {
+        // A field that is newer than our schemas is dropped, as an older kube-apiserver does.
+        let Some(numbered) = message.field(number) else {
             continue;
         };
-        let field = kind
-            .fields
-            .iter()
-            .find(|field| field.name.eq_ignore_ascii_case(field_name));
-        match (field, inlined, wire) {
-            (Some(field), _, wire) => put(schema, field, wire, object, depth)?,
-            (None, Some(inlined), Wire::Bytes(bytes)) => {
-                message(schema, id, Some(inlined), bytes, object, depth + 1)?;
+        match (numbered.inline(), wire) {
+            (Some(inline), Wire::Bytes(bytes)) => {
+                self::message(schema, id, inline, bytes, object, depth + 1)?;
             }
-            // A field that is newer than our schemas: dropped, as an older kube-apiserver does.
-            _ => {}
+            (Some(_), _) => return Err("wrong wire type"),
+            (None, wire) => {
+                if let Some(field) = kind.field(numbered.name) {
+                    put(schema, field, numbered, wire, object, depth)?;
+                }
+            }
         }
     }
     Ok(())
@@ -172,6 +103,7 @@ fn message(
 fn put(
     schema: &Schema,
     field: &Field,
+    numbered: &Numbered,
     wire: Wire<'_>,
     object: &mut Map<String, Value>,
     depth: usize,
@@ -220,14 +152,10 @@ fn put(
             let value = value(schema, shape, wire, depth)?;
             let absent = match &value {
                 Value::Null => true,
-                Value::String(text) => {
-                    text.is_empty() && !field.required && !STRING_POINTERS.contains(&&*field.name)
-                }
-                Value::Bool(false) => NO_POINTERS.contains(&&*field.name),
-                Value::Number(number) => {
-                    number.as_i64() == Some(0) && NO_POINTERS.contains(&&*field.name)
-                }
-                _ => false,
+                Value::String(text) => numbered.zero_is_absent && text.is_empty(),
+                Value::Bool(set) => numbered.zero_is_absent && !set,
+                Value::Number(number) => numbered.zero_is_absent && number.as_i64() == Some(0),
+                Value::Array(_) | Value::Object(_) => false,
             };
             if !absent {
                 object.insert(field.name.to_string(), value);
@@ -242,6 +170,7 @@ fn zero(shape: &Shape) -> Value {
     match shape {
         Shape::List(_) => Value::Array(Vec::new()),
         Shape::Object(_) => Value::Object(Map::new()),
+        Shape::Quantity => "0".into(),
         _ => "".into(),
     }
 }
@@ -283,7 +212,9 @@ fn value(
         },
         (Shape::Object(id), Wire::Bytes(bytes)) => {
             let mut object = Map::new();
-            message(schema, *id, None, bytes, &mut object, depth + 1)?;
+            let nested = numbers::message(&schema.get(*id).name);
+            let nested = nested.ok_or("a message whose fields are not known")?;
+            message(schema, *id, nested, bytes, &mut object, depth + 1)?;
             object.into()
         }
         // A list as a map's value is a message of its own: ExtraValue.
@@ -337,64 +268,6 @@ fn field(bytes: &[u8], wanted: u64) -> Result<Option<Wire<'_>>, &'static str> {
 
 fn text(bytes: &[u8]) -> Result<String, &'static str> {
     String::from_utf8(bytes.to_vec()).map_err(|_| "a string that is not UTF-8")
-}
-
-/// A field's value as it stands in the bytes.
-#[derive(Clone, Copy)]
-enum Wire<'a> {
-    Varint(u64),
-    Fixed64(u64),
-    Fixed32,
-    Bytes(&'a [u8]),
-}
-
-/// The bytes that are left.
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    /// The next field's number and value.
-    fn next(&mut self) -> Result<Option<(u64, Wire<'a>)>, &'static str> {
-        if self.0.is_empty() {
-            return Ok(None);
-        }
-        let tag = self.varint()?;
-        let wire = match tag & 7 {
-            0 => Wire::Varint(self.varint()?),
-            1 => {
-                let bytes: [u8; 8] = self.take(8)?.try_into().map_err(|_| "unexpected end")?;
-                Wire::Fixed64(u64::from_le_bytes(bytes))
-            }
-            2 => {
-                let length =
-                    usize::try_from(self.varint()?).map_err(|_| "a length out of range")?;
-                Wire::Bytes(self.take(length)?)
-            }
-            5 => {
-                self.take(4)?;
-                Wire::Fixed32
-            }
-            _ => return Err("unknown wire type"),
-        };
-        Ok(Some((tag >> 3, wire)))
-    }
-
-    fn take(&mut self, count: usize) -> Result<&'a [u8], &'static str> {
-        let (taken, rest) = self.0.split_at_checked(count).ok_or("unexpected end")?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    fn varint(&mut self) -> Result<u64, &'static str> {
-        let mut number = 0_u64;
-        for shift in (0..64).step_by(7) {
-            let byte = self.take(1)?[0];
-            number |= u64::from(byte & 0x7f) << shift;
-            if byte & 0x80 == 0 {
-                return Ok(number);
-            }
-        }
-        Err("a number that is too long")
-    }
 }
 
 #[cfg(test)]
