@@ -103,7 +103,8 @@ pub async fn handle(server: Arc<Inner>, request: Request<RequestBody>, origin: O
     let work = route_request(server, parts, query, route, body, origin);
     let answer = if matches!(method, Method::GET | Method::HEAD) {
         let compressed = async {
-            let answer = work.await.unwrap_or_else(|error| respond::error(&error));
+            let answer = work.await;
+            let answer = answer.unwrap_or_else(|error| respond::error_for(&error, &headers));
             match method {
                 Method::GET => respond::compress(answer, &headers),
                 _ => answer,
@@ -114,7 +115,7 @@ pub async fn handle(server: Arc<Inner>, request: Request<RequestBody>, origin: O
         // A write goes on to its end when the client goes away in the middle: what the store has committed must also be
         // accounted for here.
         let answer = tokio::spawn(work).await.ok();
-        answer.map(|answer| answer.unwrap_or_else(|error| respond::error(&error)))
+        answer.map(|answer| answer.unwrap_or_else(|error| respond::error_for(&error, &headers)))
     };
     let mut answer = answer.unwrap_or_else(|| {
         // Message and place were logged by the panic's hook; here is what it was about.

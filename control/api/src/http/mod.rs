@@ -1,7 +1,7 @@
 //! HTTP: from a request to an answer, whether it came over TLS or from inside the process.
 //!
 //! Reading order: `path`, `query`, `negotiate`, `body`, `respond` (the words), `dispatch` (the way of a request), `objects`
-//! (objects and collections), `subresources`, `reviews`, `tokens`, `node` (what the kubelet answers), `websocket` (logs over one), `proxy` (to pods,
+//! (objects and collections), `frames` (those of a watch), `subresources`, `reviews`, `tokens`, `node` (what the kubelet answers), `websocket` (logs over one), `proxy` (to pods,
 //! services and nodes; `unverified` is their TLS), `other` (discovery),
 //! `health`, `metrics`, `seat` (how many at once), `serve` (sockets), `local` (the in-process client's way in).
 
@@ -15,6 +15,7 @@ pub mod respond;
 pub mod serve;
 
 mod dispatch;
+mod frames;
 mod health;
 mod metrics;
 mod node;

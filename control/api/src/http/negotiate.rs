@@ -6,17 +6,31 @@ use http::header::{ACCEPT, CONTENT_TYPE};
 use crate::schema::Format;
 use crate::status::ApiError;
 
-const MEDIA_TYPES: &str = "application/json, application/yaml";
+/// The media types of text, which every kind has.
+const TEXT_TYPES: &str = "application/json, application/yaml";
 
 /// What a response is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Output {
-    /// The text format.
-    pub format: Format,
+    /// The format.
+    pub format: OutputFormat,
     /// What becomes of the object.
     pub shape: OutputShape,
     /// Whether JSON is indented.
     pub pretty: bool,
+    /// The best of the client's other choices, for what has no encoding in protobuf.
+    pub otherwise: Option<(OutputFormat, OutputShape)>,
+}
+
+/// The format of a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputFormat {
+    /// `application/json`
+    Json,
+    /// `application/yaml`
+    Yaml,
+    /// `application/vnd.kubernetes.protobuf`
+    Protobuf,
 }
 
 /// What becomes of an object in a response.
@@ -33,12 +47,13 @@ pub enum OutputShape {
 impl Output {
     /// JSON, as it is.
     pub const JSON: Self = Self {
-        format: Format::Json,
+        format: OutputFormat::Json,
         shape: OutputShape::Object,
         pretty: false,
+        otherwise: None,
     };
 
-    /// Picks the first entry of `Accept` that we serve.
+    /// Picks the entry of `Accept` that the client wants most of those that we serve: the first with the highest weight.
     ///
     /// # Errors
     ///
@@ -58,63 +73,104 @@ impl Output {
 
     fn pick(headers: &HeaderMap, serves: impl Fn(&Self) -> bool) -> Result<Self, ApiError> {
         let mut asked = false;
+        let mut best: Option<(f32, Self)> = None;
+        let mut best_text = None;
         for value in headers.get_all(ACCEPT) {
             let Ok(value) = value.to_str() else { continue };
             for part in value.split(',') {
                 asked |= !part.trim().is_empty();
-                if let Some(output) = accept(part).filter(&serves) {
-                    return Ok(output);
+                let Some((weight, output)) = accept(part).filter(|(_, output)| serves(output))
+                else {
+                    continue;
+                };
+                let wins = |over: &Option<(f32, Self)>| over.is_none_or(|(w, _)| weight > w);
+                if output.format != OutputFormat::Protobuf && wins(&best_text) {
+                    best_text = Some((weight, output));
+                }
+                if wins(&best) {
+                    best = Some((weight, output));
                 }
             }
         }
-        if asked {
-            return Err(ApiError::new(
-                406,
-                "NotAcceptable",
-                format!("only the following media types are accepted: {MEDIA_TYPES}"),
-            ));
+        match best {
+            Some((_, mut output)) => {
+                if output.format == OutputFormat::Protobuf {
+                    output.otherwise = best_text.map(|(_, text)| (text.format, text.shape));
+                }
+                Ok(output)
+            }
+            None if asked => Err(not_acceptable(&format!("{TEXT_TYPES}, {PROTOBUF}"))),
+            None => Ok(Self::JSON),
         }
-        Ok(Self::JSON)
     }
 
-    /// The value of `Content-Type`.
-    pub fn content_type(self) -> &'static str {
-        match self.format {
-            Format::Json => "application/json",
-            Format::Yaml => "application/yaml",
+    /// What to answer with where protobuf, which the client wants most, has no encoding for it.
+    ///
+    /// # Errors
+    ///
+    /// 406 if the client accepts nothing else.
+    pub fn without_protobuf(self) -> Result<Self, ApiError> {
+        match (self.format, self.otherwise) {
+            (OutputFormat::Json | OutputFormat::Yaml, _) => Ok(self),
+            (OutputFormat::Protobuf, Some((format, shape))) => Ok(Self {
+                format,
+                shape,
+                otherwise: None,
+                ..self
+            }),
+            (OutputFormat::Protobuf, None) => Err(not_acceptable(TEXT_TYPES)),
         }
     }
 }
 
-fn accept(part: &str) -> Option<Output> {
+fn not_acceptable(types: &str) -> ApiError {
+    ApiError::new(
+        406,
+        "NotAcceptable",
+        format!("only the following media types are accepted: {types}"),
+    )
+}
+
+/// One entry of `Accept` and its weight; `None` for what we do not serve, or the client refuses with a weight of zero.
+fn accept(part: &str) -> Option<(f32, Output)> {
     let mut words = part.split(';').map(str::trim);
     let format = match words.next()? {
-        "application/json" | "*/*" | "application/*" => Format::Json,
-        "application/yaml" => Format::Yaml,
+        "application/json" | "*/*" | "application/*" => OutputFormat::Json,
+        "application/yaml" => OutputFormat::Yaml,
+        PROTOBUF => OutputFormat::Protobuf,
         _ => return None,
     };
     let (mut kind, mut group, mut version) = ("", "", "");
+    let mut weight = 1.0;
     for word in words {
         match word.split_once('=') {
             Some(("as", value)) => kind = value,
             Some(("g", value)) => group = value,
             Some(("v", value)) => version = value,
+            // What is no number counts as one (as kube-apiserver's parser has it).
+            Some(("q", value)) => weight = value.parse().unwrap_or(1.0),
             _ => {}
         }
     }
+    if weight <= 0.0 {
+        return None;
+    }
     let shape = match (kind, group, version) {
         ("", _, _) => OutputShape::Object,
-        ("Table", "meta.k8s.io", "v1") => OutputShape::Table,
+        // A table is never in protobuf: its cells are any JSON.
+        ("Table", "meta.k8s.io", "v1") if format != OutputFormat::Protobuf => OutputShape::Table,
         ("PartialObjectMetadata" | "PartialObjectMetadataList", "meta.k8s.io", "v1") => {
             OutputShape::Partial
         }
         _ => return None,
     };
-    Some(Output {
+    let output = Output {
         format,
         shape,
         pretty: false,
-    })
+        otherwise: None,
+    };
+    Some((weight, output))
 }
 
 /// Whether the client asks for aggregated discovery, and in which version.
@@ -183,16 +239,10 @@ mod tests {
         let table = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
         assert_eq!(negotiate(table).unwrap().shape, OutputShape::Table);
         assert_eq!(
-            negotiate("application/vnd.kubernetes.protobuf,application/json").unwrap(),
-            Output::JSON
+            negotiate("application/yaml").unwrap().format,
+            OutputFormat::Yaml
         );
-        assert_eq!(negotiate("application/yaml").unwrap().format, Format::Yaml);
-        assert_eq!(
-            negotiate("application/vnd.kubernetes.protobuf")
-                .unwrap_err()
-                .code,
-            406
-        );
+        assert_eq!(negotiate("application/xml").unwrap_err().code, 406);
         assert_eq!(negotiate("*/*").unwrap(), Output::JSON);
         let unstored = |accept: &str| {
             let mut headers = HeaderMap::new();
@@ -202,6 +252,41 @@ mod tests {
         assert_eq!(unstored(table).unwrap(), Output::JSON);
         let only = "application/json;as=Table;v=v1;g=meta.k8s.io";
         assert_eq!(unstored(only).unwrap_err().code, 406);
+    }
+
+    #[test]
+    fn the_highest_weight_wins_and_zero_refuses() {
+        use OutputFormat::{Json, Protobuf, Yaml};
+        #[rustfmt::skip] // A table.
+        let rows = [
+            ("application/json;q=0.5,application/yaml",                 Some(Yaml)),
+            ("application/json;q=0.5, application/yaml;q=0.5",          Some(Json)),
+            ("application/json, application/vnd.kubernetes.protobuf",   Some(Json)),
+            ("application/vnd.kubernetes.protobuf;q=0.4,*/*;q=0.3",     Some(Protobuf)),
+            ("application/vnd.kubernetes.protobuf;q=0,application/json;q=0.1", Some(Json)),
+            ("application/json;q=0",                                    None),
+            ("application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io", None),
+        ];
+        for (accept, expected) in rows {
+            let format = negotiate(accept).ok().map(|output| output.format);
+            assert_eq!(format, expected, "{accept}");
+        }
+    }
+
+    #[test]
+    fn the_best_text_stands_in_for_protobuf() {
+        let stands_in = |accept: &str| {
+            let output = negotiate(accept).unwrap();
+            assert_eq!(output.format, OutputFormat::Protobuf, "{accept}");
+            output.without_protobuf().map(|output| output.format)
+        };
+        let both = "application/vnd.kubernetes.protobuf,application/json;q=0.5,application/yaml";
+        assert_eq!(stands_in(both), Ok(OutputFormat::Yaml));
+        let error = stands_in("application/vnd.kubernetes.protobuf").unwrap_err();
+        assert_eq!(error.code, 406);
+        let metadata =
+            "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+        assert_eq!(negotiate(metadata).unwrap().shape, OutputShape::Partial);
     }
 
     #[test]

@@ -2,30 +2,29 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_TYPE, HeaderValue};
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
 use http::{Response, StatusCode};
 use rand::Rng as _;
 use serde_json::{Value, json};
 
 use super::body::{self, RequestBody};
 use super::dispatch::Call;
+use super::frames::{self, WatchFrames};
 use super::negotiate::{self, Output, OutputShape};
 use super::respond::{self, Answer};
 use crate::auth::authorize::{Attributes, forbidden};
 use crate::managed::manager::validate_name;
 use crate::registry::delete::{self, DeleteRequest};
-use crate::registry::entry::ChangeType;
 use crate::registry::list::{At, ListRequest, parse_revision};
 use crate::registry::meta;
 use crate::registry::selector::Selector;
-use crate::registry::watch::{Frames, Start, WatchRequest, Watcher};
+use crate::registry::watch::{Start, WatchRequest, Watcher};
 use crate::registry::write::Target;
 use crate::resource::{GroupVersionKind, Resource, Subresource, Verb};
-use crate::schema::{Decoded, FieldValidation, Format, Schema, yaml};
+use crate::schema::{Decoded, FieldValidation, Format, Schema, protobuf, yaml};
 use crate::status::{ApiError, FieldError};
 use crate::strategy::{Context, Writing};
-use crate::table;
 
 /// Answers a verb on an object or a collection.
 pub async fn answer(
@@ -53,6 +52,15 @@ pub fn output(call: &Call) -> Result<Output, ApiError> {
     Ok(output)
 }
 
+/// The same for a resource whose kind may have no encoding in protobuf.
+fn output_of(call: &Call, resource: &Resource) -> Result<Output, ApiError> {
+    let output = output(call)?;
+    match output.shape {
+        OutputShape::Object if !protobuf::encodes(&resource.schema) => output.without_protobuf(),
+        _ => Ok(output),
+    }
+}
+
 /// The same, for what is not stored.
 pub fn unstored_output(call: &Call) -> Result<Output, ApiError> {
     let mut output = Output::negotiate_unstored(&call.parts.headers)?;
@@ -62,7 +70,7 @@ pub fn unstored_output(call: &Call) -> Result<Output, ApiError> {
 
 /// GET of one object, as it is or as it was at some time since the revision that the client has seen.
 pub async fn get(call: &Call, target: &Target) -> Result<Answer, ApiError> {
-    let output = output(call)?;
+    let output = output_of(call, &target.resource)?;
     let version = call.query.text("resourceVersion");
     if !version.is_empty() {
         let revision = parse_revision(version)?;
@@ -90,7 +98,7 @@ fn selector(call: &Call, resource: &Resource) -> Result<Selector, ApiError> {
 }
 
 async fn list(call: &Call, target: &Target) -> Result<Answer, ApiError> {
-    let output = output(call)?;
+    let output = output_of(call, &target.resource)?;
     let query = &call.query;
     let token = query.text("continue");
     let limit = query.number("limit")?.unwrap_or(0);
@@ -116,7 +124,7 @@ async fn list(call: &Call, target: &Target) -> Result<Answer, ApiError> {
 }
 
 async fn watch(call: &Call, target: Target) -> Result<Answer, ApiError> {
-    let output = output(call)?;
+    let output = output_of(call, &target.resource)?;
     let query = &call.query;
     let bookmarks = query.flag("allowWatchBookmarks");
     let start = WatchRequest::start(
@@ -151,14 +159,7 @@ async fn watch(call: &Call, target: Target) -> Result<Answer, ApiError> {
         timeout,
     };
     let resource = target.resource;
-    let mut frames = Shape {
-        resource: resource.clone(),
-        shape: output.shape,
-        options: None,
-    };
-    if output.shape == OutputShape::Table {
-        frames.options = Some(respond::table_options(query, Value::Null)?);
-    }
+    let frames = WatchFrames::new(resource.clone(), output, query)?;
     let registry = call.server.registry.clone();
     let stop = call.server.stop.clone();
     let reached = match start {
@@ -190,72 +191,15 @@ async fn watch(call: &Call, target: Target) -> Result<Answer, ApiError> {
         }
         // A watch that cannot start from there says so in the stream, as kube-apiserver does.
         Err(error) if matches!(error.code, 410 | 504) => {
-            body::full(frame("ERROR", &error.to_status()))
+            body::full(frames::frame(output.format, "ERROR", &error.to_status()))
         }
         Err(error) => return Err(error),
     };
     let mut response = Response::new(body);
     response
         .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        .insert(CONTENT_TYPE, frames::content_type(output.format));
     Ok(response)
-}
-
-/// The frames of a watcher that asked for tables or metadata only.
-struct Shape {
-    resource: std::sync::Arc<Resource>,
-    shape: OutputShape,
-    options: Option<table::Options>,
-}
-
-fn frame(kind: &str, object: &Value) -> Bytes {
-    let mut out = BytesMut::from(format!(r#"{{"type":"{kind}","object":"#).as_bytes());
-    out.extend_from_slice(object.to_string().as_bytes());
-    out.extend_from_slice(b"}\n");
-    out.freeze()
-}
-
-impl Shape {
-    fn shaped(&mut self, object: &Value) -> Value {
-        match &mut self.options {
-            None => table::partial_metadata(object),
-            Some(options) => {
-                options.now = jiff::Timestamp::now();
-                options.metadata =
-                    json!({ "resourceVersion": object["metadata"]["resourceVersion"] });
-                let table = table::render(&self.resource, [object], options);
-                options.headers = false;
-                table
-            }
-        }
-    }
-}
-
-impl Frames for Shape {
-    fn convert(&mut self, change: ChangeType, object: &Value) -> Option<Bytes> {
-        if self.shape == OutputShape::Object {
-            return None;
-        }
-        let kind = match change {
-            ChangeType::Added => "ADDED",
-            ChangeType::Modified => "MODIFIED",
-            ChangeType::Deleted => "DELETED",
-        };
-        Some(frame(kind, &self.shaped(object)))
-    }
-
-    fn converts(&self) -> bool {
-        self.shape != OutputShape::Object
-    }
-
-    fn other(&mut self, kind: &str, object: &Value) -> Bytes {
-        match self.shape {
-            OutputShape::Partial if kind == "BOOKMARK" => {
-                frame(kind, &table::partial_metadata(object))
-            }
-            _ => frame(kind, object),
-        }
-    }
 }
 
 /// What to do about unknown fields.
@@ -296,7 +240,7 @@ pub async fn decode(
 }
 
 async fn create(call: &Call, target: Target, body: RequestBody) -> Result<Answer, ApiError> {
-    let output = output(call)?;
+    let output = output_of(call, &target.resource)?;
     let mut ctx = call.context()?;
     let decoded = decode(call, &target.resource.gvk, body).await?;
     let mut target = target;
@@ -335,7 +279,7 @@ pub async fn update(
     subresource: Option<Subresource>,
     body: RequestBody,
 ) -> Result<Answer, ApiError> {
-    let output = output(call)?;
+    let output = output_of(call, &target.resource)?;
     let ctx = call.context()?;
     let decoded = decode(call, &target.resource.gvk, body).await?;
     let mut object = decoded.object;
@@ -476,7 +420,7 @@ pub async fn patch(
     subresource: Option<Subresource>,
     body: RequestBody,
 ) -> Result<Answer, ApiError> {
-    let output = output(call)?;
+    let output = output_of(call, &target.resource)?;
     let ctx = call.context()?;
     let mode = field_validation(call)?;
     let patch = Patch::read(call, body).await?;
@@ -661,7 +605,7 @@ pub async fn delete_options(
 }
 
 async fn delete(call: &Call, target: &Target, body: RequestBody) -> Result<Answer, ApiError> {
-    let output = output(call)?;
+    let output = output_of(call, &target.resource)?;
     let mut ctx = call.context()?;
     let (request, dry_run) = delete_options(call, body).await?;
     ctx.dry_run |= dry_run;
@@ -689,7 +633,7 @@ async fn delete_collection(
     target: &Target,
     body: RequestBody,
 ) -> Result<Answer, ApiError> {
-    let output = output(call)?;
+    let output = output_of(call, &target.resource)?;
     let mut ctx = call.context()?;
     let request = ListRequest {
         namespace: &target.namespace,

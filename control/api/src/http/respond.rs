@@ -13,17 +13,24 @@ use http::{HeaderMap, Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::body::{self, ListBody, ResponseBody};
-use super::negotiate::{Output, OutputShape};
+use super::negotiate::{Output, OutputFormat, OutputShape, PROTOBUF};
 use super::query::Query;
 use crate::registry::entry::Entry;
 use crate::registry::list::{CONTINUE, Page};
 use crate::resource::Resource;
-use crate::schema::Format;
+use crate::schema::protobuf::{self, EncodeError};
 use crate::status::{ApiError, FieldError};
 use crate::table;
 
 /// Smaller answers are not worth compressing (kube-apiserver's own threshold).
 const COMPRESS_FROM: usize = 128 << 10;
+
+/// A Status in protobuf. Should one have no encoding, JSON that the client cannot read is better than no reason at all.
+const PROTOBUF_STATUS: Output = Output {
+    format: OutputFormat::Protobuf,
+    otherwise: Some((OutputFormat::Json, OutputShape::Object)),
+    ..Output::JSON
+};
 
 /// An answer.
 pub type Answer = Response<ResponseBody>;
@@ -43,22 +50,35 @@ pub fn text(code: StatusCode, text: impl Into<Bytes>) -> Answer {
     bytes(code, "text/plain; charset=utf-8", text)
 }
 
-/// A value as JSON or YAML.
+/// A value as JSON, YAML or protobuf; text, too, for a value without an encoding in protobuf.
 pub fn value(code: StatusCode, value: &Value, output: Output) -> Answer {
     match output.format {
-        Format::Json if output.pretty => {
+        OutputFormat::Json if output.pretty => {
             let json = serde_json::to_vec_pretty(value).expect("a JSON value always serialises");
             bytes(code, "application/json", json)
         }
-        Format::Json => {
+        OutputFormat::Json => {
             let json = serde_json::to_vec(value).expect("a JSON value always serialises");
             bytes(code, "application/json", json)
         }
-        Format::Yaml => match serde_saphyr::to_string(value) {
+        OutputFormat::Yaml => match serde_saphyr::to_string(value) {
             Ok(yaml) => bytes(code, "application/yaml", yaml),
             Err(failed) => error(&ApiError::internal(&failed)),
         },
+        OutputFormat::Protobuf => match protobuf::encode_by_kind(value) {
+            Ok(body) => bytes(code, PROTOBUF, body),
+            Err(reason) => match as_text(output, &reason) {
+                Ok(output) => self::value(code, value, output),
+                Err(not_acceptable) => status(&not_acceptable, PROTOBUF_STATUS),
+            },
+        },
     }
+}
+
+/// The text that stands in for protobuf, for one object whose kind may well have an encoding.
+fn as_text(output: Output, reason: &EncodeError) -> Result<Output, ApiError> {
+    tracing::debug!(%reason, "an answer is not in protobuf");
+    output.without_protobuf()
 }
 
 /// An object that is not stored, or of which only the metadata was asked for.
@@ -69,8 +89,20 @@ pub fn unstored(code: StatusCode, object: &Value, output: Output) -> Answer {
     }
 }
 
-/// An error as a Status.
+/// An error as a Status in JSON.
 pub fn error(error: &ApiError) -> Answer {
+    status(error, Output::JSON)
+}
+
+/// An error as a Status, in protobuf for clients that want it most.
+pub fn error_for(error: &ApiError, request: &HeaderMap) -> Answer {
+    match Output::negotiate(request).map(|output| output.format) {
+        Ok(OutputFormat::Protobuf) => status(error, PROTOBUF_STATUS),
+        _ => status(error, Output::JSON),
+    }
+}
+
+fn status(error: &ApiError, output: Output) -> Answer {
     let mut status = error.to_status();
     let token = status["details"]
         .as_object_mut()
@@ -82,7 +114,7 @@ pub fn error(error: &ApiError) -> Answer {
         }
     }
     let code = StatusCode::from_u16(error.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut answer = value(code, &status, Output::JSON);
+    let mut answer = value(code, &status, output);
     if let Some(seconds) = error.details["retryAfterSeconds"].as_u64() {
         answer.headers_mut().insert("retry-after", seconds.into());
     }
@@ -184,6 +216,21 @@ pub fn list(
         }
         object
     };
+    if output.format == OutputFormat::Protobuf {
+        let items = page.entries.iter().map(parse);
+        let mut gvk = resource.gvk.clone();
+        gvk.kind.push_str("List");
+        let body = match output.shape {
+            OutputShape::Partial => protobuf::encode_partial_list(&metadata, items),
+            OutputShape::Object | OutputShape::Table => {
+                protobuf::encode_list(Some(&resource.schema), &gvk, &metadata, items)
+            }
+        };
+        return match body {
+            Ok(body) => Ok(bytes(StatusCode::OK, PROTOBUF, body)),
+            Err(reason) => list(resource, page, as_text(output, &reason)?, query),
+        };
+    }
     let shaped = match output.shape {
         OutputShape::Object => json!({
             "kind": format!("{}List", resource.gvk.kind),

@@ -177,7 +177,7 @@ async fn lists_come_as_tables_metadata_and_yaml() {
         .await;
     assert_eq!(yaml.headers["content-type"], "application/yaml");
     server
-        .get_as(MAPS, "application/vnd.kubernetes.protobuf")
+        .get_as(MAPS, "application/xml")
         .await
         .refused(406, "NotAcceptable");
 }

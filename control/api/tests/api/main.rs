@@ -11,6 +11,7 @@ mod failures;
 mod lists;
 mod node;
 mod pipeline;
+mod protobuf;
 mod rbac;
 mod services;
 mod support;

@@ -261,37 +261,3 @@ fn what_has_no_encoding_says_why() {
         "field priority is not the Int32 that its schema says"
     );
 }
-
-/// Counts, for a comparison by hand: `cargo test --profile ci … -- --ignored --nocapture protobuf::tests::speed`.
-#[test]
-#[ignore = "it measures, and asserts nothing"]
-fn speed() {
-    let gvk = gvk("v1", "Pod");
-    let schemas = Schemas::builtin();
-    let schema = schemas.find(&gvk);
-    let objects: Vec<Value> = (0..200).map(|seed| made(&gvk, seed)).collect();
-    let bodies: Vec<Vec<u8>> = objects
-        .iter()
-        .map(|o| encode(schema, &gvk, o).unwrap())
-        .collect();
-    let size: usize = bodies.iter().map(Vec::len).sum();
-    let measure = |what: &str, run: &dyn Fn()| {
-        run();
-        let start = std::time::Instant::now();
-        (0..20).for_each(|_| run());
-        let each = start.elapsed() / u32::try_from(20 * bodies.len()).unwrap();
-        println!("{what}: {each:?} a pod of {} bytes", size / bodies.len());
-    };
-    measure("decode", &|| {
-        let read = |body: &Vec<u8>| decode(schema, &gvk, body).unwrap();
-        bodies.iter().for_each(|body| _ = read(body));
-    });
-    measure("encode", &|| {
-        let written = |object| encode(schema, &gvk, object).unwrap();
-        objects.iter().for_each(|object| _ = written(object));
-    });
-    measure("encode as JSON", &|| {
-        let written = |object| serde_json::to_vec(object).unwrap();
-        objects.iter().for_each(|object| _ = written(object));
-    });
-}
