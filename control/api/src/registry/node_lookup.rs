@@ -25,8 +25,11 @@ pub struct NodeLookup {
     slices: Option<Arc<Collection>>,
     certificates: Option<Arc<Collection>>,
     /// A kubelet that starts asks for each of its pods' objects in turn.
-    parsed: Mutex<HashMap<Box<str>, (Arc<Entry>, Arc<Value>)>>,
+    parsed: Mutex<HashMap<Box<str>, Parsed>>,
 }
+
+/// An object beside the entry that it was parsed from.
+type Parsed = (Arc<Entry>, Arc<Value>);
 
 impl NodeLookup {
     /// Looks up in the collections of a table. All these kinds are built in.

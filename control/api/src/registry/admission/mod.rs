@@ -1,6 +1,6 @@
 //! Admission: what needs to look at other objects before a request is carried out.
 //!
-//! A plugin is one file and one line of [`PLUGINS`]; the order is kube-apiserver's (`pkg/kubeapiserver/options/plugins.go`), in
+//! A plugin is one file and one line of `PLUGINS`; the order is kube-apiserver's (`pkg/kubeapiserver/options/plugins.go`), in
 //! which webhooks and policies stand near the end and quotas last.
 
 pub mod amounts;
