@@ -40,6 +40,11 @@ impl Health {
         loops.iter().map(check).collect()
     }
 
+    /// A loop that is no longer wanted is not down.
+    pub(crate) fn forget(&self, name: &str) {
+        self.0.lock().remove(name);
+    }
+
     fn set(&self, name: &str, trouble: Option<String>) {
         self.0.lock().insert(name.to_owned(), trouble);
     }

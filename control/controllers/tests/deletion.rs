@@ -8,10 +8,14 @@ use harness::{Cluster, Gate, Verdict, eventually};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use knarr_controllers::Config;
 use kube::Api;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PropagationPolicy};
-use serde_json::json;
+use kube::api::{
+    ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams,
+    PostParams, PropagationPolicy,
+};
+use serde_json::{Value, json};
 
 async fn owner_with_dependents(cluster: &Cluster) -> ConfigMap {
     let maps = cluster.api::<ConfigMap>();
@@ -84,6 +88,86 @@ async fn dependents_go_or_stay_as_the_deletion_says() {
         .await
         .expect("it stays");
     assert_eq!(middle.metadata.owner_references, None);
+}
+
+/// A kind that comes while the collector works owns, is owned, and goes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn custom_resources_are_collected_and_own() {
+    let cluster = Cluster::start().await;
+    // It has listed everything, and looks for other kinds only when told.
+    become_of(&cluster, PropagationPolicy::Background, &[]).await;
+    let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
+    let schema = json!({"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}});
+    let version = json!({"name": "v1", "served": true, "storage": true, "schema": schema});
+    let definition = json!({"metadata": {"name": "crontabs.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced",
+        "names": {"plural": "crontabs", "kind": "CronTab"}, "versions": [version]}});
+    cluster.create(&definitions, definition).await;
+    let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("example.com", "v1", "CronTab"));
+    let crontabs: Api<DynamicObject> = Api::default_namespaced_with(cluster.client.clone(), &kind);
+    let crontab = |name: &str, owners: Value| {
+        json!({"apiVersion": "example.com/v1", "kind": "CronTab",
+        "metadata": {"name": name, "ownerReferences": owners}})
+    };
+    let create = async |object: Value| {
+        let object: DynamicObject = serde_json::from_value(object).expect("an object");
+        crontabs.create(&PostParams::default(), &object).await
+    };
+    eventually("they are served", async || {
+        create(crontab("owner", json!([])))
+            .await
+            .map_err(|error| error.to_string())
+    })
+    .await;
+    let owner = crontabs.get("owner").await.expect("the owner");
+    let uid = owner.metadata.uid.expect("its UID");
+    let of = json!([{"apiVersion": "example.com/v1", "kind": "CronTab", "name": "owner", "uid": uid, "blockOwnerDeletion": true}]);
+    let map = json!({"metadata": {"name": "leaf", "ownerReferences": of}});
+    cluster.create(&cluster.api::<ConfigMap>(), map).await;
+    create(crontab("middle", of)).await.expect("owned");
+    let foreground = DeleteParams::foreground();
+    crontabs
+        .delete("owner", &foreground)
+        .await
+        .expect("accepted");
+    eventually("all go", async || {
+        let left = crontabs
+            .list(&ListParams::default())
+            .await
+            .expect("a list")
+            .items
+            .len();
+        let maps = names(&cluster).await;
+        (left == 0 && maps.is_empty())
+            .then_some(())
+            .ok_or_else(|| format!("{left} {maps:?}"))
+    })
+    .await;
+    // What is owned by an object of a kind that goes, goes with it.
+    let owner = create(crontab("owner", json!([])))
+        .await
+        .expect("created again");
+    let of = json!([{"apiVersion": "example.com/v1", "kind": "CronTab", "name": "owner", "uid": owner.metadata.uid}]);
+    let map = json!({"metadata": {"name": "leaf", "ownerReferences": of}});
+    cluster.create(&cluster.api::<ConfigMap>(), map).await;
+    let deleted = definitions
+        .delete("crontabs.example.com", &DeleteParams::default())
+        .await;
+    deleted.expect("accepted");
+    eventually("the leaf goes", async || {
+        let maps = names(&cluster).await;
+        maps.is_empty()
+            .then_some(())
+            .ok_or_else(|| format!("{maps:?}"))
+    })
+    .await;
+    eventually("its watch ends", async || {
+        let checks = cluster.health.checks();
+        let watched = checks.iter().any(|(name, _)| name.contains("crontabs"));
+        (!watched)
+            .then_some(())
+            .ok_or("it is still there".to_owned())
+    })
+    .await;
 }
 
 fn orphan() -> DeleteParams {

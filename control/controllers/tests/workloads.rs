@@ -267,6 +267,10 @@ async fn a_pod_that_fits_nowhere_says_why_and_is_bound_once_it_fits() {
 async fn no_pod_is_placed_before_all_is_listed() {
     let cluster = Cluster::start_api().await;
     cluster.node("n1").await;
+    // Nor does anybody take the taint of a new node away.
+    let untainted = Patch::Merge(json!({"spec": {"taints": null}}));
+    let nodes: Api<Node> = Api::all(cluster.client.clone());
+    (nodes.patch("n1", &PatchParams::default(), &untainted).await).expect("no taint");
     let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
     let shy = json!({"metadata": {"name": "shy", "labels": {"team": "x"}}});
     cluster.create(&namespaces, shy).await;

@@ -5,6 +5,7 @@
 
 mod decide;
 mod graph;
+mod kinds;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -23,8 +24,7 @@ use kube::{Api, Client, Error};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::api;
@@ -33,9 +33,10 @@ use crate::context::Context;
 use crate::discovery::{Resource, discover};
 use crate::model::{self, Written};
 use crate::queue::{Next, Queue, backoff};
-use crate::supervise::{Loop, supervise};
+use crate::supervise::Loop;
 use decide::{Action, Dependents, OwnerState, Policy, decide};
 use graph::{Deletion, FOREGROUND, Graph, Node, ORPHAN, Uid};
+use kinds::{Kinds, Watches};
 
 /// How many objects are worked on at a time.
 const WORKERS: usize = 32;
@@ -47,6 +48,8 @@ const IMPATIENCE: Duration = Duration::from_secs(30);
 enum SyncError {
     #[error("read {what}")]
     Read { what: String, source: Error },
+    #[error("discover the server's resources")]
+    Discover(#[source] Error),
     #[error("list {what}")]
     List { what: String, source: Error },
     #[error("change {what}")]
@@ -74,6 +77,8 @@ struct Listed {
 struct Shared {
     graph: Mutex<Graph>,
     queue: Arc<Queue<Uid>>,
+    /// Told when a definition of custom resources comes, changes or goes.
+    definitions: Notify,
 }
 
 impl Shared {
@@ -94,7 +99,7 @@ impl Shared {
 struct Collector {
     client: Client,
     shared: Arc<Shared>,
-    resources: Arc<Vec<Arc<Resource>>>,
+    kinds: Arc<Kinds>,
 }
 
 /// Registers with the caches; what the returned function makes works until stopped, once the caches are ready.
@@ -111,52 +116,27 @@ async fn run(ctx: &Context, shared: Arc<Shared>, covered: &HashSet<(String, Stri
     let Some(resources) = discover_until(&ctx.client, &ctx.stop).await else {
         return;
     };
-    let watched: Vec<_> = resources
-        .iter()
-        .filter(|resource| {
-            is_collected(resource)
-                && !covered.contains(&(resource.group.clone(), resource.kind.clone()))
-        })
-        .cloned()
-        .collect();
-    let unlisted = Unlisted::new(&watched);
     // Dropped with this future, and the watches with it.
-    let mut watches = JoinSet::new();
-    for resource in watched {
-        let (ctx, shared, unlisted) = (ctx.clone(), shared.clone(), unlisted.clone());
-        watches.spawn(async move {
-            let name = format!("garbage-collector-{}", resource.qualified());
-            let (health, stop) = (ctx.health.clone(), ctx.stop.clone());
-            let watch = || {
-                follow(
-                    ctx.client.clone(),
-                    resource.clone(),
-                    shared.clone(),
-                    unlisted.clone(),
-                    ctx.stop.clone(),
-                )
-            };
-            supervise(&name, &health, &stop, watch).await;
-        });
-    }
+    let mut watches = Watches::new(ctx, &shared, covered);
+    watches.set(resources.clone());
     // Whom an object owns is known only once every kind was listed: before, a deletion in the foreground would not wait for its
     // dependents, and one that orphans would forget them, and they would be collected later.
     tokio::select! {
         () = ctx.stop.cancelled() => return,
-        () = unlisted.none() => {}
+        () = watches.unlisted.none() => {}
     }
     let collector = Collector {
         client: ctx.client.clone(),
         shared: shared.clone(),
-        resources: Arc::new(resources),
+        kinds: watches.kinds.clone(),
     };
     let queue = shared.queue.clone();
-    queue
-        .run("garbage-collector", WORKERS, ctx.stop.clone(), move |uid| {
-            let collector = collector.clone();
-            async move { collector.sync(&uid).await }
-        })
-        .await;
+    let work = queue.run("garbage-collector", WORKERS, ctx.stop.clone(), move |uid| {
+        let collector = collector.clone();
+        async move { collector.sync(&uid).await }
+    });
+    // Both end when stopped, and not before.
+    tokio::join!(work, watches.keep_up(resources));
 }
 
 /// Whether objects of this resource go with their owners; events go by themselves.
@@ -165,13 +145,13 @@ fn is_collected(resource: &Resource) -> bool {
 }
 
 /// The resources whose first list is still to come.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 struct Unlisted(Arc<watch::Sender<BTreeSet<String>>>);
 
 impl Unlisted {
-    fn new(resources: &[Arc<Resource>]) -> Self {
-        let names = resources.iter().map(|resource| resource.qualified());
-        Self(Arc::new(watch::Sender::new(names.collect())))
+    fn add(&self, resource: &Resource) {
+        self.0
+            .send_if_modified(|names| names.insert(resource.qualified()));
     }
 
     fn listed(&self, resource: &Resource) {
@@ -287,6 +267,9 @@ async fn follow(
             None => return,
             Some(Ok(event)) => {
                 failures = 0;
+                if resource.kind == "CustomResourceDefinition" {
+                    shared.definitions.notify_one();
+                }
                 match event {
                     Event::Init => {
                         missing = shared
@@ -430,10 +413,7 @@ impl Collector {
             .api_version
             .rsplit_once('/')
             .map_or("", |(group, _)| group);
-        let resource = self
-            .resources
-            .iter()
-            .find(|resource| resource.group == group && resource.kind == owner.kind);
+        let resource = self.kinds.find(group, &owner.kind);
         let Some(resource) = resource else {
             return Err(SyncError::UnknownKind {
                 what: describe(node),
@@ -448,7 +428,7 @@ impl Collector {
         } else {
             ""
         };
-        let found = self.read(resource, namespace, &owner.name).await?;
+        let found = self.read(&resource, namespace, &owner.name).await?;
         Ok(Some(
             match found.filter(|found| found.uid.as_deref() == Some(owner.uid.as_str())) {
                 None => OwnerState::Absent,
@@ -492,7 +472,9 @@ impl Collector {
             .dependents(uid)
             .map(|(uid, node)| (uid.clone(), node.clone()))
             .collect();
-        let possible = self.resources.iter().filter(|resource| {
+        // The server is asked which kinds there are: one that came just now may have dependents, too.
+        let resources = discover(&self.client).await.map_err(SyncError::Discover)?;
+        let possible = resources.iter().filter(|resource| {
             // What is in a namespace owns only what is in the same.
             is_collected(resource) && (node.namespace.is_empty() || resource.namespaced)
         });
