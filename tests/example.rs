@@ -19,16 +19,18 @@ fn answers(cluster: &Cluster, url: &str, count: usize) -> BTreeSet<String> {
         .collect()
 }
 
+/// The names of the three pods, once those before them are gone: a rollout does not wait for that.
 fn pods(cluster: &Cluster) -> BTreeSet<String> {
-    let names = cluster.kubectl(&[
-        "get",
-        "pods",
-        "-l",
-        "app=hello",
-        "-o",
-        "jsonpath={.items[*].metadata.name}",
-    ]);
-    names.split_whitespace().map(str::to_owned).collect()
+    let what = "jsonpath={.items[*].metadata.name}";
+    cluster.wait("three pods", || {
+        let names = cluster.try_kubectl(&["get", "pods", "-l", "app=hello", "-o", what])?;
+        let pods: BTreeSet<String> = names.split_whitespace().map(str::to_owned).collect();
+        if pods.len() == 3 {
+            Ok(pods)
+        } else {
+            Err(names)
+        }
+    })
 }
 
 fn start(name: &str) -> Cluster {
@@ -100,6 +102,7 @@ fn a_rollout_goes_forward_and_back_without_losing_a_request() {
         "hello=knarr.local/hello:v2",
     ]);
     cluster.kubectl(&["rollout", "status", "deployment/hello", "--timeout=60s"]);
+    let after = pods(&cluster);
     assert_eq!(
         cluster.kubectl(&[
             "get",
@@ -111,10 +114,7 @@ fn a_rollout_goes_forward_and_back_without_losing_a_request() {
         ]),
         "knarr.local/hello:v2 knarr.local/hello:v2 knarr.local/hello:v2",
     );
-    assert_eq!(
-        answers(&cluster, &format!("http://{address}/"), 30),
-        pods(&cluster)
-    );
+    assert_eq!(answers(&cluster, &format!("http://{address}/"), 30), after);
 
     let history = cluster.kubectl(&["rollout", "history", "deployment/hello"]);
     assert!(

@@ -110,9 +110,10 @@ fn run_prints_output_once_and_ends_with_the_containers_code() {
                 !warned || which == Kubectl::New && out == "quick",
                 "{name}: {stderr}"
             );
-            let times = if warned { 2 } else { 1 };
+            // Once more, unless the log was not there yet the first time.
+            let times = if warned { 1..=2 } else { 1..=1 };
             let printed = stdout.matches(out.trim()).count();
-            assert_eq!(printed, times, "{name}: {stdout}{stderr}");
+            assert!(times.contains(&printed), "{name}: {stdout}{stderr}");
         }
     }
 }
