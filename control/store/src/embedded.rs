@@ -11,6 +11,7 @@ use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, StorageBackend, TableDefinition};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::gate::Gate;
 use crate::history::History;
 use crate::space::Space;
 use crate::writer::{self, Request};
@@ -28,13 +29,22 @@ pub(crate) const EVERY_KIND: &str = "";
 pub(crate) const REVISION: &str = "revision";
 /// The key in [`META`] of the reservation: no revision beyond it was given out without being in the file.
 pub(crate) const RESERVED: &str = "reserved";
+/// The key in [`META`] of the format; a file without it has the first.
+const FORMAT_KEY: &str = "format";
+/// The format of the files that this version writes: the tables above, the layout of their values, and what the values mean.
+///
+/// Whoever changes one of them so that an older version would misread the file raises it, and brings files of older formats to
+/// the new one when they are opened. [`META`] itself stays as it is, so that every version finds the number.
+const FORMAT: u64 = 1;
 
 /// redb's page cache, in bytes. The API server's watch cache answers nearly every read, so this serves writes only.
 const CACHE_BYTES: usize = 4 << 20;
 /// How many transactions may wait for the writer before callers wait too.
 const QUEUE: usize = 1024;
 
-fn open_database(backend: impl StorageBackend) -> Result<Database, redb::Error> {
+/// Opens the database; `Err` within is the format of a newer version, whose file is not touched.
+fn open_database(backend: impl StorageBackend) -> Result<Result<Database, u64>, redb::Error> {
+    let gate = Gate::new(backend);
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE_BYTES);
     builder.set_repair_callback(|session| {
@@ -43,14 +53,28 @@ fn open_database(backend: impl StorageBackend) -> Result<Database, redb::Error> 
             "repairing the store after a crash"
         );
     });
-    let database = builder.create_with_backend(backend)?;
-    // Make both tables, so that readers never meet a file without them.
+    let database = builder.create_with_backend(gate.clone())?;
+    let format = stored_format(&database)?;
+    if format > FORMAT {
+        return Ok(Err(format));
+    }
+    gate.open()?;
+    // Make the tables, so that readers never meet a file without them.
     let txn = database.begin_write()?;
     txn.open_table(KV)?;
     txn.open_table(META)?;
     txn.open_table(REMOVED)?;
     txn.commit()?;
-    Ok(database)
+    Ok(Ok(database))
+}
+
+fn stored_format(database: &Database) -> Result<u64, redb::Error> {
+    match database.begin_read()?.open_table(META) {
+        Ok(meta) => Ok(meta.get(FORMAT_KEY)?.map_or(1, |guard| guard.value())),
+        // A new file.
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(FORMAT),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Why the store takes no writes any more.
@@ -105,7 +129,8 @@ impl RedbStore {
     ///
     /// # Errors
     ///
-    /// `Backend` if the file cannot be opened, is no store, or another process has it open.
+    /// `Newer` if a newer version wrote the file, which is not changed then. `Backend` if it cannot be opened, is no store, or
+    /// another process has it open.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let failed = |source: redb::Error| backend(format!("open {}", path.display()), source);
         let file = OpenOptions::new()
@@ -128,7 +153,13 @@ impl RedbStore {
         space: Option<Space>,
     ) -> Result<Self, StoreError> {
         let failed = |source: redb::Error| backend(format!("open {}", path.display()), source);
-        let database = open_database(file).map_err(failed)?;
+        let database = open_database(file)
+            .map_err(failed)?
+            .map_err(|found| StoreError::Newer {
+                path: path.to_owned(),
+                found,
+                known: FORMAT,
+            })?;
         let revision = begin_life(&database).map_err(failed)?;
         let shared = Arc::new(Shared {
             database,
@@ -204,6 +235,7 @@ fn begin_life(database: &Database) -> Result<Revision, redb::Error> {
             _ => stored,
         };
         meta.insert(REVISION, start)?;
+        meta.insert(FORMAT_KEY, FORMAT)?;
         let mut removed = txn.open_table(REMOVED)?;
         if removed.get(EVERY_KIND)?.is_none() {
             // A file of a version that did not keep this, or a new one.

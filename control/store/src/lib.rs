@@ -16,6 +16,11 @@
 //! the file or never given again, and a watch from a lost one is told that it is compacted. A store that is closed in peace
 //! first makes everything durable, drops the reservation, and goes on counting where it was.
 //!
+//! # What another version may find
+//!
+//! The file holds the number of its format. One without a number has the first. A file of a newer format is refused and stays
+//! as it is, byte for byte ([`StoreError::Newer`]).
+//!
 //! # What a failing disk may do
 //!
 //! A full disk refuses what makes the store grow, and takes deletions, renewals and small changes ([`StoreError::NoSpace`]).
@@ -24,6 +29,7 @@
 //! store ends its process ([`RedbStore::failure`]). What was acknowledged before is there afterwards.
 
 mod embedded;
+mod gate;
 mod history;
 mod record;
 mod space;
@@ -31,6 +37,8 @@ mod writer;
 
 #[cfg(test)]
 mod faults;
+
+use std::path::PathBuf;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -183,6 +191,20 @@ pub enum StoreError {
         what: String,
         /// Why it failed.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A newer version of the program wrote the file, in a format that this one would misread.
+    #[error(
+        "{path} has store format {found}, and this version of Knarr reads formats up to {known}: start the version that wrote \
+         it, or a newer one, or restore a copy of the data directory from before the upgrade",
+        path = path.display()
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u64,
+        /// The newest format that this version reads and writes.
+        known: u64,
     },
     /// The back end failed.
     #[error("{what}")]

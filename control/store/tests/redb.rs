@@ -11,6 +11,7 @@ use knarr_store::{
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use proptest::prelude::*;
+use redb::ReadableDatabase as _;
 
 fn open(dir: &Path) -> RedbStore {
     RedbStore::open(&dir.join("state.redb")).unwrap()
@@ -552,4 +553,70 @@ proptest! {
             }
         });
     }
+}
+
+const META: redb::TableDefinition<'_, &str, u64> = redb::TableDefinition::new("meta");
+
+/// The format that the file at `path` says it has.
+fn format(path: &Path) -> Option<u64> {
+    let database = redb::Database::open(path).unwrap();
+    let meta = database.begin_read().unwrap().open_table(META).unwrap();
+    meta.get("format").unwrap().map(|guard| guard.value())
+}
+
+/// Writes the format into the file at `path`, or takes it out; what is returned keeps the file open.
+fn set_format(path: &Path, format: Option<u64>) -> redb::Database {
+    let database = redb::Database::open(path).unwrap();
+    let txn = database.begin_write().unwrap();
+    let mut meta = txn.open_table(META).unwrap();
+    match format {
+        Some(format) => drop(meta.insert("format", format).unwrap()),
+        None => drop(meta.remove("format").unwrap()),
+    }
+    drop(meta);
+    txn.commit().unwrap();
+    database
+}
+
+#[tokio::test]
+async fn a_file_of_a_newer_format_is_refused_and_stays_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.redb");
+    commit(&open(dir.path()), vec![], vec![put("/a", "1")]).await;
+    assert_eq!(format(&path), Some(1));
+    let database = set_format(&path, Some(2));
+    // As after a crash: redb would repair it.
+    let crashed = dir.path().join("crashed.redb");
+    std::fs::copy(&path, &crashed).unwrap();
+    drop(database);
+    for path in [path, crashed] {
+        let before = std::fs::read(&path).unwrap();
+        let error = RedbStore::open(&path).err().expect("it is refused");
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "{} has store format 2, and this version of Knarr reads formats up to 1: start the version that wrote it, or a \
+                 newer one, or restore a copy of the data directory from before the upgrade",
+                path.display()
+            )
+        );
+        assert!(std::fs::read(&path).unwrap() == before, "{path:?} changed");
+        // The lock is gone with the refusal.
+        drop(set_format(&path, Some(1)));
+        let store = RedbStore::open(&path).unwrap();
+        assert_eq!(store.get("/a").await.unwrap().unwrap().value, "1");
+    }
+}
+
+#[tokio::test]
+async fn a_file_without_a_format_has_the_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.redb");
+    let revision = commit(&open(dir.path()), vec![], vec![put("/a", "1")]).await;
+    drop(set_format(&path, None));
+    let store = open(dir.path());
+    assert_eq!(store.get("/a").await.unwrap().unwrap().value, "1");
+    assert_eq!(store.revision(), revision);
+    drop(store);
+    assert_eq!(format(&path), Some(1));
 }
