@@ -4,6 +4,7 @@
 //! about to expire or not valid for the server's present names is made anew, at the start and while the server runs
 //! ([`renewal`]), so nothing has to be renewed by hand but the CA itself, every ten years.
 
+pub mod clock;
 pub mod renewal;
 
 use std::fs;
@@ -18,6 +19,8 @@ use rcgen::{
 };
 use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
+
+pub use clock::Clock;
 
 /// How long the CA is valid.
 const CA_VALIDITY: Duration = Duration::days(3650);
@@ -80,9 +83,6 @@ pub enum Purpose {
         hosts: Vec<String>,
     },
 }
-
-/// What tells the time: the system's clock, or that of a test.
-pub type Clock = Arc<dyn Fn() -> OffsetDateTime + Send + Sync>;
 
 /// The keys of one control plane. Clones are the same keys.
 #[derive(Clone)]
@@ -153,6 +153,11 @@ impl Pki {
 
     fn now(&self) -> OffsetDateTime {
         (self.0.clock)()
+    }
+
+    /// What tells the time of everything that these keys sign.
+    pub fn clock(&self) -> Clock {
+        self.0.clock.clone()
     }
 
     /// How long the CA's certificate is still valid; negative once it is not.

@@ -235,7 +235,7 @@ impl ApiServer {
                 expiry::run(registry.clone(), events.clone(), ttl, stop.clone())
             }));
         }
-        let tls = serve::tls(pki.ca_cert_pem(), serving).map_err(tls)?;
+        let tls = serve::tls(pki, serving).map_err(tls)?;
         let inner = Arc::new(inner);
         let (server, stop) = (Arc::downgrade(&inner), inner.stop.clone());
         tokio::spawn(supervised("tokens of secrets", move || {

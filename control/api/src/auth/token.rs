@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use super::UserInfo;
 use super::cache::{self, Cache};
 use super::jwt::SigningKey;
-use crate::pki::Pki;
+use crate::pki::{Clock, Pki};
 use crate::registry::Registry;
 use crate::registry::entry::Entry;
 use crate::status::ApiError;
@@ -65,6 +65,7 @@ pub struct Tokens {
     key: SigningKey,
     key_id: String,
     issuer: String,
+    clock: Clock,
     verified: Cache<Verified>,
     bad: Cache<Instant>,
 }
@@ -199,6 +200,7 @@ impl Tokens {
             key,
             key_id,
             issuer,
+            clock: pki.clock(),
             verified: Cache::new(REMEMBERED),
             bad: Cache::new(REMEMBERED_BAD),
         })
@@ -219,7 +221,7 @@ impl Tokens {
     ///
     /// 500 if signing fails.
     pub fn sign(&self, grant: &Grant) -> Result<(String, jiff::Timestamp), ApiError> {
-        let now = jiff::Timestamp::now().as_second();
+        let now = (self.clock)().unix_timestamp();
         let claims = Claims {
             aud: self.audiences_or_default(&grant.audiences),
             exp: now + grant.seconds,
@@ -291,7 +293,7 @@ impl Tokens {
                 verified
             }
         };
-        let now = jiff::Timestamp::now().as_second();
+        let now = (self.clock)().unix_timestamp();
         if now > verified.expires + LEEWAY {
             self.verified.remove(&digest);
             return None;

@@ -23,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 use super::body::BoxError;
 use super::dispatch::{Origin, handle};
 use crate::auth::UserInfo;
+use crate::pki::Pki;
+use crate::pki::clock::TlsTime;
 use crate::pki::renewal::Shown;
 use crate::server::Inner;
 
@@ -86,16 +88,17 @@ pub fn trust(ca_pem: &str) -> Result<rustls::RootCertStore, TlsError> {
 }
 
 /// TLS as a server; clients may show a certificate of the CA.
-pub fn tls(ca_pem: &str, identity: Shown) -> Result<Arc<rustls::ServerConfig>, TlsError> {
+pub fn tls(pki: &Pki, identity: Shown) -> Result<Arc<rustls::ServerConfig>, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(
-        Arc::new(trust(ca_pem)?),
+        Arc::new(trust(pki.ca_cert_pem())?),
         provider.clone(),
     )
     .allow_unauthenticated()
     .build()
     .map_err(|source| TlsError::Verifier { source })?;
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+    let time = Arc::new(TlsTime(pki.clock()));
+    let mut config = rustls::ServerConfig::builder_with_details(provider, time)
         .with_safe_default_protocol_versions()
         .map_err(|source| TlsError::Rustls { source })?
         .with_client_cert_verifier(verifier)

@@ -1,16 +1,20 @@
 //! Over a real socket: TLS, client certificates, bearer tokens, both versions of HTTP.
 
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use base64::Engine as _;
 use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use knarr_api::pki::{Identity, Purpose};
+use knarr_api::pki::clock::TlsTime;
+use knarr_api::pki::{Identity, Pki, Purpose};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
@@ -51,9 +55,10 @@ impl Listening {
         let ca = CertificateDer::from_pem_slice(self.server.pki.ca_cert_pem().as_bytes())
             .expect("a certificate");
         roots.add(ca).expect("a CA");
-        let builder = rustls::ClientConfig::builder_with_provider(Arc::new(
-            rustls::crypto::ring::default_provider(),
-        ))
+        let builder = rustls::ClientConfig::builder_with_details(
+            Arc::new(rustls::crypto::ring::default_provider()),
+            Arc::new(TlsTime(self.server.pki.clock())),
+        )
         .with_safe_default_protocol_versions()
         .expect("versions")
         .with_root_certificates(roots);
@@ -129,6 +134,50 @@ async fn a_certificate_names_the_user() {
     assert_eq!((code, &list["kind"]), (200, &json!("NodeList")));
     listening.stop.cancel();
     listening.task.await.expect("it ends");
+}
+
+#[tokio::test]
+async fn tokens_and_certificates_of_clients_end_by_the_clock_of_the_keys() {
+    let (start, days) = (OffsetDateTime::now_utc(), Arc::new(AtomicI64::new(0)));
+    let passed = days.clone();
+    let clock = move || start + time::Duration::days(passed.load(Ordering::SeqCst));
+    let keys = |dir: &Path| Pki::open_with_clock(dir, Arc::new(clock)).expect("keys");
+    let listening = listen_with(Server::start_on(Arc::new, keys).await).await;
+    listening.server.service_account().await;
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let asked = json!({ "spec": { "audiences": [], "expirationSeconds": 90_000 } });
+    let reply = listening.server.post(path, &asked).await.expect(201);
+    let token = reply["status"]["token"].as_str().expect("a token");
+    let admin = listening.identity("admin", "system:masters");
+    for (day, token_is_good) in [(0, 200), (1, 200), (2, 401), (300, 401)] {
+        days.store(day, Ordering::SeqCst);
+        listening.server.api.certificates().check();
+        assert_eq!(
+            listening.get(None, "/apis", token).await.0,
+            token_is_good,
+            "day {day}"
+        );
+        assert_eq!(
+            listening.get(Some(&admin), MAPS, "").await.0,
+            200,
+            "day {day}"
+        );
+    }
+    days.store(366, Ordering::SeqCst);
+    listening.server.api.certificates().check();
+    // With TLS 1.3 the client hears of it when it reads.
+    let stream = listening.connect(Some(&admin), b"http/1.1").await;
+    let connected = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = connected.expect("HTTP");
+    let driven = tokio::spawn(connection);
+    let request = Request::get(MAPS).header("host", "x");
+    let request = request.body(Full::<Bytes>::default()).expect("a request");
+    let refused = sender.send_request(request).await;
+    assert!(refused.is_err(), "{refused:?}");
+    let why = driven.await.expect("no panic").expect_err("it broke off");
+    let why = format!("{why:?}");
+    assert!(why.contains("CertificateExpired"), "{why}");
+    listening.end().await;
 }
 
 #[tokio::test]
