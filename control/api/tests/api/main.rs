@@ -15,5 +15,6 @@ mod protobuf;
 mod rbac;
 mod services;
 mod support;
+mod upgrade;
 mod watches;
 mod wire;

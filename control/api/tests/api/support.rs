@@ -94,6 +94,16 @@ impl Server {
             advertise: "192.0.2.1:6443".parse().expect("an address"),
             ..config
         };
+        Self::open_as(dir, config, store, pki).await
+    }
+
+    /// With all of this configuration.
+    pub async fn open_as(
+        dir: tempfile::TempDir,
+        config: ApiServerConfig,
+        store: Arc<dyn Store>,
+        pki: Pki,
+    ) -> Self {
         let api = ApiServer::open(config, store, &pki)
             .await
             .expect("a server");
@@ -104,6 +114,14 @@ impl Server {
             service,
             dir: Some(dir),
         }
+    }
+
+    /// Where its keys and its store are.
+    pub fn dir(&self) -> &std::path::Path {
+        self.dir
+            .as_ref()
+            .expect("it is there until a restart")
+            .path()
     }
 
     /// The same server, asked by another user.
@@ -119,10 +137,9 @@ impl Server {
 
     /// What the store's file would hold if the server were killed now.
     pub async fn stored_after_a_crash(&self, key: &str) -> Value {
-        let dir = self.dir.as_ref().expect("it is there until a restart");
         let copy = tempfile::tempdir().expect("a temporary directory");
         let path = copy.path().join("state.redb");
-        std::fs::copy(dir.path().join("state.redb"), &path).expect("a copy of the store");
+        std::fs::copy(self.dir().join("state.redb"), &path).expect("a copy of the store");
         let store = RedbStore::open(&path).expect("a store as after a crash");
         let kv = store.get(key).await.expect("a read");
         serde_json::from_slice(&kv.expect("the key is there").value).expect("JSON")
@@ -134,21 +151,8 @@ impl Server {
     }
 
     /// The same cluster after a restart, before which these keys were taken out of its store.
-    pub async fn restart_after(mut self, removed: &[&str]) -> Self {
-        let dir = self.dir.take().expect("it is there until a restart");
-        drop(self);
-        // The store closes when the feed's task has let go of it.
-        let deadline = tokio::time::Instant::now() + DEADLINE;
-        let store = loop {
-            match RedbStore::open(&dir.path().join("state.redb")) {
-                Ok(store) => break store,
-                Err(error) => assert!(
-                    tokio::time::Instant::now() < deadline,
-                    "the store is still open: {error:?}"
-                ),
-            }
-            tokio::task::yield_now().await;
-        };
+    pub async fn restart_after(self, removed: &[&str]) -> Self {
+        let (dir, store) = self.close().await;
         let ops = removed.iter().map(|key| Op::Delete((*key).to_owned()));
         let ops: Vec<Op> = ops.collect();
         if !ops.is_empty() {
@@ -157,6 +161,24 @@ impl Server {
         }
         drop(store);
         Self::open(dir, ApiServerConfig::default()).await
+    }
+
+    /// Ends the server; its directory, and its store by itself.
+    pub async fn close(mut self) -> (tempfile::TempDir, RedbStore) {
+        let dir = self.dir.take().expect("it is there until a restart");
+        drop(self);
+        // The store closes when the feed's task has let go of it.
+        let deadline = tokio::time::Instant::now() + DEADLINE;
+        loop {
+            match RedbStore::open(&dir.path().join("state.redb")) {
+                Ok(store) => return (dir, store),
+                Err(error) => assert!(
+                    tokio::time::Instant::now() < deadline,
+                    "the store is still open: {error:?}"
+                ),
+            }
+            tokio::task::yield_now().await;
+        }
     }
 
     pub async fn raw(&self, request: Request<Full<Bytes>>) -> Response<ResponseBody> {
