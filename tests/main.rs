@@ -13,6 +13,7 @@ mod pods;
 mod scheduling;
 mod storage;
 mod streams;
+mod upgrade;
 mod volumes;
 
 use harness::{Disk, Machine};
