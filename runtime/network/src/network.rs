@@ -20,7 +20,7 @@ use crate::rules::{self, Installed, RulesError};
 use crate::sysctl::{self, SysctlError};
 use crate::table::TableWatch;
 
-/// How long after a failure the table is looked at again.
+/// How long after a failure, or where it is not known what the kernel has, the table is looked at again.
 const REPAIR_AGAIN: Duration = Duration::from_secs(1);
 
 /// What a node's network is made of.
@@ -270,15 +270,21 @@ async fn keep(inner: Weak<Inner>, mut watch: TableWatch) {
     loop {
         // Our own changes wake this too: those are as they should be.
         let Some(inner) = inner.upgrade() else { return };
-        let repair = move || inner.state.lock().rules.repair();
+        let repair = move || {
+            let rules = &mut inner.state.lock().rules;
+            let repaired = rules.repair()?;
+            Ok::<_, RulesError>((repaired, rules.is_known()))
+        };
         let outcome = netns::on_thread("network-repair", repair).await;
         let failed = match &outcome {
-            Ok(Ok(true)) => {
-                let table = rules::TABLE;
-                tracing::warn!(table, "somebody changed the table; it is written again");
-                false
+            Ok(Ok((repaired, known))) => {
+                if *repaired {
+                    let table = rules::TABLE;
+                    tracing::warn!(table, "somebody changed the table; it is written again");
+                }
+                // Where others change the ruleset all the time, it is not written all the time.
+                !known
             }
-            Ok(Ok(false)) => false,
             Ok(Err(error)) => report(error),
             Err(error) => report(error),
         };

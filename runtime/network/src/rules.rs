@@ -39,7 +39,7 @@ pub enum RulesError {
 /// The table as it was written last.
 pub(crate) struct Installed {
     script: String,
-    /// What the kernel made of it; `None` if somebody removed it again before it was read.
+    /// What the kernel made of it; `None` if somebody changed the ruleset before that was read: it may not be ours.
     content: Option<u64>,
     /// Whether it is to be left alone, since somebody is about to remove it.
     released: bool,
@@ -55,13 +55,22 @@ impl Installed {
     }
 
     fn write(script: String) -> Result<Self, RulesError> {
+        let netfilter = Netfilter::open().map_err(RulesError::Read)?;
+        let before = netfilter.generation().map_err(RulesError::Read)?;
         nft(&script)?;
         let content = content().map_err(RulesError::Read)?;
+        // The script is one transaction. With another one since, what was read may be somebody else's work.
+        let now = netfilter.generation().map_err(RulesError::Read)?;
         Ok(Self {
             script,
-            content,
+            content: content.filter(|_| now == before.wrapping_add(1)),
             released: false,
         })
+    }
+
+    /// Whether it is known how the kernel's table should look; if not, [`repair`](Self::repair) writes it again.
+    pub(crate) fn is_known(&self) -> bool {
+        self.released || self.content.is_some()
     }
 
     /// Leaves the table to whoever removes it.

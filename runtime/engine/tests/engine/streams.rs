@@ -162,6 +162,9 @@ fn input_for_one_client_ends_with_it() {
                 ..READING
             };
             let mut session = attach(&machine, &id, request.clone()).await;
+            // It is there before anything is said: attached later, it might hear the end alone.
+            let mut second = attach(&machine, &id, request.clone()).await;
+            assert_eq!(second.stdin.is_none(), once, "somebody else has it");
             session
                 .stdin
                 .as_mut()
@@ -170,8 +173,6 @@ fn input_for_one_client_ends_with_it() {
                 .await
                 .unwrap();
             if once {
-                let mut second = attach(&machine, &id, request).await;
-                assert!(second.stdin.is_none(), "somebody else has it");
                 drop(session.stdin.take());
                 let (stdout, _) = rest(&mut session).await;
                 assert_eq!(stdout, b"typed\nover\n");
@@ -179,6 +180,7 @@ fn input_for_one_client_ends_with_it() {
                 machine.exited(&id).await;
                 assert!(machine.engine().attach(&id, READING).await.is_err());
             } else {
+                drop(second);
                 let mut read = [0; 6];
                 let stdout = session.stdout.as_mut().unwrap();
                 tokio::time::timeout(DEADLINE, stdout.read_exact(&mut read))
