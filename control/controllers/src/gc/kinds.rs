@@ -7,17 +7,18 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::Client;
 use parking_lot::Mutex;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio_util::task::AbortOnDropHandle;
 
-use super::{Shared, Unlisted, follow, is_collected};
+use super::{Shared, Unlisted, discover_until, follow, is_collected};
 use crate::context::Context;
-use crate::discovery::{Resource, discover};
+use crate::discovery::Resource;
 use crate::supervise::supervise;
 
 /// How often the server is asked for its resources when nothing tells of a change.
 const RESYNC: Duration = Duration::from_secs(30);
+/// How many kinds that went are remembered: definitions may come and go without end.
+const GONE: usize = 1024;
 /// Changes of definitions that come together are one.
 const QUIET: Duration = Duration::from_millis(100);
 
@@ -28,7 +29,7 @@ pub(super) struct Kinds(Mutex<Known>);
 #[derive(Default)]
 struct Known {
     present: Vec<Arc<Resource>>,
-    /// Their objects went with them: an owner of such a kind is asked for, and not found.
+    /// Their objects went with them: an owner of such a kind is asked for, and not found. The last [`GONE`].
     gone: Vec<Arc<Resource>>,
 }
 
@@ -52,20 +53,20 @@ impl Kinds {
             |one: &Resource, other: &Resource| one.group == other.group && one.kind == other.kind;
         gone.extend(old);
         gone.retain(|resource| !present.iter().any(|one| same(one, resource)));
+        gone.drain(..gone.len().saturating_sub(GONE));
         *known = Known { present, gone };
     }
 }
 
 /// The watches, one for each kind that no cache holds. They end when this is dropped.
 pub(super) struct Watches<'a> {
-    pub ctx: &'a Context,
-    pub shared: &'a Arc<Shared>,
-    /// Kinds that a cache holds, by group and name.
-    pub covered: &'a HashSet<(String, String)>,
     pub unlisted: Unlisted,
     pub kinds: Arc<Kinds>,
-    tasks: JoinSet<()>,
-    running: Vec<(Arc<Resource>, AbortHandle)>,
+    ctx: &'a Context,
+    shared: &'a Arc<Shared>,
+    /// Kinds that a cache holds, by group and name.
+    covered: &'a HashSet<(String, String)>,
+    running: Vec<(Arc<Resource>, AbortOnDropHandle<()>)>,
 }
 
 impl<'a> Watches<'a> {
@@ -81,13 +82,12 @@ impl<'a> Watches<'a> {
             covered,
             unlisted: Unlisted::default(),
             kinds: Arc::default(),
-            tasks: JoinSet::new(),
             running: Vec::new(),
         }
     }
 
     /// Watches these resources and no others. What an object of a kind that is gone owned is looked at again.
-    pub fn set(&mut self, resources: Vec<Arc<Resource>>) {
+    pub async fn set(&mut self, resources: Vec<Arc<Resource>>) {
         let watched = |resource: &&Arc<Resource>| {
             is_collected(resource)
                 && !self
@@ -96,12 +96,12 @@ impl<'a> Watches<'a> {
         };
         let wanted: Vec<_> = resources.iter().filter(watched).cloned().collect();
         self.kinds.set(resources);
-        let (stay, end) = std::mem::take(&mut self.running)
+        let (stay, end): (Vec<_>, Vec<_>) = std::mem::take(&mut self.running)
             .into_iter()
             .partition(|(resource, _)| wanted.contains(resource));
         self.running = stay;
-        for (resource, task) in end {
-            self.end(&resource, &task);
+        for (resource, watch) in end {
+            self.end(&resource, watch).await;
         }
         for resource in wanted {
             if !self.running.iter().any(|(running, _)| *running == resource) {
@@ -115,19 +115,26 @@ impl<'a> Watches<'a> {
         let (ctx, shared, unlisted) =
             (self.ctx.clone(), self.shared.clone(), self.unlisted.clone());
         let of = resource.clone();
-        let task = self.tasks.spawn(async move {
+        let watch = async move {
             let (health, stop) = (ctx.health.clone(), ctx.stop.clone());
             let watch = || {
                 let (client, stop) = (ctx.client.clone(), ctx.stop.clone());
                 follow(client, of.clone(), shared.clone(), unlisted.clone(), stop)
             };
             supervise(&name(&of), &health, &stop, watch).await;
-        });
-        self.running.push((resource, task));
+        };
+        let watch = AbortOnDropHandle::new(tokio::spawn(watch));
+        self.running.push((resource, watch));
     }
 
-    fn end(&self, resource: &Resource, task: &AbortHandle) {
-        task.abort();
+    async fn end(&self, resource: &Resource, watch: AbortOnDropHandle<()>) {
+        watch.abort();
+        // Until it has ended it may still observe an object, which then nobody would take out of the graph.
+        if let Err(error) = watch.await
+            && error.is_panic()
+        {
+            tracing::error!(%error, kind = resource.kind, "the watch of a kind that is gone panicked");
+        }
         self.ctx.health.forget(&name(resource));
         self.unlisted.listed(resource);
         let objects: Vec<_> = self
@@ -150,21 +157,13 @@ impl<'a> Watches<'a> {
                 // What comes within the pause is answered by the same question, or else wakes this once more.
                 () = shared.definitions.notified() => tokio::time::sleep(QUIET).await,
             }
-            if let Some(resources) = asked(&ctx.client, &known).await {
+            let Some(resources) = discover_until(&ctx.client, &ctx.stop).await else {
+                return;
+            };
+            if resources != known {
                 known.clone_from(&resources);
-                self.set(resources);
+                self.set(resources).await;
             }
-        }
-    }
-}
-
-/// What the server has, if that is not what it had.
-async fn asked(client: &Client, known: &[Arc<Resource>]) -> Option<Vec<Arc<Resource>>> {
-    match discover(client).await {
-        Ok(resources) => (resources != known).then_some(resources),
-        Err(error) => {
-            tracing::warn!(%error, "discovery failed; what was known stays until the next");
-            None
         }
     }
 }
@@ -199,5 +198,19 @@ mod tests {
         kinds.set(vec![resource("g", "v2", "Kind")]);
         assert_eq!(version(&kinds).as_deref(), Some("v2"));
         assert_eq!(kinds.0.lock().gone, [resource("", "v1", "Pod")]);
+    }
+
+    #[test]
+    fn kinds_that_come_and_go_without_end_are_forgotten() {
+        let kinds = Kinds::default();
+        for n in 0..GONE + 2 {
+            kinds.set(vec![resource("g", "v1", &format!("Kind{n}"))]);
+        }
+        let is_known = |n: usize| kinds.find("g", &format!("Kind{n}")).is_some();
+        assert_eq!(
+            [0, 1, GONE, GONE + 1].map(is_known),
+            [false, true, true, true]
+        );
+        assert_eq!(kinds.0.lock().gone.len(), GONE);
     }
 }

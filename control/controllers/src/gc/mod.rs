@@ -118,7 +118,7 @@ async fn run(ctx: &Context, shared: Arc<Shared>, covered: &HashSet<(String, Stri
     };
     // Dropped with this future, and the watches with it.
     let mut watches = Watches::new(ctx, &shared, covered);
-    watches.set(resources.clone());
+    watches.set(resources.clone()).await;
     // Whom an object owns is known only once every kind was listed: before, a deletion in the foreground would not wait for its
     // dependents, and one that orphans would forget them, and they would be collected later.
     tokio::select! {
@@ -142,6 +142,11 @@ async fn run(ctx: &Context, shared: Arc<Shared>, covered: &HashSet<(String, Stri
 /// Whether objects of this resource go with their owners; events go by themselves.
 fn is_collected(resource: &Resource) -> bool {
     resource.kind != "Event"
+}
+
+/// Whether a change of an object of this resource may bring or take kinds.
+fn defines_kinds(resource: &Resource) -> bool {
+    resource.qualified() == "customresourcedefinitions.apiextensions.k8s.io"
 }
 
 /// The resources whose first list is still to come.
@@ -256,6 +261,7 @@ async fn follow(
 ) {
     let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(client, &resource.to_api());
     let mut events = std::pin::pin!(watcher::watcher(api, watcher::Config::default()));
+    let defines = defines_kinds(&resource);
     let mut missing: HashSet<Uid> = HashSet::new();
     let mut failures = 0;
     loop {
@@ -267,7 +273,7 @@ async fn follow(
             None => return,
             Some(Ok(event)) => {
                 failures = 0;
-                if resource.kind == "CustomResourceDefinition" {
+                if defines && !matches!(event, Event::Init | Event::InitDone) {
                     shared.definitions.notify_one();
                 }
                 match event {
