@@ -5,7 +5,7 @@
 //! again. Somebody who flushes the rules leaves the chain, and is found out all the same.
 
 use knarr_network::nfnl::Netfilter;
-use knarr_network::table::{Digest, Structure, structure};
+use knarr_network::table::{Digest, Structure, structure, undisturbed};
 
 use crate::batch::Batch;
 use crate::frontend::Family;
@@ -38,7 +38,7 @@ pub(crate) fn intact(
 
 /// Makes the constant part. Where only rules are missing or wrong, the maps keep their elements and no connection is lost; else the table is
 /// made anew, without any services.
-pub(crate) fn make(netfilter: &Netfilter, ranges: &Ranges) -> Result<Structure, KernelError> {
+pub(crate) fn make(netfilter: &Netfilter, ranges: &Ranges) -> Result<(), KernelError> {
     let maps_are_right = match read(netfilter)? {
         Some(before) => {
             was_made_from(&before, ranges)
@@ -47,23 +47,42 @@ pub(crate) fn make(netfilter: &Netfilter, ranges: &Ranges) -> Result<Structure, 
         }
         None => false,
     };
-    // Refused if a map that the rules look into is not there, or is another; or if a chain is hooked in elsewhere.
-    if !(maps_are_right && nft(&skeleton::rules_again(ranges)).is_ok()) {
-        nft(&skeleton::script(ranges))?;
-    }
-    let mut batch = Batch::new();
-    for family in [Family::V4, Family::V6] {
-        batch.learning_rules(family);
-    }
-    batch.send(netfilter)?;
-    let made = expect(netfilter)?;
+    let made = match maps_are_right.then(|| made_by(netfilter, &skeleton::rules_again(ranges))) {
+        Some(Ok(made)) => made,
+        // Refused if a map that the rules look into is not there, or is another; or if a chain is hooked in elsewhere.
+        Some(Err(KernelError::Skeleton(_))) | None => {
+            made_by(netfilter, &skeleton::script(ranges))?
+        }
+        Some(Err(error)) => return Err(error),
+    };
+    let made = made.ok_or_else(|| KernelError::Read {
+        what: "what was made, because others change the ruleset all the time".to_owned(),
+        source: std::io::ErrorKind::Interrupted.into(),
+    })?;
     let mut batch = Batch::new();
     for old in made.chains.keys().filter(|name| name.starts_with(MARKER)) {
         batch.remove_chain(old);
     }
     batch.chain(&marker(&made, ranges));
-    batch.send(netfilter)?;
-    expect(netfilter)
+    batch.send(netfilter)
+}
+
+/// What the kernel makes of a script; `None` if others come between all the time.
+fn made_by(netfilter: &Netfilter, script: &str) -> Result<Option<Structure>, KernelError> {
+    let failed = |source| KernelError::Read {
+        what: "the generation".to_owned(),
+        source,
+    };
+    // The script is one transaction, the batch another.
+    undisturbed(netfilter, 2, failed, || {
+        nft(script)?;
+        let mut batch = Batch::new();
+        for family in [Family::V4, Family::V6] {
+            batch.learning_rules(family);
+        }
+        batch.send(netfilter)?;
+        expect(netfilter)
+    })
 }
 
 fn expect(netfilter: &Netfilter) -> Result<Structure, KernelError> {

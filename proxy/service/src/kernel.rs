@@ -100,17 +100,26 @@ impl Kernel {
             what: what.to_owned(),
             source,
         };
-        let mut repaired = false;
-        let structure = match constant::intact(&netfilter, ranges)? {
-            Some(structure) => structure,
-            None => {
-                repaired = true;
-                constant::make(&netfilter, ranges)?
-            }
+        // Before the reading: a change in its midst is seen by the next check.
+        let now = || {
+            netfilter
+                .generation()
+                .map_err(|e| read("the generation", e))
         };
-        let generation = netfilter
-            .generation()
-            .map_err(|e| read("the generation", e))?;
+        let mut generation = now()?;
+        let mut structure = constant::intact(&netfilter, ranges)?;
+        let mut repaired = structure.is_none();
+        if repaired {
+            constant::make(&netfilter, ranges)?;
+            generation = now()?;
+            structure = constant::intact(&netfilter, ranges)?;
+        }
+        let structure = structure.ok_or_else(|| {
+            read(
+                "the table that was just made",
+                std::io::ErrorKind::NotFound.into(),
+            )
+        })?;
         let mut kernel = Self {
             netfilter,
             chains: HashSet::new(),

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use crate::nfnl::{self, INET, Netfilter, SUBSYS_NFTABLES};
 use crate::nft::NftError;
 use crate::records::Record;
-use crate::table::{Digest, consistent, structure};
+use crate::table::{Digest, consistent, structure, undisturbed};
 use crate::{NetworkConfig, Protocol};
 
 /// The table's name; the family is `inet`.
@@ -39,7 +39,7 @@ pub enum RulesError {
 /// The table as it was written last.
 pub(crate) struct Installed {
     script: String,
-    /// What the kernel made of it; `None` if somebody changed the ruleset before that was read: it may not be ours.
+    /// What the kernel made of it; `None` if others change the ruleset so often that it is not known, or removed the table at once.
     content: Option<u64>,
     /// Whether it is to be left alone, since somebody is about to remove it.
     released: bool,
@@ -56,14 +56,14 @@ impl Installed {
 
     fn write(script: String) -> Result<Self, RulesError> {
         let netfilter = Netfilter::open().map_err(RulesError::Read)?;
-        let before = netfilter.generation().map_err(RulesError::Read)?;
-        nft(&script)?;
-        let content = content().map_err(RulesError::Read)?;
-        // The script is one transaction. With another one since, what was read may be somebody else's work.
-        let now = netfilter.generation().map_err(RulesError::Read)?;
+        // The script is one transaction.
+        let content = undisturbed(&netfilter, 1, RulesError::Read, || {
+            nft(&script)?;
+            content(&netfilter).map_err(RulesError::Read)
+        })?;
         Ok(Self {
             script,
-            content: content.filter(|_| now == before.wrapping_add(1)),
+            content: content.flatten(),
             released: false,
         })
     }
@@ -78,25 +78,26 @@ impl Installed {
         self.released = true;
     }
 
-    /// Writes the table again if the kernel has it no longer as it was written. Returns whether it had to.
+    /// Writes the table again if the kernel has it no longer as it was written, or if that is not known. Returns whether somebody had
+    /// changed it.
     pub(crate) fn repair(&mut self) -> Result<bool, RulesError> {
         if self.released {
             return Ok(false);
         }
-        let content = content().map_err(RulesError::Read)?;
-        if content.is_some() && content == self.content {
+        let netfilter = Netfilter::open().map_err(RulesError::Read)?;
+        let known = self.content.is_some();
+        if known && content(&netfilter).map_err(RulesError::Read)? == self.content {
             return Ok(false);
         }
         *self = Self::write(self.script.clone())?;
-        Ok(true)
+        Ok(known)
     }
 }
 
 /// A digest of the table in the kernel, elements included; `None` if there is none.
-fn content() -> io::Result<Option<u64>> {
-    let netfilter = Netfilter::open()?;
+fn content(netfilter: &Netfilter) -> io::Result<Option<u64>> {
     consistent(|| {
-        let Some(structure) = structure(&netfilter, TABLE)? else {
+        let Some(structure) = structure(netfilter, TABLE)? else {
             return Ok(None);
         };
         let mut digest = Digest::default();

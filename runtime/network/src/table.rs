@@ -25,6 +25,8 @@ const MOST: usize = 65_536;
 
 /// How often an inconsistent dump is tried again before somebody else's changes count as endless.
 const TRIES: usize = 20;
+/// How often something is made before who else changes the ruleset has to be waited for.
+const MAKES: usize = 3;
 
 /// The chains and rules of a table of family `inet`, as the kernel has them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -104,6 +106,29 @@ pub fn consistent<T>(mut read: impl FnMut() -> io::Result<T>) -> io::Result<T> {
             other => return other,
         }
     }
+}
+
+/// Makes something of the ruleset and reads what the kernel made of it, until nobody else changed anything in between: else
+/// what somebody else did would pass for ours. `make` commits exactly `transactions`. `None` if somebody else always came between.
+///
+/// # Errors
+///
+/// What `make` fails with, and `failed` of what asking the kernel for the generation fails with.
+pub fn undisturbed<T, E>(
+    netfilter: &Netfilter,
+    transactions: u32,
+    failed: impl Fn(io::Error) -> E,
+    mut make: impl FnMut() -> Result<T, E>,
+) -> Result<Option<T>, E> {
+    for _ in 0..MAKES {
+        let before = netfilter.generation().map_err(&failed)?;
+        let made = make()?;
+        let now = netfilter.generation().map_err(&failed)?;
+        if now == before.wrapping_add(transactions) {
+            return Ok(Some(made));
+        }
+    }
+    Ok(None)
 }
 
 fn read_structure(netfilter: &Netfilter, table: &str) -> io::Result<Option<Structure>> {

@@ -3,6 +3,7 @@
 #[path = "../../../tests/support/netns.rs"]
 mod netns;
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -11,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use knarr_network::nfnl::Netfilter;
+use knarr_network::table::{structure, undisturbed};
 use knarr_network::{AttachError, Network, NetworkConfig, PortMapping, Protocol, cleanup, run_in};
 use netns::{on_machine, sh};
 
@@ -377,6 +380,39 @@ fn host_ports_and_masquerading_survive_who_flushes_nftables() {
         first.and(second).unwrap();
         let table = sh("nft list table inet knarr_network");
         assert!(!table.contains("808"), "{table}");
+    });
+}
+
+const SCRIPT: &str = "add table inet t; delete table inet t; table inet t { chain c { accept; }; }";
+
+/// Else a rule that somebody inserts before the table is read would belong to it from then on.
+#[test]
+fn what_others_do_while_a_table_is_made_is_not_taken_for_ours() {
+    on_machine(async |_| {
+        let netfilter = Netfilter::open().unwrap();
+        let calls = Cell::new(0);
+        let make = |disturbed: u32| {
+            calls.set(0);
+            undisturbed(
+                &netfilter,
+                1,
+                |error| error,
+                || {
+                    calls.set(calls.get() + 1);
+                    sh(&format!("echo '{SCRIPT}' | nft -f -"));
+                    if calls.get() <= disturbed {
+                        sh("nft insert rule inet t c drop");
+                    }
+                    let structure = structure(&netfilter, "t")?;
+                    Ok::<_, std::io::Error>(structure.map(|made| made.digest(|_| true)))
+                },
+            )
+        };
+        let ours = make(0).unwrap().expect("nobody else is here");
+        assert_eq!(calls.get(), 1);
+        assert_eq!(make(2).unwrap(), Some(ours));
+        assert_eq!(calls.get(), 3);
+        assert_eq!(make(u32::MAX).unwrap(), None);
     });
 }
 
