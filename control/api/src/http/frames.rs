@@ -64,15 +64,15 @@ impl Frames for WatchFrames {
         if !self.converts() {
             return None;
         }
-        let kind = match change {
+        let event = match change {
             ChangeType::Added => "ADDED",
             ChangeType::Modified => "MODIFIED",
             ChangeType::Deleted => "DELETED",
         };
         Some(match self.shape {
-            OutputShape::Object => frame(self.format, kind, object),
+            OutputShape::Object => frame(self.format, event, object),
             OutputShape::Partial | OutputShape::Table => {
-                frame(self.format, kind, &self.shaped(object))
+                frame(self.format, event, &self.shaped(object))
             }
         })
     }
@@ -81,12 +81,12 @@ impl Frames for WatchFrames {
         self.shape != OutputShape::Object || self.format == OutputFormat::Protobuf
     }
 
-    fn other(&mut self, kind: &str, object: &Value) -> Bytes {
+    fn other(&mut self, event: &str, object: &Value) -> Bytes {
         match self.shape {
-            OutputShape::Partial if kind == "BOOKMARK" => {
-                frame(self.format, kind, &table::partial_metadata(object))
+            OutputShape::Partial if event == "BOOKMARK" => {
+                frame(self.format, event, &table::partial_metadata(object))
             }
-            _ => frame(self.format, kind, object),
+            _ => frame(self.format, event, object),
         }
     }
 }
@@ -100,20 +100,20 @@ pub fn content_type(format: OutputFormat) -> HeaderValue {
 }
 
 /// The frame of one event.
-pub fn frame(format: OutputFormat, kind: &str, object: &Value) -> Bytes {
+pub fn frame(format: OutputFormat, event: &str, object: &Value) -> Bytes {
     if format == OutputFormat::Protobuf {
-        return protobuf_frame(kind, object).into();
+        return protobuf_frame(event, object).into();
     }
-    let mut out = BytesMut::from(format!(r#"{{"type":"{kind}","object":"#).as_bytes());
+    let mut out = BytesMut::from(format!(r#"{{"type":"{event}","object":"#).as_bytes());
     out.extend_from_slice(object.to_string().as_bytes());
     out.extend_from_slice(b"}\n");
     out.freeze()
 }
 
 /// The stream cannot change to JSON in its midst: an object without an encoding comes as an error that names the reason.
-fn protobuf_frame(kind: &str, object: &Value) -> Vec<u8> {
+fn protobuf_frame(event: &str, object: &Value) -> Vec<u8> {
     match protobuf::encode_by_kind(object) {
-        Ok(body) => protobuf::watch_frame(kind, &body),
+        Ok(body) => protobuf::watch_frame(event, &body),
         Err(reason) => {
             let status = ApiError::new(406, "NotAcceptable", reason.to_string()).to_status();
             let body =

@@ -1,8 +1,8 @@
 //! HTTP: from a request to an answer, whether it came over TLS or from inside the process.
 //!
 //! Reading order: `path`, `query`, `negotiate`, `body`, `respond` (the words), `dispatch` (the way of a request), `objects`
-//! (objects and collections), `frames` (those of a watch), `subresources`, `reviews`, `tokens`, `node` (what the kubelet answers), `websocket` (logs over one), `proxy` (to pods,
-//! services and nodes; `unverified` is their TLS), `other` (discovery),
+//! (objects and collections), `frames` (those of a watch), `subresources`, `reviews`, `tokens`, `node` (what the kubelet answers),
+//! `websocket` (logs over one), `proxy` (to pods, services and nodes; `unverified` is their TLS), `other` (discovery),
 //! `health`, `metrics`, `seat` (how many at once), `serve` (sockets), `local` (the in-process client's way in).
 
 pub mod body;
